@@ -1,0 +1,173 @@
+"""Clips, timelines and views: which part of which video one model call sees.
+
+Takes paths and seconds, gives spans; knows nothing of frames, tensors, tokens or rows. Two clocks exist and are always
+named: `source_seconds` counts inside a source file, `timeline_seconds` counts along the clips laid end to end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A span `[start_seconds, end_seconds)` of a source video file, undecoded.
+
+    Args:
+        path: The source file, as the decoder opens it (a local path or an `hf://` address).
+        start_seconds: First instant of the span, in source seconds, ≥ 0.
+        end_seconds: First instant after the span, in source seconds, > `start_seconds`.
+        caption: What the corpus says the clip shows; empty where it says nothing.
+        source_id: The corpus' own name for the source video; empty where it has none.
+        licence: The licence the corpus gives the source; empty where it gives none.
+
+    Raises:
+        ValueError: If the path is empty or the bounds are not finite, negative or not in order.
+    """
+
+    path: str
+    start_seconds: float
+    end_seconds: float
+    caption: str = ""
+    source_id: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("A clip needs the path of its source file, got an empty string.")
+        for name in ("start_seconds", "end_seconds"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} of a clip must be finite and ≥ 0, got {value} ({self.path}).")
+        if self.end_seconds <= self.start_seconds:
+            raise ValueError(
+                f"A clip is [start_seconds, end_seconds): end_seconds must be > start_seconds = {self.start_seconds}, "
+                f"got {self.end_seconds} ({self.path})."
+            )
+
+    @property
+    def duration_seconds(self) -> float:
+        """Length of the span in seconds."""
+        return self.end_seconds - self.start_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Clips laid end to end: what the policy sees as one long video. A real long video is a timeline of its scenes.
+
+    Raises:
+        ValueError: If there is no clip.
+    """
+
+    clips: tuple[Clip, ...]
+
+    def __post_init__(self) -> None:
+        if not self.clips:
+            raise ValueError("A timeline needs at least one clip, got none.")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def duration_seconds(self) -> float:
+        """Length of all clips in seconds."""
+        return sum(clip.duration_seconds for clip in self.clips)
+
+    @property
+    def starts_timeline_seconds(self) -> tuple[float, ...]:
+        """Where each clip starts on the timeline's own clock, in seconds; the first is 0."""
+        starts, now = [], 0.0
+        for clip in self.clips:
+            starts.append(now)
+            now += clip.duration_seconds
+        return tuple(starts)
+
+    def centre(self, index: int) -> float:
+        """Where the middle of clip `index` lies on the timeline, from 0 (begin) to 1 (end)."""
+        check_indices((index,), len(self), "clip index")
+        start = self.starts_timeline_seconds[index]
+        return (start + self.clips[index].duration_seconds / 2) / self.duration_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which clips of a timeline one model call sees, and at most how many frames of them.
+
+    Make one with `View.whole()`, `View.only(clips)`, `View.without(clips)` or `View.sparse(num_frames)`.
+
+    Args:
+        keep: Indices of the clips that are seen; `None` for all.
+        drop: Indices of the clips that are not seen. Not together with `keep`.
+        num_frames: At most so many frames over all seen clips; `None` leaves it to the caller's budget.
+    """
+
+    keep: tuple[int, ...] | None = None
+    drop: tuple[int, ...] = ()
+    num_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.drop:
+            raise ValueError(f"A view either keeps or drops clips, got keep={self.keep} and drop={self.drop}.")
+        if self.keep is not None and not self.keep:
+            raise ValueError("A view must keep at least one clip, got keep=(). Use View.whole() for all clips.")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames of a view must be ≥ 1, got {self.num_frames}.")
+
+    @classmethod
+    def whole(cls) -> View:
+        """All clips."""
+        return cls()
+
+    @classmethod
+    def only(cls, clips: Iterable[int]) -> View:
+        """The named clips alone, in timeline order."""
+        return cls(keep=tuple(sorted(set(clips))))
+
+    @classmethod
+    def without(cls, clips: Iterable[int]) -> View:
+        """All clips but the named ones."""
+        return cls(drop=tuple(sorted(set(clips))))
+
+    @classmethod
+    def sparse(cls, num_frames: int) -> View:
+        """All clips, at most `num_frames` frames."""
+        return cls(num_frames=num_frames)
+
+    def indices(self, num_clips: int) -> tuple[int, ...]:
+        """Indices of the seen clips in a timeline of `num_clips`, ascending.
+
+        Raises:
+            ValueError: If an index is outside `[0, num_clips)` or no clip is left.
+        """
+        check_indices(self.keep or self.drop, num_clips, "clip of a view")
+        if self.keep is not None:
+            return self.keep
+        seen = tuple(index for index in range(num_clips) if index not in set(self.drop))
+        if not seen:
+            raise ValueError(f"A view without clips {self.drop} leaves nothing of a timeline of {num_clips} clips.")
+        return seen
+
+    def of(self, timeline: Timeline) -> Timeline:
+        """The seen clips as a timeline of their own.
+
+        Raises:
+            ValueError: See `indices`.
+        """
+        return Timeline(tuple(timeline.clips[index] for index in self.indices(len(timeline))))
+
+    def __str__(self) -> str:
+        """Short form for provenance: `whole`, `only(3)`, `without(0,3)`, `sparse(8)`."""
+        if self.keep is not None:
+            return f"only({','.join(map(str, self.keep))})"
+        if self.drop:
+            return f"without({','.join(map(str, self.drop))})"
+        return f"sparse({self.num_frames})" if self.num_frames is not None else "whole"
+
+
+def check_indices(indices: Sequence[int], length: int, what: str) -> None:
+    """Raises ValueError, naming `what`, the value and the bound, if an index is outside `[0, length)`."""
+    for index in indices:
+        if not 0 <= index < length:
+            raise ValueError(f"{what} must be in [0, {length}), got {index}.")
