@@ -1,0 +1,36 @@
+# One word for each thing one does here. Every target sets up first (scripts/setup.sh): at once when nothing changed.
+.PHONY: setup demo check test wheel bench
+
+# Test processes; each gets one thread, or torch's pools would fight over the cores.
+WORKERS ?= 2
+
+# Files beginning with _ are helpers of the others.
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+# Whatever environment is active in the caller's shell, ours is the one that runs.
+export VIRTUAL_ENV := $(CURDIR)/.venv
+
+setup:
+	@sh scripts/setup.sh
+
+demo: setup
+	PATH="$(CURDIR)/.venv-uv/bin:$$PATH" uv run longvpo demo
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: setup
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# Installs the wheel with its dependencies into an empty environment: slow, needs the package index.
+wheel: setup
+	PATH="$(CURDIR)/.venv-uv/bin:$$PATH" LONGVPO_TEST_EMPTY_VENV=1 .venv/bin/python -m pytest tests/test_package.py -k empty_venv
+
+bench: setup
+ifeq ($(BENCHMARKS),)
+	@echo "bench: there are no benchmarks in benchmarks/*.py yet"
+else
+	@for file in $(BENCHMARKS); do echo "bench: $$file"; .venv/bin/python "$$file" || exit 1; done
+endif
