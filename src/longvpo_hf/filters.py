@@ -1,0 +1,85 @@
+"""Keep, or drop with a named reason.
+
+Takes a question or a pair of answers; gives None (keep) or the name of the reason. `Funnel` counts them and writes each
+drop where a person can read it. Knows nothing of models, frames or how rows are made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+#: Why something is dropped; the names stand in `dropped.jsonl` and on the dataset card.
+REASONS = {
+    "empty_question": "the question writer gave no question",
+    "empty_answer": "an answer has no text",
+    "answers_agree": "chosen and rejected say the same, so there is nothing to prefer",
+    "no_distractors": "not enough clips are unlike the anchor (embedding cosine above the bound)",
+    "missing_file": "a clip's file is not there",
+    "unreadable": "a clip's file cannot be decoded",
+    "beyond_end": "a clip ends after its file",
+}
+
+
+def normalise(text: str) -> str:
+    """Text as compared: Unicode NFKC, lower case, no punctuation, articles or repeated spaces."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"[^\w\s]|_", " ", text)
+    words = [word for word in text.split() if word not in {"a", "an", "the"}]
+    return " ".join(words)
+
+
+def check_question(question: str) -> str | None:
+    """Reason to drop a question, or None."""
+    return None if normalise(question) else "empty_question"
+
+
+def check_answers(chosen: str, rejected: str) -> str | None:
+    """Reason to drop a pair of answers, or None."""
+    if not chosen.strip() or not rejected.strip():
+        return "empty_answer"
+    # Two answers of nothing but punctuation or articles are compared as they stand.
+    if (normalise(chosen) or chosen.strip()) == (normalise(rejected) or rejected.strip()):
+        return "answers_agree"
+    return None
+
+
+class Funnel:
+    """Counts what each stage of a build let through, and writes every drop to a file.
+
+    Args:
+        folder: Where `dropped.jsonl` and `funnel.json` are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stages: Counter[str] = Counter()
+        self._drops: Counter[str] = Counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "dropped.jsonl").open("w", encoding="utf-8")
+
+    def count(self, stage: str, number: int = 1) -> None:
+        """Adds `number` to what came through `stage`."""
+        self._stages[stage] += number
+
+    def drop(self, reason: str, **what: Any) -> None:
+        """Counts a drop and writes what was dropped.
+
+        Raises:
+            ValueError: If `reason` is not one of `REASONS`.
+        """
+        if reason not in REASONS:
+            raise ValueError(f"{reason!r} is no named reason; have {sorted(REASONS)}.")
+        self._drops[reason] += 1
+        self._file.write(json.dumps({"reason": reason, **what}, ensure_ascii=False) + "\n")
+
+    def close(self) -> dict[str, dict[str, int]]:
+        """Writes `funnel.json` and gives it: what came through each stage, what was dropped for each reason."""
+        self._file.close()
+        funnel = {"stages": dict(self._stages), "dropped": dict(self._drops.most_common())}
+        (self._folder / "funnel.json").write_text(json.dumps(funnel, indent=2) + "\n", encoding="utf-8")
+        return funnel

@@ -1,0 +1,253 @@
+"""From a view of a timeline to its frames: the one sampler of training, building and evaluation, and the only decoder.
+
+Takes a `Timeline` and a `View`; gives uint8 frames of one size with their place on the timeline's clock. Knows nothing
+of models, tokens or rows. Frames are taken at the centres of equal parts of each clip, so a clip's first frame never
+depends on what lies before its `[start_seconds, end_seconds)`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .timeline import Clip, Timeline, View
+
+if TYPE_CHECKING:
+    import torch
+    from torchcodec.decoders import VideoDecoder
+
+#: Files kept open per sampler. Clips of one long video then share its decoder.
+_OPEN_DECODERS = 16
+
+Reason = Literal["missing_file", "unreadable", "beyond_end"]
+
+
+class UnreadableVideo(ValueError):
+    """A clip whose frames cannot be had.
+
+    Args:
+        reason: `missing_file`, `unreadable` (not a video, truncated, corrupted) or `beyond_end`.
+        clip: The clip.
+        detail: What the decoder said, or the bound that was passed.
+    """
+
+    def __init__(self, reason: Reason, clip: Clip, detail: str) -> None:
+        self.reason = reason
+        self.clip = clip
+        super().__init__(f"{reason}: {clip.path} [{clip.start_seconds}, {clip.end_seconds}) s: {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of one view.
+
+    Args:
+        pixels: uint8 `[N, C, H, W]`, RGB.
+        timeline_seconds: Where each frame stands on the view's own clock (its clips laid end to end), length N.
+        clip_indices: Which clip of the view each frame is of, length N.
+        duration_seconds: Length of the view.
+    """
+
+    pixels: torch.Tensor
+    timeline_seconds: tuple[float, ...]
+    clip_indices: tuple[int, ...]
+    duration_seconds: float
+
+    def __len__(self) -> int:
+        return len(self.timeline_seconds)
+
+
+def spread_frames(durations_seconds: Sequence[float], num_frames: int, fps: float | None = None) -> list[int]:
+    """How many frames each clip gets of a budget: in proportion to its length, at least one each.
+
+    Args:
+        durations_seconds: Length of each clip.
+        num_frames: Budget over all clips.
+        fps: At most so many frames per second of a clip (but always one); `None` for no such bound.
+
+    Returns:
+        Frames per clip; their sum is `num_frames`, or less where `fps` bounds all clips.
+
+    Raises:
+        ValueError: If the budget is smaller than the number of clips, or `fps` is not > 0.
+    """
+    if num_frames < len(durations_seconds):
+        raise ValueError(
+            f"num_frames={num_frames} cannot give each of {len(durations_seconds)} clips a frame; raise num_frames to "
+            f"at least {len(durations_seconds)} or make timelines of fewer clips."
+        )
+    if fps is not None and not fps > 0:
+        raise ValueError(f"fps must be > 0, got {fps}.")
+    caps = [num_frames if fps is None else max(1, math.floor(d * fps + 1e-6)) for d in durations_seconds]
+    counts = [1] * len(durations_seconds)
+    # Sainte-Laguë: the next frame goes to the clip with the most seconds per frame; ties to the earlier clip.
+    queue = [(-d / 1.5, i) for i, d in enumerate(durations_seconds) if caps[i] > 1]
+    heapq.heapify(queue)
+    for _ in range(num_frames - len(counts)):
+        if not queue:
+            break
+        _, i = heapq.heappop(queue)
+        counts[i] += 1
+        if counts[i] < caps[i]:
+            heapq.heappush(queue, (-durations_seconds[i] / (counts[i] + 0.5), i))
+    return counts
+
+
+class FrameSampler:
+    """Decodes views of timelines under one frame budget.
+
+    Args:
+        num_frames: At most so many frames per view, spread over its clips by duration, at least one each.
+        fps: At most so many frames per second; `None` for no such bound.
+        max_pixels: At most so many pixels per frame (height × width); larger frames are scaled down, keeping their
+            aspect. `None` keeps the source's size.
+        cache_bytes: Decoded clips kept in memory for the next view that shows them.
+
+    Frames of one view have one size: that which most of its seconds have. Frames of another aspect are fitted into it
+    with black bars.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        fps: float | None = None,
+        max_pixels: int | None = None,
+        cache_bytes: int = 256 * 1024**2,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be ≥ 1, got {num_frames}.")
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"max_pixels must be ≥ 1, got {max_pixels}.")
+        self.num_frames = num_frames
+        self.fps = fps
+        self.max_pixels = max_pixels
+        self.cache_bytes = cache_bytes
+        self._forget()
+
+    def _forget(self) -> None:
+        self._cache: OrderedDict[tuple[Clip, int, tuple[int, int]], torch.Tensor] = OrderedDict()
+        self._cached_bytes = 0
+        self._decoders: OrderedDict[tuple[str, tuple[int, int] | None], VideoDecoder] = OrderedDict()
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a dataloader worker gets: the settings. Decoders belong to one process."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __call__(self, timeline: Timeline, view: View | None = None) -> Frames:
+        """Frames of `view` (default: the whole timeline).
+
+        Raises:
+            UnreadableVideo: If a clip's file is missing, cannot be decoded, or ends before the clip does.
+            ValueError: If the budget is too small for the clips, or the view does not fit the timeline.
+        """
+        import torch
+
+        view = view or View.whole()
+        seen = view.of(timeline)
+        budget = self.num_frames if view.num_frames is None else min(self.num_frames, view.num_frames)
+        counts = spread_frames([clip.duration_seconds for clip in seen.clips], budget, self.fps)
+        size = self._canvas(seen)
+        pixels, seconds, clip_indices = [], [], []
+        for i, (clip, count, start) in enumerate(zip(seen.clips, counts, seen.starts_timeline_seconds, strict=True)):
+            pixels.append(self._clip_frames(clip, count, size))
+            seconds += [start + offset for offset in _offsets_seconds(clip, count)]
+            clip_indices += [i] * count
+        return Frames(torch.cat(pixels), tuple(seconds), tuple(clip_indices), seen.duration_seconds)
+
+    def _canvas(self, timeline: Timeline) -> tuple[int, int]:
+        seconds_by_size: Counter[tuple[int, int]] = Counter()
+        for clip in timeline.clips:
+            seconds_by_size[self._source_size(clip)] += clip.duration_seconds  # type: ignore[assignment]  # float counts
+        height, width = seconds_by_size.most_common(1)[0][0]
+        if self.max_pixels is not None and height * width > self.max_pixels:
+            scale = math.sqrt(self.max_pixels / (height * width))
+            height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+        return height, width
+
+    def _source_size(self, clip: Clip) -> tuple[int, int]:
+        if clip.path not in self._sizes:
+            metadata = self._decoder(clip).metadata
+            if metadata.height is None or metadata.width is None:
+                raise UnreadableVideo("unreadable", clip, "the stream names no frame size")
+            self._sizes[clip.path] = (metadata.height, metadata.width)
+        return self._sizes[clip.path]
+
+    def _clip_frames(self, clip: Clip, count: int, size: tuple[int, int]) -> torch.Tensor:
+        key = (clip, count, size)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        frames = self._decode(clip, count, size)
+        self._cache[key] = frames
+        self._cached_bytes += frames.numel()
+        while self._cached_bytes > self.cache_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= dropped.numel()
+        return frames
+
+    def _decoder(self, clip: Clip, size: tuple[int, int] | None = None) -> VideoDecoder:
+        """A decoder of the clip's file, scaling to `size`. Opening one reads all packets of the file: keep some open."""
+        key = (clip.path, size)
+        if key not in self._decoders:
+            self._decoders[key] = _open(clip, size)
+            if len(self._decoders) > _OPEN_DECODERS:
+                self._decoders.popitem(last=False)
+        self._decoders.move_to_end(key)
+        return self._decoders[key]
+
+    def _decode(self, clip: Clip, count: int, canvas: tuple[int, int]) -> torch.Tensor:
+        """uint8 `[count, C, *canvas]`: the clip's frames, scaled to fit and centred on black."""
+        import torch.nn.functional as F
+
+        source_size = self._source_size(clip)
+        scale = min(canvas[0] / source_size[0], canvas[1] / source_size[1])
+        fitted = (max(1, round(source_size[0] * scale)), max(1, round(source_size[1] * scale)))
+        decoder = self._decoder(clip, fitted if fitted != source_size else None)
+        begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+        fps = decoder.metadata.average_fps
+        if begin is None or end is None or not fps:
+            raise UnreadableVideo("unreadable", clip, "the stream holds no frames")
+        # Containers round their durations: one frame is forgiven.
+        if clip.end_seconds > end + 1 / fps or clip.start_seconds >= end:
+            raise UnreadableVideo("beyond_end", clip, f"the video ends at {end} s; shorten the clip")
+        last = math.nextafter(end, -math.inf)
+        wanted = [min(max(clip.start_seconds + offset, begin), last) for offset in _offsets_seconds(clip, count)]
+        try:
+            frames = decoder.get_frames_played_at(wanted).data
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UnreadableVideo("unreadable", clip, str(error)) from error
+        top, left = (canvas[0] - fitted[0]) // 2, (canvas[1] - fitted[1]) // 2
+        if fitted == canvas:
+            return frames
+        return F.pad(frames, (left, canvas[1] - fitted[1] - left, top, canvas[0] - fitted[0] - top))
+
+
+def _offsets_seconds(clip: Clip, count: int) -> list[float]:
+    """Centres of `count` equal parts of the clip, in seconds after its start."""
+    return [(i + 0.5) * clip.duration_seconds / count for i in range(count)]
+
+
+def _open(clip: Clip, size: tuple[int, int] | None) -> VideoDecoder:
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
+
+    if "://" not in clip.path and not os.path.isfile(clip.path):
+        raise UnreadableVideo("missing_file", clip, "no such file")
+    try:
+        # Exact seeking: the approximate one claims frames that a truncated file does not have. One FFmpeg thread, since
+        # decoding runs in several dataloader workers.
+        return VideoDecoder(
+            clip.path, seek_mode="exact", num_ffmpeg_threads=1, transforms=[Resize(size)] if size else None
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UnreadableVideo("unreadable", clip, str(error)) from error

@@ -1,0 +1,228 @@
+"""One preference row, and its Arrow form: the contract between those who build rows and those who train on them.
+
+Takes a timeline, a question, two answers and where they came from; gives a checked `VideoPreference` and the row that
+stands in `train.parquet`. Knows nothing of frames, models or how rows are made. Rows follow TRL's conversational
+preference format (`prompt`, `chosen`, `rejected` as lists of messages) with the video beside it as `clips`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from .timeline import Clip, Timeline, View, check_indices
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+#: Arrow schema of a row. `file_name` is what the `videofolder` builder of `datasets` turns into a `video` column.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", _MESSAGES),
+        ("chosen", _MESSAGES),
+        ("rejected", _MESSAGES),
+        (
+            "clips",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("file_name", pa.string()),
+                        ("start_seconds", pa.float64()),
+                        ("end_seconds", pa.float64()),
+                        ("caption", pa.string()),
+                        ("source_id", pa.string()),
+                        ("licence", pa.string()),
+                    ]
+                )
+            ),
+        ),
+        ("evidence", pa.list_(pa.int32())),
+        ("reference", pa.list_(pa.int32())),
+        (
+            "provenance",
+            pa.struct(
+                [
+                    ("recipe", pa.string()),
+                    ("chosen_view", pa.string()),
+                    ("rejected_view", pa.string()),
+                    ("question_model", pa.string()),
+                    ("answer_model", pa.string()),
+                    ("prompt_version", pa.string()),
+                    ("similarities", pa.list_(pa.float64())),
+                    ("verdicts", pa.list_(pa.string())),
+                    ("seed", pa.int64()),
+                ]
+            ),
+        ),
+    ]
+)
+
+#: Columns a trainer needs of a row.
+TRAINING_COLUMNS = ("id", "prompt", "chosen", "rejected", "clips", "evidence", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a row came from.
+
+    Args:
+        recipe: Name of the recipe, e.g. `"longvpo-stage1"`.
+        chosen_view: View of the timeline the chosen answer was generated from, as `str(View)`.
+        rejected_view: The same of the rejected answer.
+        question_model: Who wrote the question, as `name@revision`.
+        answer_model: Who gave both answers, as `name@revision`.
+        prompt_version: Version of the prompt texts.
+        similarities: Cosine of each clip's embedding with the anchor's, in timeline order; empty where not measured.
+        verdicts: What each filter said of the row that it kept.
+        seed: Seed of the run.
+    """
+
+    recipe: str = ""
+    chosen_view: str = ""
+    rejected_view: str = ""
+    question_model: str = ""
+    answer_model: str = ""
+    prompt_version: str = ""
+    similarities: tuple[float, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPreference:
+    """One question about one timeline with a preferred and a dispreferred answer.
+
+    Args:
+        timeline: What the policy sees.
+        question: Asked of the video, as plain text.
+        chosen: The preferred answer.
+        rejected: The dispreferred answer.
+        evidence: Indices of the clips that hold the answer (Stage 1: the anchor; Stage 2: the cited scenes).
+        reference: Indices of the clips the reference model is scored on; empty means the whole timeline.
+        provenance: Where the row came from.
+        id: Content hash; computed when empty.
+
+    Raises:
+        ValueError: If a text is empty, both answers are the same, or an index is outside the timeline.
+    """
+
+    timeline: Timeline
+    question: str
+    chosen: str
+    rejected: str
+    evidence: tuple[int, ...] = ()
+    reference: tuple[int, ...] = ()
+    provenance: Provenance = field(default_factory=Provenance)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        where = f" (row {self.id})" if self.id else ""
+        for name in ("question", "chosen", "rejected"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} of a preference is empty{where}; drop the row before training on it.")
+        if self.chosen == self.rejected:
+            raise ValueError(f"chosen and rejected are the same, {self.chosen!r}{where}: there is nothing to prefer.")
+        check_indices(self.evidence, len(self.timeline), f"evidence{where}")
+        check_indices(self.reference, len(self.timeline), f"reference{where}")
+        if not self.id:
+            object.__setattr__(self, "id", self._content_hash())
+
+    @property
+    def reference_view(self) -> View:
+        """What the row wants the reference model to be scored on."""
+        return View.only(self.reference) if self.reference else View.whole()
+
+    def _content_hash(self) -> str:
+        clips = [(PurePosixPath(clip.path).name, clip.start_seconds, clip.end_seconds) for clip in self.timeline.clips]
+        content = [clips, self.question, self.chosen, self.rejected, self.evidence, self.reference]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:24]
+
+    def to_row(self, file_name: Callable[[Clip], str]) -> dict[str, Any]:
+        """The row as it stands in `train.parquet` (see `SCHEMA`).
+
+        Args:
+            file_name: Gives a clip's media file relative to the metadata file, e.g. `clips/ab12.mp4`.
+        """
+        return {
+            "id": self.id,
+            "prompt": [{"role": "user", "content": self.question}],
+            "chosen": [{"role": "assistant", "content": self.chosen}],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+            "clips": [
+                {
+                    "file_name": file_name(clip),
+                    "start_seconds": clip.start_seconds,
+                    "end_seconds": clip.end_seconds,
+                    "caption": clip.caption,
+                    "source_id": clip.source_id,
+                    "licence": clip.licence,
+                }
+                for clip in self.timeline.clips
+            ],
+            "evidence": list(self.evidence),
+            "reference": list(self.reference),
+            "provenance": asdict(self.provenance),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> VideoPreference:
+        """The inverse of `to_row`, also for a row that `load_dataset` gave (media undecoded).
+
+        Raises:
+            ValueError: If the row does not hold what it should; the message names the row and the field.
+        """
+        where = f"row {row.get('id', '?')}"
+        texts = {name: _text_of(row, name, where) for name in ("prompt", "chosen", "rejected")}
+        clips = row.get("clips")
+        if not clips:
+            raise ValueError(f"{where}: clips is empty; a video preference needs at least one clip.")
+        provenance = dict(row.get("provenance") or {})
+        for name in ("similarities", "verdicts"):
+            provenance[name] = tuple(provenance.get(name) or ())
+        try:
+            return cls(
+                timeline=Timeline(tuple(_clip_of(clip) for clip in clips)),
+                question=texts["prompt"],
+                chosen=texts["chosen"],
+                rejected=texts["rejected"],
+                evidence=tuple(row.get("evidence") or ()),
+                reference=tuple(row.get("reference") or ()),
+                provenance=Provenance(**provenance),
+                id=row.get("id") or "",
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{where} is not a video preference: {error!r}.") from error
+
+
+def _text_of(row: Mapping[str, Any], name: str, where: str) -> str:
+    messages = row.get(name)
+    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0].get("content"), str):
+        raise ValueError(
+            f"{where}: {name} must be a list of one message {{'role', 'content': text}}, got {messages!r}."
+        )
+    return messages[0]["content"]
+
+
+def _clip_of(clip: Mapping[str, Any]) -> Clip:
+    media = clip["video"] if "video" in clip else clip["file_name"]
+    if isinstance(media, Mapping):  # datasets' undecoded Video: {"path", "bytes"}
+        media = media["path"]
+    if not isinstance(media, str):
+        raise TypeError(
+            f"a clip's media must be a path or an undecoded Video, got {type(media).__name__}; cast the column with "
+            "datasets.Video(decode=False)"
+        )
+    return Clip(
+        path=media,
+        start_seconds=clip["start_seconds"],
+        end_seconds=clip["end_seconds"],
+        caption=clip.get("caption") or "",
+        source_id=clip.get("source_id") or "",
+        licence=clip.get("licence") or "",
+    )
