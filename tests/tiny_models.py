@@ -1,0 +1,268 @@
+"""Tiny offline models with their real processors: the families the trainer is tested on, built from configs.
+
+`build(family)` gives a freshly initialised model (float32, eval mode, seeded) and a real processor with a byte-level
+tokenizer and a chat template; nothing is downloaded. Frames are uint8 [T, 3, H, W] as the frame sampler gives them.
+Knows nothing of trees, rows or trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
+from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
+from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+HIDDEN = 32
+"""Width of every tiny text model: 4 heads of 8 over 2 key-value heads, so that grouped queries are always exercised."""
+
+_TEXT = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 65536,
+    "initializer_range": 0.2,  # large enough that attention matters and a wrong mask shows
+}
+_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
+{% if part['type'] == 'video' %}VIDEO{% elif part['type'] == 'image' %}IMAGE\
+{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def build(family: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A tiny model of `family` (a key of `FAMILIES`) in eval mode, and its processor."""
+    torch.manual_seed(0)
+    model, processor = FAMILIES[family]()
+    return model.eval(), processor
+
+
+def encode(
+    processor: ProcessorMixin, question: str, frames: torch.Tensor | None, fps: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """The processor's tensors for one user turn, ending in the header of the assistant's.
+
+    Args:
+        frames: uint8 [T, 3, H, W], sampled at `fps`; `None` for a turn without video.
+    """
+    content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+    videos: dict[str, Any] = {}
+    if frames is not None:
+        content.insert(0, {"type": "video"})
+        metadata = VideoMetadata(
+            total_num_frames=len(frames), fps=fps, duration=len(frames) / fps, frames_indices=list(range(len(frames)))
+        )
+        videos = {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    encoded = processor(text=[text], return_tensors="pt", **videos)
+    return {
+        key: torch.as_tensor(value)
+        for key, value in encoded.items()
+        if key not in ("video_metadata", "num_patches", "rows", "cols")
+    }
+
+
+def _tokenizer(special: Sequence[str], **named: str) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="right",
+        extra_special_tokens=named,
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *special]})
+    return fast
+
+
+def _template(video: str, image: str) -> str:
+    return _TEMPLATE.replace("VIDEO", video).replace("IMAGE", image)
+
+
+def _text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    return {**_TEXT, **ids, "vocab_size": len(tokenizer), **more}
+
+
+def _internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = _tokenizer(
+        [],
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    size = {"height": 56, "width": 56}
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(size=size, crop_to_patches=False),
+        tokenizer,
+        InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=_template("<video>\n", "<IMG_CONTEXT>\n"),
+    )
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "image_size": [56, 56],
+            "patch_size": [14, 14],
+            "use_mean_pooling": False,
+        },
+        text_config=_text_config(tokenizer, model_type="qwen2"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return InternVLForConditionalGeneration(config), processor
+
+
+def _qwen_tokenizer() -> PreTrainedTokenizerFast:
+    return _tokenizer(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
+
+
+def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {
+        "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    }
+
+
+def _qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = _qwen_tokenizer()
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=_template(
+            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
+        ),
+    )
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "out_hidden_size": HIDDEN,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+        },
+        text_config=_text_config(
+            tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        ),
+        **_qwen_ids(tokenizer),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = _qwen_tokenizer()
+    size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 16}
+    processor = Qwen3VLProcessor(
+        Qwen2VLImageProcessor(size=size, patch_size=16),
+        tokenizer,
+        Qwen3VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=_template(
+            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
+        ),
+    )
+    config = Qwen3VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "out_hidden_size": HIDDEN,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        text_config=_text_config(
+            tokenizer,
+            head_dim=8,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        ),
+        **_qwen_ids(tokenizer),
+    )
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+def _llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = _tokenizer(["<image>", "<video>"])
+    size = {"height": 56, "width": 56}
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[56, 56]]),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=_template("<video>\n", "<image>\n"),
+    )
+    config = LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "image_size": 56,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        text_config=_text_config(tokenizer, model_type="qwen2"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=[[56, 56]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return LlavaOnevisionForConditionalGeneration(config), processor
+
+
+FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
+    "internvl": _internvl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "llava_onevision": _llava_onevision,
+}
