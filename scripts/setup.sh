@@ -166,8 +166,8 @@ say "installing the package and its dependencies into .venv (the first time abou
     stop "the dependencies could not be installed; uv's reason stands above."
 torchcodec_works || stop "torchcodec cannot write and read a video; its reason stands above. FFmpeg 4 to 9 with an H.264 encoder is needed."
 wanted >"$stamp"
-if have uv; then
+if [ "$uv" = uv ]; then
     say "done. Try: uv run longvpo demo"
 else
-    say "done. Try: .venv/bin/longvpo demo  (uv itself is not on your PATH; it lies in .venv-uv/bin)"
+    say "done. Try: .venv/bin/longvpo demo  (no working uv is on your PATH; one lies in .venv-uv/bin)"
 fi

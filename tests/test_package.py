@@ -1,0 +1,388 @@
+"""The package as a whole: what it exports, which way its imports point, what its wheel and its pins hold.
+
+The walls are checked on the syntax tree, so an import inside a function or under `TYPE_CHECKING` counts like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import longvpo_hf
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src"
+
+# ------------------------------------------------------------------------------------------------ what is exported
+
+EXPORTS = {
+    "Clip": "longvpo_hf.timeline",
+    "LongVPOConfig": "longvpo_hf.config",
+    "LongVPOTrainer": "longvpo_hf.trainer",
+    "Timeline": "longvpo_hf.timeline",
+    "VideoPreference": "longvpo_hf.preference",
+    "VideoPreferenceCollator": "longvpo_hf.collator",
+    "View": "longvpo_hf.timeline",
+}
+
+
+def run_python(program: str, *, cwd: Path, pythonpath: Path | None = None) -> str:
+    """What a fresh interpreter prints; an error in it fails the test with its traceback."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if pythonpath is not None:
+        environment["PYTHONPATH"] = str(pythonpath)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_all_is_exactly_this() -> None:
+    assert sorted(longvpo_hf.__all__) == sorted([*EXPORTS, "__version__"])
+    assert set(longvpo_hf.__all__) <= set(dir(longvpo_hf))
+
+
+@pytest.mark.parametrize("name", sorted(EXPORTS))
+def test_export_is_the_module_s_own(name: str) -> None:
+    exported = getattr(longvpo_hf, name)
+    assert exported is getattr(importlib.import_module(EXPORTS[name]), name)
+    assert exported.__module__ == EXPORTS[name]
+
+
+def test_unknown_attribute_fails_as_in_any_module() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'longvpo_hf' has no attribute 'LongVPO'$"):
+        _ = longvpo_hf.LongVPO
+    with pytest.raises(ImportError, match=r"^cannot import name 'LongVPO' from 'longvpo_hf' \("):
+        exec("from longvpo_hf import LongVPO")
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    heavy = "('torch', 'torchvision', 'torchcodec', 'transformers', 'trl', 'datasets', 'numpy', 'pyarrow', 'PIL')"
+    program = f"import sys, longvpo_hf; {{}}; print([name for name in {heavy} if name in sys.modules])"
+    assert run_python(program.format("longvpo_hf.__all__, dir(longvpo_hf)"), cwd=tmp_path).strip() == "[]"
+    assert run_python(program.format("longvpo_hf.Timeline, longvpo_hf.View"), cwd=tmp_path).strip() == "[]"
+
+
+def test_version_is_the_installed_one() -> None:
+    assert longvpo_hf.__version__ == importlib.metadata.version("longvpo-hf")
+
+
+def test_changelog_names_the_version() -> None:
+    assert f"## [{longvpo_hf.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------- which way imports point
+
+
+def imported_modules(path: Path, package_root: Path) -> Iterator[str]:
+    """Every module a file imports, in full: `from .frames import x` in the collator gives longvpo_hf.frames.x."""
+    package = path.relative_to(package_root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield str(node.args[0].value)
+
+
+def within(module: str, *names: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def rooms(*names: str) -> tuple[str, ...]:
+    return tuple(f"longvpo_hf.{name}" for name in names)
+
+
+BUILDING = rooms("builders", "corpora", "responders", "filters", "prompts")
+TRAINING = rooms("trainer", "collator", "tree", "config")
+DECODERS = ("torchcodec", "torchvision.io", "av", "cv2", "decord", "imageio", "moviepy")
+
+
+def walls_broken_by(module: str, imported: list[str]) -> list[str]:
+    """One line for each import of `module` (its dotted name) that goes through a wall."""
+    standard = (*sys.stdlib_module_names, "__future__")
+    broken = []
+    for name in imported:
+        if within(module, *BUILDING) and within(name, *TRAINING):
+            broken.append(f"{module} imports {name}: building and training meet only in the rows")
+        if within(module, *TRAINING) and within(name, *rooms("builders", "corpora", "responders")):
+            broken.append(f"{module} imports {name}: building and training meet only in the rows")
+        if module != "longvpo_hf.frames" and within(name, *DECODERS) and not within(name, "torchcodec.encoders"):
+            broken.append(f"{module} imports {name}: only frames.py decodes")
+        if not within(module, *rooms("miniature", "cli")) and within(name, "longvpo_hf.miniature"):
+            broken.append(f"{module} imports {name}: the product does not know its miniature")
+        if module == "longvpo_hf.timeline" and not within(name, *standard):
+            broken.append(f"{module} imports {name}: timelines are pure Python")
+        if (
+            module == "longvpo_hf.preference"
+            and within(name, "longvpo_hf")
+            and not within(name, *rooms("timeline", "preference"))
+        ):
+            broken.append(f"{module} imports {name}: the contract knows timelines alone")
+        if (
+            module == "longvpo_hf.frames"
+            and within(name, "longvpo_hf")
+            and not within(name, *rooms("timeline", "preference", "frames"))
+        ):
+            broken.append(f"{module} imports {name}: frames stand below everything that uses them")
+    return broken
+
+
+def product_files() -> list[Path]:
+    return sorted((SOURCE / "longvpo_hf").rglob("*.py"))
+
+
+def module_name(path: Path, package_root: Path) -> str:
+    parts = path.relative_to(package_root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", product_files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_import_goes_through_a_wall(path: Path) -> None:
+    imported = list(imported_modules(path, SOURCE))
+    if path == SOURCE / "longvpo_hf" / "__init__.py":
+        assert {name.rpartition(".")[0] for name in imported if within(name, "longvpo_hf")} == set(EXPORTS.values())
+        return
+    assert walls_broken_by(module_name(path, SOURCE), imported) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("builders/anchored.py", "from longvpo_hf.config import LongVPOConfig", "meet only in the rows"),
+        ("builders/anchored.py", "from ..trainer import LongVPOTrainer", "meet only in the rows"),
+        ("builders/anchored.py", "from .. import tree", "meet only in the rows"),
+        ("builders/__init__.py", "from .. import collator", "meet only in the rows"),
+        ("trainer.py", "from longvpo_hf import builders", "meet only in the rows"),
+        ("collator.py", "def f():\n    import longvpo_hf.responders.local", "meet only in the rows"),
+        ("trainer.py", "import importlib\nimportlib.import_module('longvpo_hf.corpora')", "meet only in the rows"),
+        ("collator.py", "from torchcodec.decoders import VideoDecoder", "only frames.py decodes"),
+        ("corpora/local.py", "import torchcodec", "only frames.py decodes"),
+        ("corpora/local.py", "from torchvision.io import read_video", "only frames.py decodes"),
+        ("evaluation/needle.py", "from torchcodec.encoders import VideoEncoder\nimport cv2", "only frames.py decodes"),
+        ("trainer.py", "from .miniature.world import World", "does not know its miniature"),
+        ("timeline.py", "import numpy", "pure Python"),
+        ("timeline.py", "from .preference import VideoPreference", "pure Python"),
+        ("preference.py", "from .frames import sample", "the contract knows timelines alone"),
+        ("frames.py", "from .collator import x", "stand below everything"),
+    ],
+)
+def test_each_wall_can_be_run_into(tmp_path: Path, file: str, line: str, reason: str) -> None:
+    path = tmp_path / "longvpo_hf" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"import math\n{line}\n", encoding="utf-8")
+    broken = walls_broken_by(module_name(path, tmp_path), list(imported_modules(path, tmp_path)))
+    assert len(broken) == 1
+    assert reason in broken[0]
+
+
+def test_scripts_outside_the_package_do_not_decode_either() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for folder in ("recipes", "dataset_scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in imported_modules(path, ROOT)
+        if within(name, *DECODERS) and not within(name, "torchcodec.encoders")
+    ]
+    assert broken == []
+
+
+# ------------------------------------------------------------------------------------------------- pins and addresses
+
+PIN = re.compile(r"^[a-z0-9]+(?:-[a-z0-9]+)*==[0-9][0-9a-z.]*(?: ; .+)?$")
+
+
+def pins_here() -> dict[str, str]:
+    """Name -> version of the constraints that hold on this machine."""
+    environment = default_environment()
+    pins: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(dict(environment)):
+            name = canonicalize_name(requirement.name)
+            assert name not in pins, f"constraints.txt pins {name} twice for this machine"
+            (specifier,) = requirement.specifier
+            pins[name] = specifier.version
+    return pins
+
+
+def test_every_constraint_is_an_exact_pin() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 50
+    assert [line for line in lines if not PIN.match(line)] == []
+
+
+def test_constraints_are_what_is_installed() -> None:
+    pins = pins_here()
+    installed = {
+        canonicalize_name(distribution.metadata["Name"]): distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+    del installed["longvpo-hf"]
+    # A local part such as +cpu is another build than the one pinned, and counts as different.
+    different = {name: (version, pins.get(name)) for name, version in installed.items() if pins.get(name) != version}
+    assert different == {}, "package: (installed, pinned); repeat the resolution in CONTRIBUTING.md or make .venv anew"
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    requirements = [Requirement(text) for text in importlib.metadata.requires("longvpo-hf") or []]
+    pins = pins_here()
+    assert {canonicalize_name(requirement.name) for requirement in requirements} <= set(pins)
+    for requirement in requirements:
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)], prereleases=True), requirement
+
+
+# Written so that this file does not hold what it looks for.
+REGISTRY = re.compile(
+    r"pypi\.(?:org|python\.org)|files\.pythonhosted\.|download\.pytorch\.org|pypi\.nvidia\.|https?://\S+/simple\b|"
+    r"--(?:extra-)?index-url|\[\[tool\.uv\.index\]",
+    re.IGNORECASE,
+)
+MACHINE_PATH = re.compile(r"(?<![\w.~$}/-])/(?:home|root|Users|work|mnt|opt(?!/homebrew))/\w")
+
+
+def committed_files() -> list[Path]:
+    result = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return [ROOT / name for name in result.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [(REGISTRY, "a registry's address"), (MACHINE_PATH, "a machine's path")],
+    ids=["registry", "machine-path"],
+)
+def test_committed_files_name_no(pattern: re.Pattern[str], what: str) -> None:
+    files = committed_files()
+    assert ROOT / "pyproject.toml" in files
+    found = []
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # pictures and videos
+        for number, line in enumerate(text.splitlines(), 1):
+            if match := pattern.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {match.group()}")
+    assert found == [], f"these lines hold {what}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (REGISTRY, "https://" + "pypi." + "org/project/longvpo-hf"),
+        (REGISTRY, "index = https://" + "mirror.example/simple"),
+        (REGISTRY, "pip install --index" + "-url x"),
+        (MACHINE_PATH, 'path = "' + "/ho" + 'me/someone/video.mp4"'),
+        (MACHINE_PATH, "see " + "/wo" + "rk/data"),
+    ],
+)
+def test_the_patterns_find(pattern: re.Pattern[str], text: str) -> None:
+    assert pattern.search(text)
+
+
+@pytest.mark.parametrize("text", ["https://arxiv.org/abs/2602.02341", "a/work/b", "~/work/c", "/opt/homebrew/lib"])
+def test_the_patterns_leave_alone(text: str) -> None:
+    assert not REGISTRY.search(text)
+    assert not MACHINE_PATH.search(text)
+
+
+def test_no_lock_file_is_committed() -> None:
+    assert [path.name for path in committed_files() if path.name == "uv.lock"] == []
+
+
+# --------------------------------------------------------------------------------------------------------- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built with the hatchling of this environment: no network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    result = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (path,) = folder.glob("*.whl")
+    assert path.name == f"longvpo_hf-{longvpo_hf.__version__}-py3-none-any.whl"
+    return path
+
+
+def test_wheel_holds_the_whole_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry_points = archive.read(f"longvpo_hf-{longvpo_hf.__version__}.dist-info/entry_points.txt").decode()
+    sources = {str(path.relative_to(SOURCE)) for path in product_files()}
+    assert sources <= names
+    assert "longvpo_hf/py.typed" in names
+    assert "longvpo = longvpo_hf.cli:main" in entry_points
+    assert {name.split("/")[0] for name in names} == {
+        "longvpo_hf",
+        f"longvpo_hf-{longvpo_hf.__version__}.dist-info",
+    }
+
+
+def test_trainer_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    # A pure-Python wheel without a .data folder is installed by unpacking it; unlike pip's --target this needs no pip.
+    target = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if ".data/" in name]
+        archive.extractall(target)
+    program = (
+        "import longvpo_hf\n"
+        "from longvpo_hf import LongVPOTrainer\n"
+        "from longvpo_hf.trainer import LongVPOTrainer as same\n"
+        "import sys\n"
+        "assert LongVPOTrainer is same\n"
+        "print(longvpo_hf.__file__)\n"
+        "print(sys.modules[LongVPOTrainer.__module__].__file__)\n"
+    )
+    # The editable installation of this environment is still there, but behind PYTHONPATH.
+    files = run_python(program, cwd=tmp_path, pythonpath=target).splitlines()
+    assert files == [str(target / "longvpo_hf" / name) for name in ("__init__.py", "trainer.py")]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LONGVPO_TEST_EMPTY_VENV"),
+    reason="installs some 6 GB from the package index: run `make wheel`, which sets LONGVPO_TEST_EMPTY_VENV=1",
+)
+def test_trainer_imports_from_the_wheel_in_an_empty_venv(wheel: Path, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    for command in (
+        ["uv", "venv", "--python", sys.executable, str(tmp_path / "venv")],
+        ["uv", "pip", "install", "--python", str(python), "--constraint", str(ROOT / "constraints.txt"), str(wheel)],
+        [str(python), "-I", "-c", "from longvpo_hf import *; print(LongVPOTrainer.__mro__[1])"],
+        [str(tmp_path / "venv" / "bin" / "longvpo"), "--help"],
+    ):
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
