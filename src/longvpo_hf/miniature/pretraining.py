@@ -1,0 +1,291 @@
+"""Pretraining of the miniature: from nothing to a model that answers well about one or two clips, and badly about many.
+
+Does: trains the untrained model in two phases. *Naming*: one clip, vision and language together, mostly captions, so
+that vision learns to name the marker. *Recall*: vision frozen and its features computed once; one or two clips, where
+the question names the clip whose colour is asked, half of the pairs sharing wall or frame colour. Takes model,
+processor, decoded frames, the truth about them, a seed and settings; gives the loss history. Knows nothing of files,
+decoding or longer timelines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import InternVLForConditionalGeneration, InternVLProcessor
+
+from longvpo_hf.miniature.world import CAPTION_QUESTION, WorldClip
+
+_IGNORED_LABEL = -100  # What torch's cross-entropy skips.
+_FEATURE_CHUNK_CLIPS = 256  # Clips per vision pass: bounds memory, changes no result.
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingSettings:
+    """How long and how to train. The defaults are the miniature's recipe; `fast()` is a smoke run that learns little.
+
+    Args:
+        naming_steps: Steps of one-clip training with vision.
+        naming_clips: Clips per naming step.
+        caption_share: Share of naming examples that ask for the caption, the others for the colour.
+        recall_steps: Steps of one- and two-clip training on cached features.
+        recall_videos: Timelines per recall step, each with two questions.
+        single_every: Every so many recall steps the timelines have one clip instead of two.
+        hard_share: Share of two-clip timelines whose markers share a word.
+        learning_rate: Peak of each phase.
+        warmup_steps: Steps of linear warm-up of each phase.
+        final_share: Share of the peak at which the cosine of each phase ends.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        max_grad_norm: Gradients are clipped to this norm.
+    """
+
+    naming_steps: int = 150
+    naming_clips: int = 64
+    caption_share: float = 0.6
+    recall_steps: int = 700
+    recall_videos: int = 32
+    single_every: int = 5
+    hard_share: float = 0.5
+    learning_rate: float = 2e-3
+    warmup_steps: int = 40
+    final_share: float = 0.05
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+
+    @classmethod
+    def fast(cls) -> PretrainingSettings:
+        """A few steps of each phase: shows that everything runs, and that the loss falls."""
+        return cls(naming_steps=30, naming_clips=32, recall_steps=10, warmup_steps=5)
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingHistory:
+    """Mean loss per answer token of every step, phase by phase."""
+
+    naming_losses: tuple[float, ...]
+    recall_losses: tuple[float, ...]
+
+
+class TextCoder:
+    """Token ids of prompts and answers, as the processor gives them for the same messages and a video of that length.
+
+    The processor wants the pixels anew for every prompt; here each text is tokenized once and remembered.
+    """
+
+    def __init__(self, processor: InternVLProcessor) -> None:
+        self._processor = processor
+        self._prompts: dict[tuple[int, str], list[int]] = {}
+        self._answers: dict[str, list[int]] = {}
+
+    def prompt_ids(self, num_frames: int, question: str) -> list[int]:
+        """Ids up to where the answer begins, for a video of `num_frames` followed by `question`."""
+        key = (num_frames, question)
+        if key not in self._prompts:
+            content = [{"type": "video"}, {"type": "text", "text": question}]
+            text = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+            video = {"pixel_values_videos": [torch.empty(num_frames, 0)]}  # Only its length is looked at.
+            text = text.replace(self._processor.video_token, self._processor.replace_video_token(video, 0))
+            self._prompts[key] = self._processor.tokenizer(text)["input_ids"]
+        return self._prompts[key]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of `answer` and the end of sequence."""
+        if answer not in self._answers:
+            tokenizer = self._processor.tokenizer
+            self._answers[answer] = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+        return self._answers[answer]
+
+
+def pixel_values(processor: InternVLProcessor, frames: Tensor) -> Tensor:
+    """Frames `[clips, frames, 3, H, W]` uint8 as the model takes them, float `[clips * frames, 3, H, W]`."""
+    videos = processor.video_processor(videos=list(frames), return_tensors="pt")["pixel_values_videos"]
+    return videos.flatten(0, 1)
+
+
+def frame_features(model: InternVLForConditionalGeneration, processor: InternVLProcessor, frames: Tensor) -> Tensor:
+    """What the language model sees of each frame, float `[clips, frames, hidden]`, without gradient."""
+    with torch.no_grad():
+        chunks = [
+            model.get_image_features(pixel_values(processor, chunk)).pooler_output
+            for chunk in frames.split(_FEATURE_CHUNK_CLIPS)
+        ]
+    return torch.cat(chunks).reshape(frames.shape[0], frames.shape[1], -1)
+
+
+def pretrain(
+    model: InternVLForConditionalGeneration,
+    processor: InternVLProcessor,
+    frames: Tensor,
+    clips: Sequence[WorldClip],
+    seed: int,
+    settings: PretrainingSettings | None = None,
+) -> PretrainingHistory:
+    """Trains `model` in place.
+
+    Args:
+        model: Untrained, as `build_model` gives it.
+        processor: Its processor.
+        frames: Decoded frames of `clips`, uint8 `[len(clips), frames per clip, 3, H, W]`.
+        clips: The truth about them.
+        seed: Decides which examples are drawn.
+        settings: The recipe; `PretrainingSettings()` if `None`.
+
+    Returns:
+        The losses.
+
+    Raises:
+        ValueError: If `frames` and `clips` do not belong together.
+    """
+    settings = settings or PretrainingSettings()
+    if frames.dtype != torch.uint8 or frames.dim() != 5 or len(frames) != len(clips):
+        raise ValueError(
+            f"frames must be uint8 [{len(clips)} clips, frames, 3, H, W], got {frames.dtype} {list(frames.shape)}. "
+            "Decode every clip once, in the order of clips."
+        )
+    rng = np.random.default_rng(seed)
+    coder = TextCoder(processor)
+    model.train()
+    naming_losses = _train_naming(model, processor, coder, frames, clips, rng, settings)
+    features = frame_features(model, processor, frames)
+    recall_losses = _train_recall(model, coder, features, clips, rng, settings)
+    model.eval()
+    return PretrainingHistory(tuple(naming_losses), tuple(recall_losses))
+
+
+def _train_naming(
+    model: InternVLForConditionalGeneration,
+    processor: InternVLProcessor,
+    coder: TextCoder,
+    frames: Tensor,
+    clips: Sequence[WorldClip],
+    rng: np.random.Generator,
+    settings: PretrainingSettings,
+) -> list[float]:
+    stepper = _Stepper(model.parameters(), settings.naming_steps, settings)
+    for _ in tqdm(range(settings.naming_steps), desc="pretraining: naming", unit="step"):
+        drawn = rng.integers(0, len(clips), size=settings.naming_clips)
+        rows = []
+        for index in drawn:
+            clip = clips[index]
+            wants_caption = rng.random() < settings.caption_share
+            question, answer = (CAPTION_QUESTION, clip.caption) if wants_caption else (clip.question, clip.colour)
+            rows.append((coder.prompt_ids(frames.shape[1], question), coder.answer_ids(answer)))
+        pixels = pixel_values(processor, frames[torch.from_numpy(drawn)])
+        stepper.step(_answer_loss(model, rows, model.get_image_features(pixels).pooler_output))
+    return stepper.losses
+
+
+def _train_recall(
+    model: InternVLForConditionalGeneration,
+    coder: TextCoder,
+    features: Tensor,
+    clips: Sequence[WorldClip],
+    rng: np.random.Generator,
+    settings: PretrainingSettings,
+) -> list[float]:
+    language = (*model.model.language_model.parameters(), *model.lm_head.parameters())
+    stepper = _Stepper(list(dict.fromkeys(language)), settings.recall_steps, settings)
+    pairs = _PairSampler(clips, rng, settings.hard_share)
+    for step in tqdm(range(settings.recall_steps), desc="pretraining: recall", unit="step"):
+        rows, seen = [], []
+        for _ in range(settings.recall_videos):
+            if step % settings.single_every == 0:
+                indices = [int(rng.integers(0, len(clips)))]
+                clip = clips[indices[0]]
+                asked = [(clip.question, clip.colour), (CAPTION_QUESTION, clip.caption)]
+            else:
+                indices = pairs.draw()
+                asked = [(clips[index].question, clips[index].colour) for index in indices]
+            for question, answer in asked:
+                rows.append((coder.prompt_ids(len(indices) * features.shape[1], question), coder.answer_ids(answer)))
+                seen.append(features[indices])
+        stepper.step(_answer_loss(model, rows, torch.stack(seen)))
+    return stepper.losses
+
+
+class _PairSampler:
+    """Draws two clips with different markers; a given share of the pairs is hard: their markers share a word."""
+
+    def __init__(self, clips: Sequence[WorldClip], rng: np.random.Generator, hard_share: float) -> None:
+        self._clips, self._rng, self._hard_share = clips, rng, hard_share
+        self._of_wall: dict[str, list[int]] = defaultdict(list)
+        self._of_frame: dict[str, list[int]] = defaultdict(list)
+        for index, clip in enumerate(clips):
+            self._of_wall[clip.wall].append(index)
+            self._of_frame[clip.frame].append(index)
+        if len({clip.marker for clip in clips}) < 2:
+            raise ValueError("Pairs need clips of at least 2 markers, got 1. Write more clips (64 give dozens).")
+
+    def draw(self) -> list[int]:
+        while True:
+            first = int(self._rng.integers(0, len(self._clips)))
+            if self._rng.random() < self._hard_share:
+                same_wall = self._rng.random() < 0.5
+                pool = self._of_wall[self._clips[first].wall] if same_wall else self._of_frame[self._clips[first].frame]
+                second = pool[int(self._rng.integers(0, len(pool)))]
+            else:
+                second = int(self._rng.integers(0, len(self._clips)))
+            if self._clips[first].marker != self._clips[second].marker:
+                return [first, second]
+
+
+class _Stepper:
+    """AdamW with clipping and a warm-up–cosine schedule over `num_steps`; remembers the losses."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], num_steps: int, settings: PretrainingSettings) -> None:
+        self.losses: list[float] = []
+        self._parameters = list(parameters)
+        self._max_grad_norm = settings.max_grad_norm
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+
+        def share_of_peak(step: int) -> float:
+            if step < settings.warmup_steps:
+                return (step + 1) / settings.warmup_steps
+            done = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+            return settings.final_share + (1 - settings.final_share) * (1 + math.cos(math.pi * done)) / 2
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, share_of_peak)
+
+    def step(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        self.losses.append(loss.item())
+
+
+def _answer_loss(
+    model: InternVLForConditionalGeneration, rows: Sequence[tuple[list[int], list[int]]], features: Tensor
+) -> Tensor:
+    """Mean cross-entropy of the answers' tokens. `features`: one per frame token, in the order of the rows."""
+    length = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
+    pad_id = model.config.text_config.pad_token_id
+    ids = torch.full((len(rows), length), pad_id)
+    labels = torch.full((len(rows), length), _IGNORED_LABEL)
+    for row, (prompt, answer) in enumerate(rows):
+        inputs = torch.tensor([*prompt, *answer[:-1]])
+        ids[row, : len(inputs)] = inputs
+        labels[row, len(prompt) - 1 : len(inputs)] = torch.tensor(answer)
+    embeddings = model.get_input_embeddings()(ids)
+    is_frame = (ids == model.config.image_token_id)[..., None].expand_as(embeddings)
+    embeddings = embeddings.masked_scatter(is_frame, features)
+    # Rows are padded on the right, where a causal model's answers cannot see: the mask may be all ones.
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), use_cache=False
+    ).last_hidden_state
+    is_answer = labels != _IGNORED_LABEL
+    return F.cross_entropy(model.lm_head(hidden[is_answer]), labels[is_answer])
