@@ -240,6 +240,19 @@ def test_ffmpeg_removed_later_is_noticed(user: Machine) -> None:
     assert commands_to_type(result) == ["sudo dnf install -y ffmpeg-free"]
 
 
+def test_conda_s_ffmpeg_is_used_through_conda_s_python(tmp_path: Path) -> None:
+    machine = make_machine(tmp_path, root=False, ffmpeg=False)
+    conda = tmp_path / "conda"
+    conda.joinpath("lib").mkdir(parents=True)
+    conda.joinpath("lib", "libavcodec.so.61").touch()
+    # The environment's own Python finds the libraries beside it.
+    machine.has("uv", f'case "$*" in *{conda}/bin/python*) touch "$STATE/ffmpeg" ;; esac\n{UV}')
+    result = machine.setup(CONDA_PREFIX=str(conda))
+    assert result.returncode == 0, result.stderr
+    assert f"uv venv --quiet --clear --python {conda}/bin/python .venv" in machine.calls
+    assert machine.installed()
+
+
 @pytest.mark.parametrize("uv_state", ["absent", "broken"])
 def test_uv_comes_through_a_small_venv(user: Machine, uv_state: str) -> None:
     if uv_state == "absent":
