@@ -196,7 +196,7 @@ class FrameSampler:
         return frames
 
     def _decoder(self, clip: Clip, size: tuple[int, int] | None = None) -> VideoDecoder:
-        """A decoder of the clip's file, scaling to `size`. Opening one reads all packets of the file: keep some open."""
+        """A decoder of the clip's file, scaling to `size`. Opening reads all packets of the file: keep some open."""
         key = (clip.path, size)
         if key not in self._decoders:
             self._decoders[key] = _open(clip, size)

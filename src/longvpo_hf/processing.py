@@ -84,6 +84,23 @@ class PromptEncoder:
                     types.append(other["mm_token_type_ids"][0].tolist())
         return EncodedPrompts(ids, types, visual)
 
+    def encode_answer(self, question: str, answer: str) -> list[int]:
+        """Token ids of an assistant's answer, with what the chat template writes after it.
+
+        Raises:
+            ValueError: If the template renders the prompt differently once an answer follows.
+        """
+        user = {"role": "user", "content": [{"type": "text", "text": question}]}
+        assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        prompt = self.processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
+        whole = self.processor.apply_chat_template([user, assistant], tokenize=False)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
+                f"follows: {prompt[-60:]!r} is not how {whole[:200]!r} goes on. Use a template that only appends."
+            )
+        return self._tokenize(whole[len(prompt) :])
+
     def _render(self, messages: Sequence[Message], with_video: bool) -> str:
         rendered, placed = [], not with_video
         for message in messages:
