@@ -79,6 +79,11 @@ def enable_tree_packing(model: Any) -> str | None:
     return reason
 
 
+def is_tree_packed(model: Any) -> bool:
+    """Whether `enable_tree_packing` readied `model` (wrapped or not) for `tree_forward`."""
+    return _unwrap(model).get_decoder().config._attn_implementation == ATTENTION
+
+
 def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
     """Two sequences per row, each with its own copy of the video.
 
@@ -493,7 +498,7 @@ def _visual_tokens(base: PreTrainedModel, batch: Batch) -> Tensor:
         return batch["mm_token_type_ids"] != 0
     names = ("image_token_id", "video_token_id")
     ids = [token for name in names if (token := getattr(base.config, name, None)) is not None]
-    return torch.isin(batch["input_ids"], torch.tensor(ids, device=batch["input_ids"].device))
+    return torch.isin(batch["input_ids"], torch.tensor(ids, dtype=torch.long, device=batch["input_ids"].device))
 
 
 def _concatenable(
@@ -558,7 +563,7 @@ def _unwrap(model: Any) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
     if isinstance(model, torch.nn.DataParallel):
         raise ValueError(
-            f"torch.nn.DataParallel splits a batch by rows, and a packed batch is one row: start one process per device "
+            f"torch.nn.DataParallel splits a batch by rows, and a packed batch is one row: start one process a device "
             f"(accelerate launch) instead of one for {len(model.device_ids)}."
         )
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
