@@ -92,15 +92,15 @@ class LongVPOConfig(DPOConfig):
     tree_packing: bool = field(
         default=True,
         metadata={
-            "help": "Score all answers about a timeline in one forward pass: same numbers, less time and memory. Models "
-            "that cannot take it fall back to two sequences per row, and the log says why."
+            "help": "Score all answers about a timeline in one forward pass: same numbers, less time and memory. "
+            "Models that cannot take it fall back to two sequences per row, and the log says why."
         },
     )
     pairs_per_timeline: int = field(
         default=1,
         metadata={
-            "help": "Up to so many rows of one timeline come next to each other, so that they share its video's forward "
-            "pass when they fall into one batch. Choose a divisor of per_device_train_batch_size."
+            "help": "Up to so many rows of one timeline come next to each other, so that they share its video's "
+            "forward pass when they fall into one batch. Choose a divisor of per_device_train_batch_size."
         },
     )
 

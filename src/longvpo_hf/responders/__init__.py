@@ -7,7 +7,7 @@ transformers model in this process, `ScriptedResponder` a function. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from longvpo_hf.timeline import Timeline, View
@@ -30,7 +30,7 @@ class Request:
 
     text: str
     timeline: Timeline | None = None
-    view: View = View()
+    view: View = field(default_factory=View.whole)
 
 
 class Responder(Protocol):

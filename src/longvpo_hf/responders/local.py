@@ -9,6 +9,7 @@ import torch
 
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.processing import PromptEncoder, concatenate_visuals
+
 from . import Request
 
 if TYPE_CHECKING:
