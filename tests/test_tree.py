@@ -26,7 +26,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
 from longvpo_hf import tree
-from longvpo_hf.tree import enable_tree_packing, plain_forward, tree_forward
+from longvpo_hf.tree import enable_tree_packing, is_tree_packed, plain_forward, tree_forward
 
 torch.set_num_threads(1)
 
@@ -188,8 +188,10 @@ def test_tree_equals_separate_sequences_under_gradient_checkpointing(family: str
 
 def test_enabling_a_peft_model() -> None:
     model = get_peft_model(model_with_head("internvl"), LoraConfig(r=2, target_modules=["q_proj", "o_proj"]))
+    assert not is_tree_packed(model)
     assert enable_tree_packing(model) is None
     assert enable_tree_packing(model) is None
+    assert is_tree_packed(model)
     assert_equal_forwards(model, make_batch("internvl", FOUR_PAIRS, [4]))
 
 
@@ -470,6 +472,7 @@ def test_a_layer_that_swallows_the_tree_later_raises() -> None:
 def test_an_attention_implementation_changed_afterwards_raises() -> None:
     model = ready_model("internvl")
     model.set_attn_implementation("eager")
+    assert not is_tree_packed(model)
     with pytest.raises(RuntimeError, match="attends by 'eager'"):
         tree_forward(model, make_batch("internvl", ONE_PAIR, [4]))
 

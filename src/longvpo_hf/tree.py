@@ -84,6 +84,11 @@ def is_tree_packed(model: Any) -> bool:
     return _unwrap(model).get_decoder().config._attn_implementation == ATTENTION
 
 
+def is_tree_packed(model: Any) -> bool:
+    """Whether `enable_tree_packing` readied `model` (wrapped or not) and nobody changed its attention since."""
+    return _unwrap(model).get_decoder().config._attn_implementation == ATTENTION
+
+
 def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
     """Two sequences per row, each with its own copy of the video.
 
@@ -150,7 +155,7 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
     """
     base = _unwrap(model)
     decoder = base.get_decoder()
-    if decoder.config._attn_implementation != ATTENTION:
+    if not is_tree_packed(base):
         raise RuntimeError(
             f"The text model of {type(base).__name__} attends by {decoder.config._attn_implementation!r}, which "
             f"ignores trees: call enable_tree_packing(model) first and keep the attention implementation it sets."
