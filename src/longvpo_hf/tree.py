@@ -80,11 +80,6 @@ def enable_tree_packing(model: Any) -> str | None:
 
 
 def is_tree_packed(model: Any) -> bool:
-    """Whether `enable_tree_packing` readied `model` (wrapped or not) for `tree_forward`."""
-    return _unwrap(model).get_decoder().config._attn_implementation == ATTENTION
-
-
-def is_tree_packed(model: Any) -> bool:
     """Whether `enable_tree_packing` readied `model` (wrapped or not) and nobody changed its attention since."""
     return _unwrap(model).get_decoder().config._attn_implementation == ATTENTION
 
