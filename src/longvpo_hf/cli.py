@@ -10,7 +10,10 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Preference optimisation for long video-language models.", no_args_is_help=True, add_completion=False
+    help="Preference optimisation for long video-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 

@@ -200,6 +200,19 @@ class VideoPreference:
             raise ValueError(f"{where} is not a video preference: {error!r}.") from error
 
 
+def undecoded(dataset: Any) -> Any:
+    """A dataset of rows with clips as paths: else every access to a row opens a decoder for each of its clips.
+
+    Other datasets come back as they are.
+    """
+    from datasets import List, Video
+
+    clips = (getattr(dataset, "features", None) or {}).get("clips")
+    if isinstance(clips, List) and isinstance(clips.feature, dict) and isinstance(clips.feature.get("video"), Video):
+        return dataset.cast_column("clips", List({**clips.feature, "video": Video(decode=False)}))
+    return dataset
+
+
 def _text_of(row: Mapping[str, Any], name: str, where: str) -> str:
     messages = row.get(name)
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0].get("content"), str):

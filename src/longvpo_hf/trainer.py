@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset, List, Video
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, ProcessorMixin
@@ -21,7 +21,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from .collator import Batch, TimelineSampler, VideoPreferenceCollator
 from .config import LongVPOConfig
-from .preference import TRAINING_COLUMNS
+from .preference import TRAINING_COLUMNS, undecoded
 from .tree import enable_tree_packing, is_tree_packed, plain_forward, tree_forward
 
 logger = get_logger(__name__)
@@ -51,7 +51,7 @@ class LongVPOTrainer(DPOTrainer):
         processing_class: ProcessorMixin | None = None,
         **kwargs: Any,
     ) -> None:
-        self._has_clips = "clips" in next(iter(_undecoded(train_dataset)))
+        self._has_clips = "clips" in next(iter(undecoded(train_dataset)))
         if self._has_clips:
             if processing_class is None:
                 from transformers import AutoProcessor
@@ -72,7 +72,7 @@ class LongVPOTrainer(DPOTrainer):
                     max_length=args.max_length,
                 ),
             )
-            train_dataset = _undecoded(train_dataset)
+            train_dataset = undecoded(train_dataset)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
         )
@@ -107,7 +107,7 @@ class LongVPOTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if not self._has_clips:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        return _undecoded(dataset)
+        return undecoded(dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         if not self._has_clips:
@@ -177,15 +177,6 @@ def _sft_loss(log_probs: torch.Tensor, completion_mask: torch.Tensor) -> torch.T
 
 def _texts(batch: Batch) -> Batch:
     return {key: batch[key] for key in _TEXT_KEYS if key in batch}
-
-
-def _undecoded(dataset: Any) -> Any:
-    """The dataset with clips as paths: decoding is the collator's, of the frames it needs alone."""
-    features = getattr(dataset, "features", None) or {}
-    clips = features.get("clips")
-    if isinstance(clips, List) and isinstance(clips.feature, dict) and isinstance(clips.feature.get("video"), Video):
-        return dataset.cast_column("clips", List({**clips.feature, "video": Video(decode=False)}))
-    return dataset
 
 
 def _vision_tower(model: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -42,6 +42,7 @@ from longvpo_hf.miniature.world import (
     read_world,
     write_world,
 )
+from longvpo_hf.preference import undecoded
 from longvpo_hf.responders import LocalResponder
 from longvpo_hf.timeline import Timeline
 from longvpo_hf.trainer import LongVPOTrainer
@@ -269,19 +270,18 @@ class Demo:
                 dataloader_num_workers=1,
                 dataloader_prefetch_factor=4,
                 dataloader_persistent_workers=True,
-                logging_steps=10,
+                logging_steps=min(10, self.settings.steps),
                 save_steps=50,
                 save_total_limit=1,
                 report_to="none",
+                disable_tqdm=False,
                 seed=self.settings.seed,
             )
             trainer = LongVPOTrainer(
                 model=AutoModelForImageTextToText.from_pretrained(base),
                 ref_model=AutoModelForImageTextToText.from_pretrained(base),
                 args=args,
-                train_dataset=load_dataset(
-                    str(self.output / "dataset"), split="train", cache_dir=str(self.output / "cache")
-                ),
+                train_dataset=self._load_rows(),
                 processing_class=AutoProcessor.from_pretrained(base),
             )
             trainer.remove_callback(ProgressCallback)
@@ -290,7 +290,7 @@ class Demo:
             trainer.train(resume_from_checkpoint=checkpoint)
             with _whole(self.output / arm.name) as part:
                 trainer.save_model(str(part))
-            logs = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
+            logs = [entry for entry in trainer.state.log_history if "loss" in entry]
             shutil.rmtree(folder)
             return {name: [entry[name] for entry in logs] for name in ("loss", "rewards/accuracies", "rewards/margins")}
 
@@ -310,6 +310,10 @@ class Demo:
 
         return self.phase(f"evaluate {folder}", work)
 
+    def _load_rows(self) -> Dataset:
+        rows = load_dataset(str(self.output / "dataset"), split="train", cache_dir=str(self.output / "cache"))
+        return undecoded(rows)
+
     def _responder(self, folder: Path) -> LocalResponder:
         return LocalResponder(
             AutoModelForImageTextToText.from_pretrained(folder).eval(),
@@ -322,7 +326,7 @@ class Demo:
 
     def sample_row(self) -> dict[str, Any]:
         """A row of the dataset with 6 to 10 clips if there is one: what the report's filmstrip shows."""
-        rows = load_dataset(str(self.output / "dataset"), split="train", cache_dir=str(self.output / "cache"))
+        rows = self._load_rows()
         lengths = [len(clips) for clips in rows.select_columns("clips").with_format("arrow")["clips"]]
         return rows[min(range(len(rows)), key=lambda i: abs(lengths[i] - 8))]
 
@@ -365,7 +369,7 @@ class _Progress(ProgressCallback):
     """The Trainer's bar, with the loss beside it instead of a line for every log."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs and "rewards/accuracies" in logs:
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
             accuracy = float(logs["rewards/accuracies"])
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}", reward_accuracy=f"{accuracy:.2f}")
 
