@@ -1,7 +1,7 @@
 # One word for each thing one does here. Every target sets up first (scripts/setup.sh): at once when nothing changed.
 .PHONY: setup demo check test wheel bench
 
-# Test processes ; 0 is one process with torch's own threads. More pay only once the tests take minutes:
+# Test processes; 0 is one process with torch's own threads. More pay only once the tests take minutes:
 # each loads torch and TRL anew (2 cores, 182 tests: 21 s with 0, 33 s with 2).
 WORKERS ?= 0
 
