@@ -40,7 +40,6 @@ def demo(
     """Shows the whole method on real mp4 files: makes rows, trains on them, measures before and after."""
     if fast and scale is not Scale.standard:
         raise typer.BadParameter("--fast and --scale large exclude each other; give one of them.")
-    import logging
     import os
     import warnings
 
@@ -50,7 +49,9 @@ def demo(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.simplefilter("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one for every load and save of the tiny model
 
     from longvpo_hf.miniature.demo import DemoSettings, run_demo
     from longvpo_hf.miniature.report import table

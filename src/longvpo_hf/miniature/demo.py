@@ -162,6 +162,8 @@ class Demo:
             )
         _write(path, mine)
         self.sampler = FrameSampler(self._num_frames, fps=FRAMES_PER_SECOND)
+        # Only the large setting has work for a GPU; the others give the same numbers wherever they run.
+        self._on_gpu = settings.scale == "large" and torch.cuda.is_available()
 
     @property
     def _num_frames(self) -> int:
@@ -266,7 +268,7 @@ class Demo:
                 adam_beta2=0.98,
                 gradient_checkpointing=False,
                 bf16=False,
-                use_cpu=True,
+                use_cpu=not self._on_gpu,
                 dataloader_num_workers=1,
                 dataloader_prefetch_factor=4,
                 dataloader_persistent_workers=True,
@@ -316,7 +318,7 @@ class Demo:
 
     def _responder(self, folder: Path) -> LocalResponder:
         return LocalResponder(
-            AutoModelForImageTextToText.from_pretrained(folder).eval(),
+            AutoModelForImageTextToText.from_pretrained(folder).eval().to("cuda" if self._on_gpu else "cpu"),
             AutoProcessor.from_pretrained(folder),
             self.sampler,
             max_new_tokens=MAX_ANSWER_TOKENS,
@@ -335,7 +337,7 @@ def run_demo(output: Path, settings: DemoSettings) -> dict[str, Any]:
     """Runs all phases and writes the report into `output`; gives what `metrics.json` holds."""
     from longvpo_hf.miniature.report import write_report
 
-    with _one_thread():
+    with one_thread():
         demo = Demo(output, settings)
         demo.worlds()
         demo.base()
@@ -358,7 +360,7 @@ def run_demo(output: Path, settings: DemoSettings) -> dict[str, Any]:
             "seconds": demo.seconds(),
             "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-            "machine": {"platform": platform.platform(), "processor": _processor_name(), "cores": os.cpu_count()},
+            "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         }
         _write(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         write_report(output, metrics, demo.sample_row(), demo.sampler)
@@ -384,7 +386,7 @@ def _record(measured: dict[str, Any], length: str, result: LengthScore) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The model is so small that a second thread costs more than it brings; and one thread repeats its numbers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -411,7 +413,8 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Name of the CPU, for reports."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
