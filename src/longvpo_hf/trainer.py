@@ -123,6 +123,22 @@ class LongVPOTrainer(DPOTrainer):
         timelines = [json.dumps(clips) for clips in dataset.select_columns("clips")["clips"]]
         return TimelineSampler(timelines, self.args.pairs_per_timeline, seed)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads weights by `from_pretrained`: checkpoints of video models name them otherwise than the model in memory.
+
+        transformers' own method matches names as they stand, warns of what it did not find, and goes on with weights
+        that were never loaded.
+        """
+        target = self.model if model is None else model
+        if not isinstance(target, PreTrainedModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Any:
         forward = _Forward(model, inputs if self._has_clips else None)
         if self._has_clips:

@@ -273,7 +273,7 @@ class Demo:
                 dataloader_prefetch_factor=4,
                 dataloader_persistent_workers=True,
                 logging_steps=min(10, self.settings.steps),
-                save_steps=50,
+                save_steps=max(1, self.settings.steps // 6),
                 save_total_limit=1,
                 report_to="none",
                 disable_tqdm=False,
