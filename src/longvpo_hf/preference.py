@@ -205,10 +205,12 @@ def undecoded(dataset: Any) -> Any:
 
     Other datasets come back as they are.
     """
-    from datasets import List, Video
+    from datasets import IterableDataset, List, Video
 
     clips = (getattr(dataset, "features", None) or {}).get("clips")
     if isinstance(clips, List) and isinstance(clips.feature, dict) and isinstance(clips.feature.get("video"), Video):
+        if isinstance(dataset, IterableDataset):  # streamed from the Hub, casting comes after the decoding threads
+            return dataset.decode(False)
         return dataset.cast_column("clips", List({**clips.feature, "video": Video(decode=False)}))
     return dataset
 
