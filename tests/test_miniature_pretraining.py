@@ -136,10 +136,10 @@ def test_pairs_differ_and_hard_pairs_share_a_word(
     world: tuple[list[WorldClip], torch.Tensor], hard_share: float
 ) -> None:
     clips, _ = world
-    pairs = _PairSampler(clips, np.random.default_rng(0), hard_share)
+    pairs = _PairSampler(clips, np.random.default_rng(0))
     shared = []
     for _ in range(200):
-        first, second = (clips[index] for index in pairs.draw())
+        first, second = (clips[index] for index in pairs.draw(hard_share))
         assert first.marker != second.marker
         shared.append(first.wall == second.wall or first.frame == second.frame)
     assert np.mean(shared) == 1.0 if hard_share else 0.1 < np.mean(shared) < 0.35  # 14 of 63 by chance.
