@@ -7,20 +7,24 @@ many rows show it:
     train.parquet    the rows, see `preference.SCHEMA`
     clips/*.mp4      the media, named by content
 
-Knows nothing of how rows are made or trained on.
+`push_dataset` publishes such a folder. Knows nothing of how rows are made or trained on; model cards are
+`model_card.py`'s, which shares what makes names from outside safe in a card.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PureWindowsPath
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from .filters import REASONS
 from .frames import UnreadableVideo
@@ -28,6 +32,31 @@ from .preference import SCHEMA, VideoPreference
 from .timeline import Clip
 
 _ROWS_PER_WRITE = 1000
+#: Stands in a card until `push_dataset` knows the dataset's name.
+_UNNAMED = "path/or/name/of/this/dataset"
+#: Names of sources that a card lists per licence; the rows name all of them.
+_SOURCES_SHOWN = 20
+#: Licences under the Hub's own ids; others are "other" there, and stand in the card as their corpus calls them.
+_HUB_LICENCES = re.compile(r"apache-2\.0|mit|cc0-1\.0|cc-by(-nc)?(-nd|-sa)?-[234]\.0")
+
+LONGVPO_CITATION = """\
+@inproceedings{huang2025longvpo,
+    title     = {{LongVPO: From Anchored Cues to Self-Reasoning for Long-Form Video Preference Optimization}},
+    author    = {Zhenpeng Huang and Jiaqi Li and Zihan Jia and Xinhao Li and Desen Meng and Lingxue Song and Xi Chen and
+                 Liang Li and Limin Wang},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2602.02341}
+}"""
+
+TEMPORAL_CITATION = """\
+@article{li2025temporal,
+    title   = {{Temporal Preference Optimization for Long-Form Video Understanding}},
+    author  = {Rui Li and Xiaohan Wang and Yuhui Zhang and Orr Zohar and Zeyu Wang and Serena Yeung-Levy},
+    journal = {arXiv preprint arXiv:2501.13919},
+    year    = {2025},
+    url     = {https://arxiv.org/abs/2501.13919}
+}"""
 
 
 class DatasetWriter:
@@ -42,6 +71,7 @@ class DatasetWriter:
         self._part = folder.with_name(folder.name + ".part")
         self._names: dict[str, str] = {}
         self._rows: list[dict[str, Any]] = []
+        self._clips: set[Clip] = set()
         self.num_rows = 0
 
     def __enter__(self) -> DatasetWriter:
@@ -57,13 +87,19 @@ class DatasetWriter:
             UnreadableVideo: If a media file is missing.
         """
         self._rows.append(preference.to_row(self._store))
+        self._clips.update(preference.timeline.clips)
         self.num_rows += 1
         if len(self._rows) >= _ROWS_PER_WRITE:
             self._flush()
 
     def write_card(self, text: str) -> None:
-        """Writes the dataset card."""
-        (self._part / "README.md").write_text(text, encoding="utf-8")
+        """Writes the dataset card, with licence and sources of the clips of the rows that were added before."""
+        card = DatasetCard(text)
+        licence = _licence_ids(clip.licence for clip in self._clips)
+        if licence is not None:
+            card.data["license"] = licence
+        card.text = f"{card.text.rstrip()}\n\n{_sources(self._clips)}"
+        card.save(self._part / "README.md")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,56 +134,161 @@ class DatasetWriter:
 def dataset_card(
     title: str, recipe: str, num_rows: int, funnel: Mapping[str, Mapping[str, int]], facts: Mapping[str, object]
 ) -> str:
-    """Text of a dataset card: the YAML that makes `load_dataset` work, the funnel and the facts of the build.
+    """Text of a dataset card: the YAML that makes `load_dataset` work, the funnel, the facts of the build, the paper.
+
+    `DatasetWriter.write_card` adds what it knows of the clips.
 
     Args:
         title: Heading.
         recipe: Name of the recipe, also a tag.
         num_rows: Rows in the dataset.
         funnel: As `filters.Funnel.close` gives it.
-        facts: Named facts, e.g. models, seed, thresholds; shown as a table.
+        facts: Named facts, e.g. models, seed, thresholds; shown as a table. Local paths lose their folders.
     """
-
-    def cell(value: object) -> str:
-        return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
+    data = DatasetCardData(
+        task_categories=["video-text-to-text"],
+        tags=["preference", "dpo", "video", recipe],
+        configs=[
+            {
+                "config_name": "default",
+                "metadata_filenames": ["train.parquet"],
+                "data_files": [{"split": "train", "path": ["train.parquet", "clips/**"]}],
+            }
+        ],
+    )
     lines = [
         "---",
-        "task_categories: [video-text-to-text]",
-        f"tags: [preference, dpo, video, {recipe}]",
-        "configs:",
-        "- config_name: default",
-        "  metadata_filenames: [train.parquet]",
-        "  data_files:",
-        "  - split: train",
-        '    path: [train.parquet, "clips/**"]',
+        data.to_yaml(),
         "---",
         "",
-        f"# {title}",
+        f"# {markdown(title)}",
         "",
         f"{num_rows} video preference rows: a timeline of clips, a question, a chosen and a rejected answer.",
         "",
         "```python",
         "from datasets import load_dataset",
         "",
-        'rows = load_dataset("path/or/name/of/this/dataset", split="train")',
+        f'rows = load_dataset("{_UNNAMED}", split="train")',
         "```",
         "",
         "## How it was made",
         "",
         "| | |",
         "|---|---|",
-        *[f"| {cell(name)} | {cell(value)} |" for name, value in facts.items()],
+        *[f"| {markdown(name)} | {markdown(public_name(str(value)))} |" for name, value in facts.items()],
         "",
         "## Funnel",
         "",
         "| stage | number |",
         "|---|---|",
-        *[f"| {cell(name)} | {number} |" for name, number in funnel["stages"].items()],
+        *[f"| {markdown(name)} | {number} |" for name, number in funnel["stages"].items()],
         *[
-            f"| dropped: {cell(name)} ({cell(REASONS[name])}) | {number} |"
+            f"| dropped: {markdown(name)} ({markdown(REASONS[name])}) | {number} |"
             for name, number in funnel["dropped"].items()
         ],
         "",
+        "## Citation",
+        "",
+        "```bibtex",
+        citation(recipe),
+        "```",
+        "",
     ]
     return "\n".join(lines)
+
+
+def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
+    """Publishes a folder that `DatasetWriter` wrote, in one commit that leaves nothing of an earlier one.
+
+    The card in the folder is given the dataset's name. A push that broke off is repeated by the same call, which
+    uploads no media twice.
+
+    Args:
+        folder: See `DatasetWriter`.
+        repo_id: Name on the Hub, `namespace/name`; made where there is none yet.
+        private: Whether a new repository is private; None leaves it to the namespace's setting.
+
+    Returns:
+        The commit's id, for `load_dataset(repo_id, revision=...)`.
+
+    Raises:
+        ValueError: If a file of the folder is missing, media that a row names among them, or the Hub refuses the card.
+    """
+    card = folder / "README.md"
+    for path in (card, folder / "train.parquet"):
+        if not path.is_file():
+            raise ValueError(f"{folder} lacks {path.name}: it is no dataset of DatasetWriter, or one without a card.")
+    missing = sorted(name for name in _media_of(folder / "train.parquet") if not (folder / name).is_file())
+    if missing:
+        raise ValueError(
+            f"{len(missing)} media files that rows of {folder / 'train.parquet'} name are not in {folder}, e.g. "
+            f"{missing[0]!r}. Build the dataset again."
+        )
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace(f'"{_UNNAMED}"', f'"{repo_id}"'), encoding="utf-8")
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=folder,
+        commit_message="Upload preference rows and their clips",
+        delete_patterns=["*.parquet", "clips/*"],
+    )
+    return str(commit.oid)
+
+
+def citation(recipe: str) -> str:
+    """BibTeX of the paper a recipe is from."""
+    return TEMPORAL_CITATION if recipe.startswith("temporal") else LONGVPO_CITATION
+
+
+def markdown(text: object) -> str:
+    """Text from outside as one line of Markdown that shows it as it is, in a table's cell too."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def public_name(name: str) -> str:
+    """A model's, dataset's or file's name without the folders of the machine it lies on."""
+    if PureWindowsPath(name).is_absolute():
+        return PureWindowsPath(name).name
+    return Path(name).name if name.startswith(("/", "~", "./", "../")) or os.path.isdir(name) else name
+
+
+def _licence_ids(licences: Iterable[str]) -> str | list[str] | None:
+    """Licences as the Hub's YAML names them."""
+    named = {re.sub(r"[\s_]+", "-", licence.strip().lower()) for licence in licences}
+    if named <= {""}:
+        return None
+    ids = sorted({name if _HUB_LICENCES.fullmatch(name) else "other" if name else "unknown" for name in named})
+    return ids[0] if len(ids) == 1 else ids
+
+
+def _sources(clips: Iterable[Clip]) -> str:
+    """The card's section on where the clips are from."""
+    numbers: dict[str, int] = {}
+    sources: dict[str, set[str]] = {}
+    for clip in clips:
+        numbers[clip.licence] = numbers.get(clip.licence, 0) + 1
+        sources.setdefault(clip.licence, set()).update([clip.source_id] if clip.source_id else [])
+    lines = ["## Sources and licences", "", "Each clip of a row names its own.", ""]
+    lines += ["| licence | clips | source videos | names |", "|---|---|---|---|"]
+    for licence, number in sorted(numbers.items()):
+        names = sorted(sources[licence])
+        shown = ", ".join(markdown(public_name(name)) for name in names[:_SOURCES_SHOWN])
+        more = f", … and {len(names) - _SOURCES_SHOWN} more" if len(names) > _SOURCES_SHOWN else ""
+        lines.append(
+            f"| {markdown(licence) or 'not stated'} | {number} | {len(names) or 'not named'} | {shown}{more} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _media_of(parquet: Path) -> set[str]:
+    """Every media file that the rows name."""
+    names: set[str] = set()
+    with pq.ParquetFile(parquet) as file:
+        for batch in file.iter_batches(columns=["clips"]):
+            clips = batch.column("clips").flatten()
+            names.update(clips.field("file_name").to_pylist())
+    return names
