@@ -341,7 +341,7 @@ def test_an_enabled_model_is_otherwise_the_same(family: str, tmp_path: Any) -> N
     ordinary, _ = tiny_models.build(family)
     enabled = shared_model(family)
     batch = make_batch(family, FOUR_PAIRS, [4])
-    pixels = tree._visual_tensors(batch["videos"] * 4)
+    pixels = tree.concatenate_visuals(batch["videos"] * 4)
     names = ("input_ids", "attention_mask", "mm_token_type_ids")
     inputs = {name: batch[name][:4] for name in names if name in batch}
     with torch.no_grad():

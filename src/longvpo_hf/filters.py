@@ -22,6 +22,7 @@ REASONS = {
     "missing_file": "a clip's file is not there",
     "unreadable": "a clip's file cannot be decoded",
     "beyond_end": "a clip ends after its file",
+    "before_begin": "a clip ends before its file begins",
 }
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 import math
 import os
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .timeline import Clip, Timeline, View
 
@@ -24,22 +25,29 @@ if TYPE_CHECKING:
 #: Files kept open per sampler. Clips of one long video then share its decoder.
 _OPEN_DECODERS = 16
 
-Reason = Literal["missing_file", "unreadable", "beyond_end"]
+Reason = Literal["missing_file", "unreadable", "beyond_end", "before_begin"]
 
 
 class UnreadableVideo(ValueError):
-    """A clip whose frames cannot be had.
+    """A clip, or a whole file, whose frames cannot be had.
 
     Args:
-        reason: `missing_file`, `unreadable` (not a video, truncated, corrupted) or `beyond_end`.
-        clip: The clip.
+        reason: `missing_file`, `unreadable` (not a video, truncated, corrupted), `beyond_end` or `before_begin`.
+        clip: The clip, or the path of the file.
         detail: What the decoder said, or the bound that was passed.
     """
 
-    def __init__(self, reason: Reason, clip: Clip, detail: str) -> None:
+    def __init__(self, reason: Reason, clip: Clip | str, detail: str) -> None:
         self.reason = reason
         self.clip = clip
-        super().__init__(f"{reason}: {clip.path} [{clip.start_seconds}, {clip.end_seconds}) s: {detail}")
+        self.detail = detail
+        self.path = clip if isinstance(clip, str) else clip.path
+        span = "" if isinstance(clip, str) else f" [{clip.start_seconds}, {clip.end_seconds}) s"
+        super().__init__(f"{reason}: {self.path}{span}: {detail}")
+
+    def __reduce__(self) -> tuple[type[UnreadableVideo], tuple[Reason, Clip | str, str]]:
+        """Lets the error leave a dataloader worker as it is."""
+        return type(self), (self.reason, self.clip, self.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,19 @@ def spread_frames(durations_seconds: Sequence[float], num_frames: int, fps: floa
     return counts
 
 
+def whole_clip(path: str) -> Clip:
+    """The clip that spans a whole video file, in its own source seconds.
+
+    Raises:
+        UnreadableVideo: If the file is missing or is no video.
+    """
+    metadata = _open(path, None).metadata
+    begin, end = metadata.begin_stream_seconds, metadata.end_stream_seconds
+    if begin is None or end is None or end <= max(begin, 0.0):
+        raise UnreadableVideo("unreadable", path, "the stream holds no frames")
+    return Clip(path, max(begin, 0.0), end)
+
+
 class FrameSampler:
     """Decodes views of timelines under one frame budget.
 
@@ -123,6 +144,8 @@ class FrameSampler:
             raise ValueError(f"num_frames must be ≥ 1, got {num_frames}.")
         if max_pixels is not None and max_pixels < 1:
             raise ValueError(f"max_pixels must be ≥ 1, got {max_pixels}.")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be ≥ 0, got {cache_bytes}; 0 keeps nothing.")
         self.num_frames = num_frames
         self.fps = fps
         self.max_pixels = max_pixels
@@ -199,7 +222,10 @@ class FrameSampler:
         """A decoder of the clip's file, scaling to `size`. Opening reads all packets of the file: keep some open."""
         key = (clip.path, size)
         if key not in self._decoders:
-            self._decoders[key] = _open(clip, size)
+            try:
+                self._decoders[key] = _open(clip.path, size)
+            except UnreadableVideo as error:
+                raise UnreadableVideo(error.reason, clip, error.detail) from error
             if len(self._decoders) > _OPEN_DECODERS:
                 self._decoders.popitem(last=False)
         self._decoders.move_to_end(key)
@@ -212,6 +238,8 @@ class FrameSampler:
         source_size = self._source_size(clip)
         scale = min(canvas[0] / source_size[0], canvas[1] / source_size[1])
         fitted = (max(1, round(source_size[0] * scale)), max(1, round(source_size[1] * scale)))
+        if canvas[0] - fitted[0] <= 1 and canvas[1] - fitted[1] <= 1:
+            fitted = canvas  # bars of a pixel come of rounding the canvas, not of another aspect
         decoder = self._decoder(clip, fitted if fitted != source_size else None)
         begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
         fps = decoder.metadata.average_fps
@@ -220,12 +248,14 @@ class FrameSampler:
         # Containers round their durations: one frame is forgiven.
         if clip.end_seconds > end + 1 / fps or clip.start_seconds >= end:
             raise UnreadableVideo("beyond_end", clip, f"the video ends at {end} s; shorten the clip")
+        if clip.end_seconds <= begin:
+            raise UnreadableVideo("before_begin", clip, f"the video begins at {begin} s; move the clip")
         last = math.nextafter(end, -math.inf)
         wanted = [min(max(clip.start_seconds + offset, begin), last) for offset in _offsets_seconds(clip, count)]
         try:
             frames = decoder.get_frames_played_at(wanted).data
         except (RuntimeError, IndexError, ValueError) as error:
-            raise UnreadableVideo("unreadable", clip, str(error)) from error
+            raise UnreadableVideo("unreadable", clip, _said(error)) from error
         top, left = (canvas[0] - fitted[0]) // 2, (canvas[1] - fitted[1]) // 2
         if fitted == canvas:
             return frames
@@ -237,17 +267,32 @@ def _offsets_seconds(clip: Clip, count: int) -> list[float]:
     return [(i + 0.5) * clip.duration_seconds / count for i in range(count)]
 
 
-def _open(clip: Clip, size: tuple[int, int] | None) -> VideoDecoder:
+def _open(path: str, size: tuple[int, int] | None) -> VideoDecoder:
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
-    if "://" not in clip.path and not os.path.isfile(clip.path):
-        raise UnreadableVideo("missing_file", clip, "no such file")
+    source: Any = path
+    if path.startswith("hf://"):  # rows streamed from the Hub; FFmpeg does not know the protocol
+        from huggingface_hub import HfFileSystem
+
+        try:
+            source = HfFileSystem().open(path, "rb")
+        except FileNotFoundError:
+            raise UnreadableVideo("missing_file", path, "no such file on the Hub") from None
+    elif "://" not in path and not os.path.isfile(path):
+        raise UnreadableVideo("missing_file", path, "no such file")
     try:
         # Exact seeking: the approximate one claims frames that a truncated file does not have. One FFmpeg thread, since
         # decoding runs in several dataloader workers.
         return VideoDecoder(
-            clip.path, seek_mode="exact", num_ffmpeg_threads=1, transforms=[Resize(size)] if size else None
+            source, seek_mode="exact", num_ffmpeg_threads=1, transforms=[Resize(size)] if size else None
         )
     except (RuntimeError, ValueError) as error:
-        raise UnreadableVideo("unreadable", clip, str(error)) from error
+        raise UnreadableVideo("unreadable", path, _said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    """What the decoder said, without its own source lines ("Class, /path/file.cpp:41, ") and pleas to report it."""
+    if "best video stream is unknown" in str(error):
+        return "the file has no video stream"
+    return re.sub(r"^\w+, \S+:\d+, ", "", str(error).strip().splitlines()[0])

@@ -41,6 +41,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from trl.trainer.utils import FusedCausalLMOutput
 
+from .processing import concatenate_visuals, visual_shapes
+
 ATTENTION = "longvpo_tree"
 """Name of the attention function, and of the model kwarg that tells it the trees."""
 
@@ -106,7 +108,7 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
     for part in parts:
         rows = sorted(row for (row,) in part)
         both = torch.tensor(rows + [row + len(index) for row in rows], device=input_ids.device)
-        visual = _visual_tensors([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
+        visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
         if "mm_token_type_ids" in batch:
             visual["mm_token_type_ids"] = batch["mm_token_type_ids"][both]
         output = _checked(
@@ -171,7 +173,9 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
             shift_labels=packed.shift_labels,
             fused_lm_head=True,
             **{ATTENTION: packed.forest},
-            **_visual_tensors([batch["videos"][index[tree.rows[0]]] for tree in planted if index[tree.rows[0]] >= 0]),
+            **concatenate_visuals(
+                [batch["videos"][index[tree.rows[0]]] for tree in planted if index[tree.rows[0]] >= 0]
+            ),
             **kwargs,
         )
         outputs.append(_checked(output))
@@ -512,16 +516,10 @@ def _concatenable(
         if video < 0:
             without.append(group)
         else:
-            shapes = tuple((name, tensor.shape[1:]) for name, tensor in sorted(videos[video].items()))
-            parts.setdefault(shapes, []).append(group)
+            parts.setdefault(visual_shapes(videos[video]), []).append(group)
     forwards = list(parts.values()) or [[]]
     forwards[0] += without
     return forwards
-
-
-def _visual_tensors(videos: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of several videos as the model takes them: along the first axis, in order."""
-    return {name: torch.cat([video[name] for video in videos]) for name in (videos[0] if videos else ())}
 
 
 # --------------------------------------------------------------------------------------------- outputs

@@ -274,7 +274,7 @@ class _Build:
         try:
             return responder.respond([request])[0]
         except UnreadableVideo as error:
-            self.funnel.drop(error.reason, clip=error.clip.path, detail=str(error))
+            self.funnel.drop(error.reason, clip=error.path, detail=str(error))
             return None
 
     def _timeline(self, draft: _Draft) -> Timeline:

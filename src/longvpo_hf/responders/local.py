@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.processing import PromptEncoder, concatenate_visuals
+from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
 
 from . import Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+#: Visual tensors held while requests of like length are looked for: a bound on memory, whatever is asked at once.
+#: About 800 frames of 448 × 448 in float32.
+_HELD_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One request on its way: which it is, its token ids and types, the visual tensors of its video."""
+
+    index: int
+    ids: list[int]
+    types: list[int] | None
+    visual: dict[str, torch.Tensor]
 
 
 class LocalResponder:
@@ -37,6 +52,8 @@ class LocalResponder:
         batch_size: int = 8,
         name: str | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be ≥ 1, got {batch_size}.")
         self.model = model
         self.sampler = sampler
         self.encoder = PromptEncoder(processor)
@@ -51,39 +68,56 @@ class LocalResponder:
 
     def respond(self, requests: Sequence[Request]) -> list[str]:
         """See `Responder.respond`. Requests of like length are answered together, whatever their order."""
-        if not requests:
-            return []
-        tokenizer = self.encoder.processor.tokenizer
-        encoded = [self._encode(request) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: len(encoded[i][0]))
         answers = [""] * len(requests)
-        while order:
-            batch = order[: self.batch_size]
-            visuals = [encoded[i][2] for i in batch if encoded[i][2]]
-            visual = concatenate_visuals(visuals) if visuals else {}
-            if visual is None:  # videos of unlike shape: one at a time
-                batch, visual = batch[:1], visuals[0]
-            order = order[len(batch) :]
-            longest = max(len(encoded[i][0]) for i in batch)
-            padded = {
-                "input_ids": _left_pad([encoded[i][0] for i in batch], longest, tokenizer.pad_token_id),
-                "attention_mask": _left_pad([[1] * len(encoded[i][0]) for i in batch], longest, 0),
-            }
-            if encoded[batch[0]][1] is not None:
-                padded["mm_token_type_ids"] = _left_pad([encoded[i][1] or [] for i in batch], longest, 0)
-            inputs = {key: value.to(self.model.device) for key, value in {**padded, **visual}.items()}
-            with torch.inference_mode():
-                output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-            texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text.strip()
+        held: list[_Prompt] = []
+        held_bytes = 0
+        for index, request in enumerate(requests):
+            held.append(self._encode(index, request))
+            held_bytes += sum(tensor.nbytes for tensor in held[-1].visual.values())
+            if held_bytes >= _HELD_BYTES or index == len(requests) - 1:
+                for prompt, answer in self._answer(held):
+                    answers[prompt.index] = answer
+                held, held_bytes = [], 0
         return answers
 
-    def _encode(self, request: Request) -> tuple[list[int], list[int] | None, dict[str, torch.Tensor]]:
+    def _encode(self, index: int, request: Request) -> _Prompt:
         frames = None if request.timeline is None else self.sampler(request.timeline, request.view)
         prompts = self.encoder.encode(frames, [[{"role": "user", "content": request.text}]])
         types = None if prompts.mm_token_type_ids is None else prompts.mm_token_type_ids[0]
-        return prompts.input_ids[0], types, prompts.visual
+        return _Prompt(index, prompts.input_ids[0], types, prompts.visual)
+
+    def _answer(self, prompts: Sequence[_Prompt]) -> list[tuple[_Prompt, str]]:
+        """The answers, in batches of videos that go into one call, shortest prompts first."""
+        groups: dict[Hashable, list[_Prompt]] = {}
+        for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):
+            groups.setdefault(visual_shapes(prompt.visual), []).append(prompt)
+        answers: list[tuple[_Prompt, str]] = []
+        for group in groups.values():
+            for start in range(0, len(group), self.batch_size):
+                batch = group[start : start + self.batch_size]
+                answers += zip(batch, self._generate(batch), strict=True)
+        return answers
+
+    def _generate(self, prompts: Sequence[_Prompt]) -> list[str]:
+        tokenizer = self.encoder.processor.tokenizer
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        length = max(len(prompt.ids) for prompt in prompts)
+        inputs = {
+            "input_ids": _left_pad([prompt.ids for prompt in prompts], length, pad),
+            "attention_mask": _left_pad([[1] * len(prompt.ids) for prompt in prompts], length, 0),
+            **concatenate_visuals([prompt.visual for prompt in prompts]),
+        }
+        types = [prompt.types for prompt in prompts if prompt.types is not None]
+        if types:
+            inputs["mm_token_type_ids"] = _left_pad(types, length, 0)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+        texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
 
 def _left_pad(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
