@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS
+from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS, question
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -40,7 +40,7 @@ class Describer:
         clips = [request.timeline.clips[0] if request.timeline else None for request in requests]
         self._describe([clip for clip in clips if clip])
         markers = [self._markers[clip] if clip else "" for clip in clips]
-        return [f"what colour in the {marker} clip ?" if marker else "" for marker in markers]
+        return [question(marker) if marker else "" for marker in markers]
 
     def embed(self, clips: Sequence[Clip]) -> NDArray[np.float64]:
         """One-hot of the marker the model names, `[num_clips, number of markers + 1]`; the last is "names none"."""

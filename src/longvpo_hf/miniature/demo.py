@@ -203,10 +203,10 @@ class Demo:
     def _world(self, name: str) -> list[WorldClip]:
         return read_world(self.output / "world" / name)
 
-    def base(self) -> None:
-        """Trains the base from nothing on one and two clips, into `base/`."""
+    def base(self) -> dict[str, int]:
+        """Trains the base from nothing on one and two clips, into `base/`; gives its size and steps."""
 
-        def work() -> dict[str, float]:
+        def work() -> dict[str, int]:
             clips = self._world("pretraining")
             frames = torch.stack(
                 [
@@ -220,9 +220,13 @@ class Demo:
             with _whole(self.output / "base") as part:
                 model.save_pretrained(part)
                 processor.save_pretrained(part)
-            return {"parameters": model.num_parameters(), "last_loss": history.recall_losses[-1]}
+            return {
+                "parameters": model.num_parameters(),
+                "naming_steps": len(history.naming_losses),
+                "recall_steps": len(history.recall_losses),
+            }
 
-        self.phase("base", work)
+        return self.phase("base", work)
 
     def rows(self) -> dict[str, dict[str, int]]:
         """Makes the Stage-1 rows with the product's builder, into `dataset/`; gives its funnel."""
@@ -340,7 +344,7 @@ def run_demo(output: Path, settings: DemoSettings) -> dict[str, Any]:
     with one_thread():
         demo = Demo(output, settings)
         demo.worlds()
-        demo.base()
+        base = demo.base()
         before = demo.evaluate("base")
         funnel = demo.rows()
         training = demo.train(LONGVPO)
@@ -355,10 +359,11 @@ def run_demo(output: Path, settings: DemoSettings) -> dict[str, Any]:
             "seed": settings.seed,
             "settings": asdict(settings),
             "arm": asdict(LONGVPO),
+            "base": base,
             "funnel": funnel,
             "training": training,
             "seconds": demo.seconds(),
-            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
+            "peak_memory_gib": _peak_memory_gib(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         }
@@ -405,6 +410,12 @@ def _whole(folder: Path) -> Iterator[Path]:
     yield part
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
+
+
+def _peak_memory_gib() -> float:
+    """Of this process and of the largest of its dataloader workers, added: pages that both have count twice."""
+    kib = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(kib / 1024**2, 2)
 
 
 def _write(path: Path, text: str) -> None:

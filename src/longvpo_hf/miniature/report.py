@@ -85,7 +85,7 @@ def _text(metrics: Mapping[str, Any]) -> str:
     times = "\n".join(f"| {name} | {value:.1f} |" for name, value in seconds.items())
     versions = ", ".join(f"{name} {value}" for name, value in metrics["versions"].items())
     machine = metrics["machine"]
-    base, trained = settings["pretraining"], settings["max_clips"]
+    base, trained = metrics["base"], settings["max_clips"]
     pool = settings["pretraining_clips"]
     return f"""# LongVPO in miniature
 
@@ -117,7 +117,8 @@ repository). Lengths beyond {trained} clips were not trained on, and gain less.
 ## How it was made
 
 - seed {metrics["seed"]}, scale {metrics["settings"]["scale"]}; the same seed on the same machine gives the same numbers
-- base: {base["naming_steps"]} steps on one clip, {base["recall_steps"]} on one and two, from {pool} clips
+- base: {base["parameters"]} parameters; {base["naming_steps"]} steps on one clip, {base["recall_steps"]} on one and
+  two, from {pool} clips
 - rows: {stages}; dropped: {drops}
 - Stage 1: {settings["steps"]} steps of 48 rows, learning rate 1e-3
 - loss: reference `{arm["reference"]}`, β {arm["beta"]}, α {arm["sft_weight"]}

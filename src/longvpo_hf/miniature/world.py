@@ -99,12 +99,17 @@ class WorldClip:
     @property
     def question(self) -> str:
         """The question about this clip; its answer is `colour`. Unambiguous where no other clip has the same marker."""
-        return f"what colour in the {self.marker} clip ?"
+        return question(self.marker)
 
     @property
     def caption(self) -> str:
         """The answer to `CAPTION_QUESTION`."""
         return caption(self.marker, self.colour)
+
+
+def question(marker: str) -> str:
+    """The question about the clip with this marker."""
+    return f"what colour in the {marker} clip ?"
 
 
 def caption(marker: str, colour: str) -> str:
