@@ -8,11 +8,14 @@ nothing of how rows are made. Every private thing of TRL that is used is named i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from huggingface_hub import EvalResult
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, ProcessorMixin
@@ -21,6 +24,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from .collator import Batch, TimelineSampler, VideoPreferenceCollator
 from .config import LongVPOConfig
+from .model_card import facts_of, write_model_card
 from .preference import TRAINING_COLUMNS, undecoded
 from .tree import enable_tree_packing, is_tree_packed, plain_forward, tree_forward
 
@@ -157,6 +161,25 @@ class LongVPOTrainer(DPOTrainer):
         self._metrics[mode]["loss/sft"].append(self.accelerator.gather(sft.detach()).mean().item())
         loss = loss + self._sft_weight * sft
         return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        eval_results: Sequence[EvalResult] = (),
+    ) -> None:
+        """Writes the model card and its training curve into the output folder, in place of TRL's card.
+
+        Args:
+            model_name: Its heading; by default the output folder's name.
+            dataset_name: What the model was trained on; by default the Hub datasets the rows are from.
+            tags: Beside those every card of this trainer has.
+            eval_results: What was measured after training: `push_to_hub(eval_results=[...])`.
+        """
+        if self.is_world_process_zero():
+            facts = facts_of(self, model_name, dataset_name, tags, eval_results)
+            write_model_card(Path(self.args.output_dir), facts)
 
 
 class _Forward:

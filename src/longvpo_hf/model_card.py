@@ -1,0 +1,371 @@
+"""The model card of a training run, and its curve.
+
+Takes the `CardFacts` of a run, or gathers them from its trainer; gives `README.md` with the Hub's YAML, and
+`training_curve.png` beside it. The text stands in `model_cards/longvpo.md`. What comes from outside (names of models,
+datasets, benchmarks) is escaped wherever the template shows it; of a local path only the last name is told. Knows
+nothing of how training works.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from .hub import LONGVPO_CITATION, citation, markdown, public_name
+
+if TYPE_CHECKING:
+    from .trainer import LongVPOTrainer
+
+CURVE_FILE = "training_curve.png"
+
+_CURVES = {"loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin"}
+_REFERENCE_VIEWS = {
+    "row": "what each row says",
+    "anchor": "the row's reference clips, or its evidence where it names none",
+    "full": "the whole timeline",
+}
+_PACKAGES = ("longvpo-hf", "trl", "transformers", "torch", "datasets", "peft", "torchcodec")
+_TRL_CITATION = """\
+@software{vonwerra2020trl,
+    title   = {{TRL: Transformers Reinforcement Learning}},
+    author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and
+               Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
+    license = {Apache-2.0},
+    url     = {https://github.com/huggingface/trl},
+    year    = {2020}
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model or dataset that others can find, or that lies on this machine alone.
+
+    Args:
+        name: Its name on the Hub, or the last part of its path; empty for a model built from a configuration.
+        revision: Commit on the Hub; empty where not known.
+        on_hub: Whether `name` is one on the Hub.
+    """
+
+    name: str
+    revision: str = ""
+    on_hub: bool = False
+
+    @classmethod
+    def of(cls, name: str, revision: str = "") -> Source:
+        """What `from_pretrained` or `load_dataset` would find under `name`."""
+        public = public_name(name)
+        try:
+            validate_repo_id(public)
+        except HFValidationError:
+            return cls(public)
+        return cls(public, revision, on_hub=True) if public == name else cls(public)
+
+    @property
+    def load_from(self) -> str:
+        """The name as it stands in code."""
+        return self.name if self.on_hub else f"path/to/{self.name or 'the/base/model'}"
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a model card tells.
+
+    Args:
+        name: Heading.
+        load_from: What `from_pretrained` takes.
+        base: The model that was trained.
+        sampling: `num_frames`, `fps` and `max_pixels` of the policy's `FrameSampler`.
+        adapter: Kind of adapter, e.g. `LORA`; empty where the model itself was trained.
+        datasets: What it was trained on, as far as it has a name.
+        recipes: Names of the rows' recipes.
+        settings: Label and value of each setting, in order; shown as a table.
+        licence: The base model's `license`, `license_name`, `license_link`, as far as known.
+        log_history: As `TrainerState.log_history`.
+        eval_results: Measured after training.
+        tags: Beside those every card has.
+        runs: Name and address of where the run was logged.
+        method_citation: BibTeX of the method of TRL's that was used.
+    """
+
+    name: str
+    load_from: str
+    base: Source
+    sampling: Mapping[str, float | None]
+    adapter: str = ""
+    datasets: tuple[Source, ...] = ()
+    recipes: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    licence: Mapping[str, str] = field(default_factory=dict)
+    log_history: Sequence[Mapping[str, float]] = ()
+    eval_results: Sequence[EvalResult] = ()
+    tags: tuple[str, ...] = ()
+    runs: tuple[tuple[str, str], ...] = ()
+    method_citation: str = ""
+
+
+def write_model_card(folder: Path, facts: CardFacts) -> None:
+    """Writes `README.md`, and the training curve where anything was logged, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [entry for entry in facts.log_history if "loss" in entry]
+    if logs:
+        _plot(facts.log_history, folder / CURVE_FILE)
+    _card(facts, logs).save(folder / "README.md")
+
+
+def facts_of(
+    trainer: LongVPOTrainer,
+    model_name: str | None,
+    dataset_name: str | None,
+    tags: str | Sequence[str] | None,
+    eval_results: Sequence[EvalResult] = (),
+) -> CardFacts:
+    """What a card tells of a trainer's model; the arguments are those of `create_model_card`."""
+    args, config = trainer.args, trainer.model.config
+    name = model_name or Path(args.output_dir).name
+    base = Source.of(config.name_or_path or "", getattr(config, "_commit_hash", None) or "")
+    datasets, recipes = _data_of(trainer.train_dataset)
+    if dataset_name is not None:
+        known = {source.name: source for source in datasets}
+        datasets = (known.get(dataset_name, Source.of(dataset_name)),)
+    peft = next(iter(getattr(trainer.model, "peft_config", {}).values()), None)
+    return CardFacts(
+        name=name,
+        load_from=trainer.hub_model_id or args.hub_model_id or f"path/to/{public_name(name)}",
+        base=base,
+        adapter="" if peft is None else str(getattr(peft.peft_type, "value", peft.peft_type)),
+        datasets=datasets,
+        recipes=recipes,
+        settings=tuple(_settings(trainer, peft)),
+        sampling={"num_frames": args.num_frames, "fps": args.fps, "max_pixels": args.max_pixels},
+        licence=_licence_of(config.name_or_path or "", base),
+        log_history=trainer.state.log_history,
+        eval_results=eval_results,
+        tags=tuple(dict.fromkeys([*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or ())])),
+        runs=tuple(_runs()),
+        method_citation=trainer._paper["citation"],
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the text
+
+
+class _Verbatim(str):
+    """Text the template shows unescaped: made here, not taken from outside."""
+
+
+def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]]) -> ModelCard:
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, _Verbatim) else markdown(value),
+    )
+    environment.filters["code"] = _code
+    metadata = ModelCardData(
+        base_model=facts.base.name if facts.base.on_hub else None,
+        base_model_relation=("adapter" if facts.adapter else "finetune") if facts.base.on_hub else None,
+        datasets=[source.name for source in facts.datasets if source.on_hub] or None,
+        library_name="peft" if facts.adapter else "transformers",
+        pipeline_tag="video-text-to-text",
+        model_name=facts.name,
+        tags=["generated_from_trainer", *facts.tags],
+        eval_results=list(facts.eval_results) or None,
+    )
+    for field_name, value in facts.licence.items():
+        metadata[field_name] = value
+    text = environment.from_string(_template()).render(
+        metadata=_Verbatim(metadata.to_yaml()),
+        name=facts.name,
+        load_from=facts.load_from,
+        base=facts.base,
+        base_link=_link(facts.base, ""),
+        adapter=facts.adapter,
+        sampling=facts.sampling,
+        settings=[
+            *([("recipe", ", ".join(facts.recipes))] if facts.recipes else []),
+            *[("dataset", _link(source, "datasets/")) for source in facts.datasets],
+            *facts.settings,
+        ],
+        runs=[(label, _Verbatim(url)) for label, url in facts.runs if re.fullmatch(r"https?://[^\s()<>]+", url)],
+        curve=_Verbatim(CURVE_FILE) if logs else None,
+        progress=[
+            (label, f"{values[0]:.4g}", f"{values[-1]:.4g}")
+            for key, label in _CURVES.items()
+            if (values := [entry[key] for entry in logs if key in entry])
+        ],
+        evaluations=facts.eval_results,
+        licence=facts.licence.get("license_name") or facts.licence.get("license"),
+        versions=[(package, version(package)) for package in _PACKAGES],
+        citations=[
+            _Verbatim(entry)
+            for entry in dict.fromkeys(
+                [LONGVPO_CITATION, *map(citation, facts.recipes), facts.method_citation, _TRL_CITATION]
+            )
+            if entry
+        ],
+    )
+    return ModelCard(text)
+
+
+def _template() -> str:
+    package = Path(__file__).parent
+    in_wheel, in_checkout = (folder / "model_cards" / "longvpo.md" for folder in (package, package.parents[1]))
+    return (in_wheel if in_wheel.is_file() else in_checkout).read_text(encoding="utf-8")
+
+
+def _code(value: object) -> _Verbatim:
+    """A Python literal that also leaves the fence around it alone."""
+    return _Verbatim(json.dumps(value).replace("`", "\\u0060") if isinstance(value, str) else repr(value))
+
+
+def _link(source: Source, kind: str) -> _Verbatim:
+    """A source as Markdown, with its revision."""
+    if not source.on_hub:
+        return _Verbatim(f"{markdown(source.name)} (not on the Hub)")
+    at = f" at revision [{source.revision[:10]}](https://huggingface.co/{kind}{source.name}/tree/{source.revision})"
+    return _Verbatim(
+        f"[{markdown(source.name)}](https://huggingface.co/{kind}{source.name})" + (at if source.revision else "")
+    )
+
+
+def _plot(log_history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss, reward accuracy and margin over the steps: training as lines, evaluation as dots."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+        for name, form in ((key, "-"), (f"eval_{key}", "o")):
+            points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), form, label="training" if name == key else "evaluation")
+        axes.set(title=label, xlabel="step")
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+# --------------------------------------------------------------------------------------- from a trainer
+
+
+def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
+    from .tree import is_tree_packed
+
+    args = trainer.args
+    weights = args.loss_weights or [1.0] * len(args.loss_type)
+    packed = args.tree_packing and is_tree_packed(trainer.model)
+    rate = "" if args.fps is None else f", {args.fps:g} a second"
+    pixels = "" if args.max_pixels is None else f", {args.max_pixels} pixels each"
+    accumulated = args.gradient_accumulation_steps
+    rows = args.per_device_train_batch_size * accumulated * args.world_size
+    tower = ", vision tower frozen" if args.freeze_vision_tower else ""
+    return [
+        ("loss", " + ".join(f"{weight:g} × {kind}" for kind, weight in zip(args.loss_type, weights, strict=True))),
+        ("β", f"{args.beta:g}"),
+        ("α (weight of the SFT term)", f"{args.sft_weight:g}"),
+        ("the reference model sees", _REFERENCE_VIEWS[args.reference]),
+        ("frames of the policy", f"at most {args.num_frames}{rate}{pixels}"),
+        ("frames of the reference", f"at most {args.reference_num_frames or args.num_frames}{rate}{pixels}"),
+        ("trained weights", (_adapter_settings(peft) if peft is not None else "all") + tower),
+        ("learning rate", f"{args.learning_rate:g}, {_value(args.lr_scheduler_type)}, warm-up {args.warmup_steps:g}"),
+        (
+            "optimiser",
+            f"{_value(args.optim)}, weight decay {args.weight_decay:g}, gradient norm ≤ {args.max_grad_norm:g}",
+        ),
+        (
+            "batch",
+            f"{rows} rows: {args.per_device_train_batch_size} a device × {accumulated} accumulated × "
+            f"{args.world_size} processes",
+        ),
+        ("epochs", f"{trainer.state.epoch or 0:.3g} ({trainer.state.global_step} steps)"),
+        ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
+        ("gradient checkpointing", "on" if args.gradient_checkpointing else "off"),
+        ("tree packing", f"on, up to {args.pairs_per_timeline} pairs of a timeline together" if packed else "off"),
+        ("longest sequence", "unbounded" if args.max_length is None else f"{args.max_length} tokens"),
+        ("seed", f"{args.seed}"),
+    ]
+
+
+def _adapter_settings(peft: Any) -> str:
+    modules = peft.target_modules
+    shown = modules if isinstance(modules, str) else ", ".join(sorted(modules or ()))
+    rank = f" of rank {peft.r}, α {peft.lora_alpha}" if hasattr(peft, "lora_alpha") else ""
+    return f"{_value(peft.peft_type)}{rank} on {shown}"
+
+
+def _value(choice: Any) -> str:
+    return str(getattr(choice, "value", choice))
+
+
+def _data_of(dataset: Any) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+    """The Hub datasets that rows are from, with their revisions, and the recipes they were made by."""
+    from datasets import Dataset
+
+    recorded = isinstance((dataset.features or {}).get("provenance"), dict)
+    if isinstance(dataset, Dataset):
+        # Files of the cache: <namespace>___<name>/<config>/<version>/<commit>/<name>-train.arrow
+        paths = [file["filename"] for file in dataset.cache_files]
+        found = [re.search(r"[/\\]([^/\\]+)___([^/\\]+)[/\\].*?([0-9a-f]{40})[/\\]", path) for path in paths]
+        recipes: list[str] = []
+        if recorded:
+            column = dataset.select_columns("provenance").with_format("arrow")[:]["provenance"]
+            recipes = column.combine_chunks().field("recipe").unique().to_pylist()
+    else:
+        row = _first_row(dataset)
+        media = [str((clip.get("video") or {}).get("path")) for clip in row.get("clips") or ()]
+        found = [re.match(r"hf://datasets/([^/@]+)/([^/@]+)@([0-9a-f]{40})/", path) for path in media]
+        recipes = [row["provenance"]["recipe"]] if recorded else []
+    sources = (Source.of(f"{match[1]}/{match[2]}", match[3]) for match in found if match)
+    return tuple(dict.fromkeys(sources)), tuple(sorted({recipe for recipe in recipes if recipe}))
+
+
+@functools.lru_cache(maxsize=1)
+def _first_row(dataset: Any) -> dict[str, Any]:
+    """First row of a stream; read once, since a card is written with every checkpoint."""
+    return next(iter(dataset), {})
+
+
+def _licence_of(path: str, base: Source) -> dict[str, str]:
+    """What the base model's card says of its licence; nothing where there is no card or no network."""
+    readme = Path(path) / "README.md"
+    if base.on_hub:
+        data: Any = _hub_metadata(base.name, base.revision or None)
+    else:
+        data = ModelCard.load(readme, ignore_metadata_errors=True).data if path and readme.is_file() else {}
+    fields = ("license", "license_name", "license_link")
+    return {name: value for name in fields if isinstance(value := data.get(name), str)}
+
+
+@functools.lru_cache
+def _hub_metadata(name: str, revision: str | None) -> Any:
+    try:
+        return model_info(name, revision=revision, timeout=5).card_data or {}
+    except Exception:  # whatever it is, a missing network or repository must not cost a checkpoint
+        return {}
+
+
+def _runs() -> list[tuple[str, str]]:
+    """Where the run was logged, as TRL finds it."""
+    from transformers import is_wandb_available
+    from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
+
+    urls = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url()}
+    if is_wandb_available():
+        run = importlib.import_module("wandb").run
+        urls["Weights & Biases"] = run.url if run is not None else None
+    return [(label, url) for label, url in urls.items() if url]
+
+
+__all__ = ["CURVE_FILE", "CardFacts", "Source", "facts_of", "write_model_card"]
