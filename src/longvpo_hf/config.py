@@ -11,6 +11,7 @@ from typing import Literal
 from trl import DPOConfig
 
 ReferenceView = Literal["row", "anchor", "full"]
+OnBadVideo = Literal["raise", "skip"]
 
 
 @dataclass
@@ -33,13 +34,20 @@ class LongVPOConfig(DPOConfig):
             α of `L_DPO + α · (−log π(y⁺) / |y⁺|)`. The mean is per answer, then over the batch, as in the paper;
             `0.0` leaves the term out. Shorthand for `"sft"` in `loss_type` with its weight in `loss_weights`.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
-            Train everything but the vision tower.
+            Train everything but the vision tower, which then runs without graph, a bounded number of frames at a time.
         tree_packing (`bool`, *optional*, defaults to `True`):
             Score all answers about a timeline in one forward pass, which gives the same numbers for less. Models whose
             attention cannot take it are scored in two sequences per row, and the log says why.
         pairs_per_timeline (`int`, *optional*, defaults to `1`):
             Up to so many rows of one timeline come next to each other, so that they share its video's forward pass when
-            they fall into one batch. Choose a divisor of `per_device_train_batch_size`.
+            they fall into one batch. Choose a divisor of `per_device_train_batch_size`. A streamed dataset keeps its
+            own order.
+        on_bad_video (`str`, *optional*, defaults to `"raise"`):
+            What becomes of a row whose video cannot be decoded: `"raise"` ends the run with an error that names row and
+            clip, `"skip"` leaves the row out and counts it by reason (`bad_videos/<reason>` in the logs). The loss is
+            then the mean over the rows that are left; a batch without any adds nothing to the gradient.
+
+    `precompute_ref_log_probs=True` works for video rows, see `LongVPOTrainer`.
 
     Defaults changed from TRL: `beta=0.01`, `learning_rate=5e-7`, `lr_scheduler_type="cosine"`, `warmup_steps=0.01` (a
     ratio), `num_train_epochs=1`, `max_length=None` (visual tokens are never truncated).
@@ -103,6 +111,14 @@ class LongVPOConfig(DPOConfig):
             "forward pass when they fall into one batch. Choose a divisor of per_device_train_batch_size."
         },
     )
+    on_bad_video: OnBadVideo = field(
+        default="raise",
+        metadata={
+            "help": "What becomes of a row whose video cannot be decoded: 'raise' ends the run with an error that "
+            "names row and clip, 'skip' leaves the row out and counts it by reason.",
+            "choices": ["raise", "skip"],
+        },
+    )
 
     beta: float = field(default=0.01, metadata={"help": "Strength of the reference in DPO. LongVPO uses 0.01."})
     learning_rate: float = field(default=5e-7, metadata={"help": "Peak learning rate. LongVPO uses 5e-7."})
@@ -125,6 +141,8 @@ class LongVPOConfig(DPOConfig):
             raise ValueError(f"fps must be > 0, or None for no bound, got {self.fps}.")
         if self.reference not in ("row", "anchor", "full"):
             raise ValueError(f"reference must be 'row', 'anchor' or 'full', got {self.reference!r}.")
+        if self.on_bad_video not in ("raise", "skip"):
+            raise ValueError(f"on_bad_video must be 'raise' or 'skip', got {self.on_bad_video!r}.")
         if self.sft_weight < 0:
             raise ValueError(f"sft_weight must be ≥ 0, got {self.sft_weight}.")
         if isinstance(self.loss_type, str):
