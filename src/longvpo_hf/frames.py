@@ -112,11 +112,10 @@ def whole_clip(path: str) -> Clip:
     Raises:
         UnreadableVideo: If the file is missing or is no video.
     """
-    metadata = _open(path, None).metadata
-    begin, end = metadata.begin_stream_seconds, metadata.end_stream_seconds
-    if begin is None or end is None or end <= max(begin, 0.0):
+    bounds = _stream_seconds(_open(path, None))
+    if bounds is None or bounds[1] <= 0:
         raise UnreadableVideo("unreadable", path, "the stream holds no frames")
-    return Clip(path, max(begin, 0.0), end)
+    return Clip(path, max(bounds[0], 0.0), bounds[1])
 
 
 class FrameSampler:
@@ -241,10 +240,10 @@ class FrameSampler:
         if canvas[0] - fitted[0] <= 1 and canvas[1] - fitted[1] <= 1:
             fitted = canvas  # bars of a pixel come of rounding the canvas, not of another aspect
         decoder = self._decoder(clip, fitted if fitted != source_size else None)
-        begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
-        fps = decoder.metadata.average_fps
-        if begin is None or end is None or not fps:
+        bounds, fps = _stream_seconds(decoder), decoder.metadata.average_fps
+        if bounds is None or not fps:
             raise UnreadableVideo("unreadable", clip, "the stream holds no frames")
+        begin, end = bounds
         # Containers round their durations: one frame is forgiven.
         if clip.end_seconds > end + 1 / fps or clip.start_seconds >= end:
             raise UnreadableVideo("beyond_end", clip, f"the video ends at {end} s; shorten the clip")
@@ -260,6 +259,12 @@ class FrameSampler:
         if fitted == canvas:
             return frames
         return F.pad(frames, (left, canvas[1] - fitted[1] - left, top, canvas[0] - fitted[0] - top))
+
+
+def _stream_seconds(decoder: VideoDecoder) -> tuple[float, float] | None:
+    """When the first frame of a stream appears and the last one ends, in source seconds; None of an empty stream."""
+    begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+    return None if begin is None or end is None or end <= begin else (float(begin), float(end))
 
 
 def _offsets_seconds(clip: Clip, count: int) -> list[float]:

@@ -1,0 +1,96 @@
+"""Clips, timelines and views: spans on two named clocks, and errors that say value, bound and remedy."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from longvpo_hf.timeline import Clip, Timeline, View, check_indices
+
+
+def make_timeline(*durations_seconds: float) -> Timeline:
+    return Timeline(tuple(Clip(f"{i}.mp4", 10.0 * i, 10.0 * i + d) for i, d in enumerate(durations_seconds)))
+
+
+def test_a_clip_is_a_span_of_source_seconds() -> None:
+    assert Clip("a.mp4", 1.5, 4.0).duration_seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("path", "start", "end", "message"),
+    [
+        ("", 0.0, 1.0, "needs the path of its source file, got an empty string"),
+        ("a.mp4", -0.1, 1.0, r"start_seconds of a clip must be finite and ≥ 0, got -0.1 \(a.mp4\)"),
+        ("a.mp4", 0.0, math.inf, r"end_seconds of a clip must be finite and ≥ 0, got inf \(a.mp4\)"),
+        ("a.mp4", math.nan, 1.0, "start_seconds of a clip must be finite and ≥ 0, got nan"),
+        ("a.mp4", 2.0, 2.0, r"end_seconds must be > start_seconds = 2.0, got 2.0 \(a.mp4\)"),
+        ("a.mp4", 2.0, 1.0, "end_seconds must be > start_seconds = 2.0, got 1.0"),
+    ],
+)
+def test_a_clip_that_is_none_is_refused(path: str, start: float, end: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Clip(path, start, end)
+
+
+def test_the_timeline_has_its_own_clock() -> None:
+    timeline = make_timeline(2.0, 0.5, 3.5)
+    assert len(timeline) == 3
+    assert timeline.duration_seconds == 6.0
+    assert timeline.starts_timeline_seconds == (0.0, 2.0, 2.5)
+    # middles at 1, 2.25 and 4.25 of 6 seconds
+    assert [timeline.centre(i) for i in range(3)] == pytest.approx([1 / 6, 2.25 / 6, 4.25 / 6])
+
+
+def test_a_timeline_needs_a_clip() -> None:
+    with pytest.raises(ValueError, match="needs at least one clip, got none"):
+        Timeline(())
+    with pytest.raises(ValueError, match=r"clip index must be in \[0, 2\), got 2"):
+        make_timeline(1.0, 1.0).centre(2)
+
+
+@pytest.mark.parametrize(
+    ("view", "seen", "text"),
+    [
+        (View.whole(), (0, 1, 2, 3), "whole"),
+        (View.only([3, 1, 1]), (1, 3), "only(1,3)"),
+        (View.without([0, 2]), (1, 3), "without(0,2)"),
+        (View.without([]), (0, 1, 2, 3), "whole"),
+        (View.sparse(8), (0, 1, 2, 3), "sparse(8)"),
+    ],
+)
+def test_views(view: View, seen: tuple[int, ...], text: str) -> None:
+    timeline = make_timeline(1, 2, 3, 4)
+    assert view.indices(4) == seen
+    assert view.of(timeline).clips == tuple(timeline.clips[i] for i in seen)
+    assert str(view) == text
+
+
+def test_only_and_without_part_a_timeline() -> None:
+    """Whatever is asked: each clip is in exactly one of the two, in timeline order."""
+    rng = random.Random(0)
+    for _ in range(100):
+        length = rng.randrange(2, 12)
+        named = rng.sample(range(length), rng.randrange(1, length))
+        kept, rest = View.only(named).indices(length), View.without(named).indices(length)
+        assert sorted(kept + rest) == list(range(length))
+        assert list(kept) == sorted(named)
+        assert list(rest) == sorted(rest)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: View(keep=(0,), drop=(1,)), r"either keeps or drops clips, got keep=\(0,\) and drop=\(1,\)"),
+        (lambda: View.only([]), r"must keep at least one clip, got keep=\(\). Use View.whole"),
+        (lambda: View.sparse(0), "num_frames of a view must be ≥ 1, got 0"),
+        (lambda: View.only([4]).indices(4), r"clip of a view must be in \[0, 4\), got 4"),
+        (lambda: View.without([-1]).indices(4), r"clip of a view must be in \[0, 4\), got -1"),
+        (lambda: View.without([0, 1]).indices(2), r"without clips \(0, 1\) leaves nothing of a timeline of 2 clips"),
+        (lambda: check_indices([0, 7], 3, "evidence"), r"evidence must be in \[0, 3\), got 7"),
+    ],
+)
+def test_a_view_that_shows_nothing_or_what_is_not_there(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
