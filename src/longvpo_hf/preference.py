@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -177,27 +177,20 @@ class VideoPreference:
         Raises:
             ValueError: If the row does not hold what it should; the message names the row and the field.
         """
-        where = f"row {row.get('id', '?')}"
-        texts = {name: _text_of(row, name, where) for name in ("prompt", "chosen", "rejected")}
+        where = f"row {row.get('id') or '?'}"
         clips = row.get("clips")
-        if not clips:
-            raise ValueError(f"{where}: clips is empty; a video preference needs at least one clip.")
-        provenance = dict(row.get("provenance") or {})
-        for name in ("similarities", "verdicts"):
-            provenance[name] = tuple(provenance.get(name) or ())
-        try:
-            return cls(
-                timeline=Timeline(tuple(_clip_of(clip) for clip in clips)),
-                question=texts["prompt"],
-                chosen=texts["chosen"],
-                rejected=texts["rejected"],
-                evidence=tuple(row.get("evidence") or ()),
-                reference=tuple(row.get("reference") or ()),
-                provenance=Provenance(**provenance),
-                id=row.get("id") or "",
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{where} is not a video preference: {error!r}.") from error
+        if not isinstance(clips, list) or not clips:
+            raise ValueError(f"{where}: clips must be a list of at least one clip, got {clips!r}.")
+        return cls(
+            timeline=Timeline(tuple(_clip_of(clip, f"{where}: clips[{i}]") for i, clip in enumerate(clips))),
+            question=_text_of(row, "prompt", "user", where),
+            chosen=_text_of(row, "chosen", "assistant", where),
+            rejected=_text_of(row, "rejected", "assistant", where),
+            evidence=_indices_of(row, "evidence", where),
+            reference=_indices_of(row, "reference", where),
+            provenance=_provenance_of(row.get("provenance"), where),
+            id=row.get("id") or "",
+        )
 
 
 def undecoded(dataset: Any) -> Any:
@@ -215,29 +208,60 @@ def undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _text_of(row: Mapping[str, Any], name: str, where: str) -> str:
+def _text_of(row: Mapping[str, Any], name: str, role: str, where: str) -> str:
     messages = row.get(name)
-    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0].get("content"), str):
+    message = messages[0] if isinstance(messages, list) and len(messages) == 1 else None
+    if not isinstance(message, Mapping) or message.get("role") != role or not isinstance(message.get("content"), str):
         raise ValueError(
-            f"{where}: {name} must be a list of one message {{'role', 'content': text}}, got {messages!r}."
+            f"{where}: {name} must be a list of one message {{'role': {role!r}, 'content': text}}, got {messages!r}."
         )
-    return messages[0]["content"]
+    return message["content"]
 
 
-def _clip_of(clip: Mapping[str, Any]) -> Clip:
-    media = clip["video"] if "video" in clip else clip["file_name"]
+def _indices_of(row: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
+    indices = row.get(name)
+    if indices is None:
+        return ()
+    if not isinstance(indices, list) or not all(type(index) is int for index in indices):
+        raise ValueError(f"{where}: {name} must be a list of whole numbers, got {indices!r}.")
+    return tuple(indices)
+
+
+def _provenance_of(stored: Any, where: str) -> Provenance:
+    if stored is None:
+        return Provenance()
+    known = [field.name for field in fields(Provenance)]
+    if not isinstance(stored, Mapping) or not set(stored) <= set(known):
+        raise ValueError(f"{where}: provenance must have no other fields than {known}, got {stored!r}.")
+    named: dict[str, Any] = {name: value for name, value in stored.items() if value is not None}
+    for name, value in named.items():
+        named[name] = tuple(value) if isinstance(value, list) else value
+    return Provenance(**named)
+
+
+def _clip_of(clip: Any, where: str) -> Clip:
+    if not isinstance(clip, Mapping):
+        raise ValueError(f"{where} must have file_name or video, start_seconds and end_seconds, got {clip!r}.")
+    name = "video" if "video" in clip else "file_name"
+    media = clip.get(name)
     if isinstance(media, Mapping):  # datasets' undecoded Video: {"path", "bytes"}
-        media = media["path"]
+        media = media.get("path")
     if not isinstance(media, str):
-        raise TypeError(
-            f"a clip's media must be a path or an undecoded Video, got {type(media).__name__}; cast the column with "
-            "datasets.Video(decode=False)"
+        raise ValueError(
+            f"{where}.{name} must be a path or an undecoded Video with one, got {type(media).__name__}; cast a column "
+            "of videos with datasets.Video(decode=False), and give media that is stored as bytes a file."
         )
-    return Clip(
-        path=media,
-        start_seconds=clip["start_seconds"],
-        end_seconds=clip["end_seconds"],
-        caption=clip.get("caption") or "",
-        source_id=clip.get("source_id") or "",
-        licence=clip.get("licence") or "",
-    )
+    for bound in ("start_seconds", "end_seconds"):
+        if not isinstance(clip.get(bound), (int, float)):
+            raise ValueError(f"{where}.{bound} must be a number, got {clip.get(bound)!r}.")
+    try:
+        return Clip(
+            path=media,
+            start_seconds=clip["start_seconds"],
+            end_seconds=clip["end_seconds"],
+            caption=clip.get("caption") or "",
+            source_id=clip.get("source_id") or "",
+            licence=clip.get("licence") or "",
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

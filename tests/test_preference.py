@@ -1,0 +1,251 @@
+"""A row survives its way through Parquet and `load_dataset` unchanged, and a bad one is named with its field."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, List, Value, Video, load_dataset
+from torchcodec.decoders import VideoDecoder
+
+from longvpo_hf.hub import DatasetWriter, dataset_card
+from longvpo_hf.preference import SCHEMA, TRAINING_COLUMNS, Provenance, VideoPreference, undecoded
+from longvpo_hf.timeline import Clip, Timeline, View
+from media import write_video
+
+TEXTS = [
+    "Why?",
+    "日本語の質問",
+    'a "quoted", comma',
+    "two\nlines\ttab",
+    "🎬 é ß",
+    "  spaces  ",
+    "x" * 3000,
+    "\\n",
+    "None",
+]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three files of 2 s, two of the same name in different folders."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "other").mkdir()
+    paths = [folder / "a clip.mp4", folder / "other" / "a clip.mp4", folder / "ü.mp4"]
+    return [str(write_video(path, 20, first=50 * i)) for i, path in enumerate(paths)]
+
+
+def make_rows(videos: list[str], number: int = 40, seed: int = 0) -> list[VideoPreference]:
+    """Rows of every kind: texts of all sorts, one to five clips, with and without evidence, reference, provenance."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(number):
+        clips = []
+        for _ in range(rng.randrange(1, 6)):
+            start = rng.choice([0.0, rng.random()])
+            end = start + rng.choice([1.0, 0.1, rng.uniform(0.05, 1)])
+            clips.append(
+                Clip(rng.choice(videos), start, end, *(rng.choice(["", text]) for text in rng.sample(TEXTS, 3)))
+            )
+        chosen, rejected = rng.sample(TEXTS, 2)
+        provenance = Provenance(
+            recipe=rng.choice(["", "longvpo-stage1"]),
+            chosen_view=str(View.only([0])),
+            answer_model=rng.choice(TEXTS),
+            similarities=tuple(rng.uniform(-1, 1) for _ in range(rng.randrange(3))),
+            verdicts=tuple(rng.sample(TEXTS, rng.randrange(3))),
+            seed=rng.choice([0, 7, 2**40]),
+        )
+        rows.append(
+            VideoPreference(
+                Timeline(tuple(clips)),
+                question=f"{i} {rng.choice(TEXTS)}",
+                chosen=chosen,
+                rejected=rejected,
+                evidence=tuple(rng.sample(range(len(clips)), rng.randrange(len(clips) + 1))),
+                reference=tuple(rng.sample(range(len(clips)), rng.randrange(len(clips) + 1))),
+                provenance=rng.choice([provenance, Provenance()]),
+            )
+        )
+    return rows
+
+
+def without_paths(row: VideoPreference) -> dict[str, Any]:
+    """A row as data, its media left out."""
+    return row.to_row(lambda clip: "")
+
+
+# ------------------------------------------------------------------------------------------------ there and back
+
+
+def test_row_to_parquet_to_row_is_unchanged(tmp_path: Path, videos: list[str]) -> None:
+    rows = make_rows(videos)
+    assert {len(row.evidence) for row in rows} >= {0, 1, 2}
+    assert {len(row.provenance.similarities) for row in rows} >= {0, 1, 2}
+    table = pa.Table.from_pylist([row.to_row(lambda clip: clip.path) for row in rows], schema=SCHEMA)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    again = [VideoPreference.from_row(row) for row in pq.read_table(tmp_path / "rows.parquet").to_pylist()]
+    assert again == rows
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, videos: list[str]) -> tuple[Path, list[VideoPreference]]:
+    """A dataset folder as builders write it, and its rows."""
+    folder = tmp_path_factory.mktemp("datasets") / "rows"
+    rows = make_rows(videos)
+    with DatasetWriter(folder) as writer:
+        for row in rows:
+            writer.add(row)
+        writer.write_card(dataset_card("Rows", "test", len(rows), {"stages": {}, "dropped": {}}, {}))
+    return folder, rows
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_load_dataset_gives_the_rows_back(
+    written: tuple[Path, list[VideoPreference]], videos: list[str], streaming: bool
+) -> None:
+    folder, rows = written
+    dataset = undecoded(load_dataset(str(folder), split="train", streaming=streaming))
+    loaded = [VideoPreference.from_row(row) for row in dataset]
+    assert [without_paths(row) for row in loaded] == [without_paths(row) for row in rows]
+    media = {Path(path).read_bytes(): path for path in videos}
+    for row, source in zip(loaded, rows, strict=True):
+        # Same name, other content: each clip shows its own file.
+        assert [media[Path(clip.path).read_bytes()] for clip in row.timeline.clips] == [
+            clip.path for clip in source.timeline.clips
+        ]
+    assert len(list((folder / "clips").iterdir())) == 3, "media is stored once however many rows show it"
+
+
+def test_a_loaded_row_has_what_a_trainer_needs(written: tuple[Path, list[VideoPreference]]) -> None:
+    row = undecoded(load_dataset(str(written[0]), split="train"))[0]
+    assert set(TRAINING_COLUMNS) <= set(row)
+    trained = VideoPreference.from_row({name: row[name] for name in TRAINING_COLUMNS})
+    assert trained.id == written[1][0].id
+
+
+def test_undecoded_opens_no_decoder(written: tuple[Path, list[VideoPreference]]) -> None:
+    dataset = load_dataset(str(written[0]), split="train")
+    assert isinstance(dataset[0]["clips"][0]["video"], VideoDecoder)
+    assert set(undecoded(dataset)[0]["clips"][0]["video"]) == {"path", "bytes"}
+    plain = Dataset.from_list([{"prompt": "a"}])
+    assert undecoded(plain) is plain
+
+
+# --------------------------------------------------------------------------------------------------------- ids
+
+
+def test_the_id_follows_from_the_content() -> None:
+    clip = Clip("/somewhere/a.mp4", 0.0, 1.0)
+    row = VideoPreference(Timeline((clip,)), "Why?", "yes", "no", (0,), (0,))
+    moved = VideoPreference(Timeline((Clip("/elsewhere/a.mp4", 0.0, 1.0),)), "Why?", "yes", "no", (0,), (0,))
+    assert row.id == moved.id, "the id does not depend on the machine's folders"
+    others = [
+        VideoPreference(Timeline((Clip("a.mp4", 0.0, 1.1),)), "Why?", "yes", "no", (0,), (0,)),
+        VideoPreference(Timeline((clip, clip)), "Why?", "yes", "no", (0,), (0,)),
+        VideoPreference(Timeline((clip,)), "Why", "yes", "no", (0,), (0,)),
+        VideoPreference(Timeline((clip,)), "Why?", "no", "yes", (0,), (0,)),
+        VideoPreference(Timeline((clip,)), "Why?", "yes", "no", (), (0,)),
+        VideoPreference(Timeline((clip,)), "Why?", "yes", "no", (0,), ()),
+    ]
+    assert len({row.id, *(other.id for other in others)}) == 7
+
+
+def test_the_reference_view() -> None:
+    timeline = Timeline(tuple(Clip("a.mp4", i, i + 1) for i in range(3)))
+    assert VideoPreference(timeline, "q", "a", "b", reference=(2, 0)).reference_view == View.only([0, 2])
+    assert VideoPreference(timeline, "q", "a", "b", evidence=(1,)).reference_view == View.whole()
+
+
+# ---------------------------------------------------------------------------------------------------- bad rows
+
+
+def good_row() -> dict[str, Any]:
+    clips = [{"file_name": f"{i}.mp4", "start_seconds": 0.0, "end_seconds": 2.0} for i in range(2)]
+    return {
+        "id": "r17",
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+        "clips": clips,
+        "evidence": [0],
+        "reference": [],
+    }
+
+
+def put(*path: Any) -> Callable[[dict[str, Any]], None]:
+    """Sets the field that `path` names, but for its last member, to that last member."""
+
+    def change(row: dict[str, Any]) -> None:
+        place: Any = row
+        for step in path[:-2]:
+            place = place[step]
+        place[path[-2]] = path[-1]
+
+    return change
+
+
+def test_the_good_row_is_good() -> None:
+    row = VideoPreference.from_row(good_row())
+    assert (row.id, row.question, row.chosen, row.rejected, row.evidence) == ("r17", "Why?", "yes", "no", (0,))
+    assert VideoPreference.from_row({**good_row(), "evidence": None, "provenance": None}).evidence == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("prompt", "Why?"), r"row r17: prompt must be a list of one message .* got 'Why\?'"),
+        (put("prompt", []), "row r17: prompt must be a list of one message"),
+        (put("prompt", 0, "role", "system"), "row r17: prompt must be .*'role': 'user'"),
+        (put("prompt", 0, "content", None), "row r17: prompt must be"),
+        (put("prompt", 0, "content", "  \n"), r"question of a preference is empty \(row r17\); drop the row"),
+        (put("chosen", None), "row r17: chosen must be .*'role': 'assistant'.* got None"),
+        (put("chosen", 0, "content", ""), r"chosen of a preference is empty \(row r17\)"),
+        (put("chosen", 0, "content", "no"), r"chosen and rejected are the same, 'no' \(row r17\)"),
+        (put("rejected", [{"role": "user", "content": "no"}]), "row r17: rejected must be .*'role': 'assistant'"),
+        (put("rejected", 0, "content", " "), r"rejected of a preference is empty \(row r17\)"),
+        (put("clips", []), r"row r17: clips must be a list of at least one clip, got \[\]"),
+        (put("clips", None), "row r17: clips must be a list of at least one clip, got None"),
+        (put("clips", 1, "b.mp4"), r"row r17: clips\[1\] must have file_name or video, .* got 'b.mp4'"),
+        (put("clips", 1, "file_name", None), r"row r17: clips\[1\].file_name must be a path .* got NoneType; cast"),
+        (put("clips", 1, "file_name", ""), r"row r17: clips\[1\]: A clip needs the path of its source file"),
+        (put("clips", 1, "video", {"path": None, "bytes": b""}), r"row r17: clips\[1\].video must be a path"),
+        (put("clips", 0, "end_seconds", None), r"row r17: clips\[0\].end_seconds must be a number, got None"),
+        (put("clips", 0, "end_seconds", 0.0), r"row r17: clips\[0\]: .* end_seconds must be > start_seconds = 0.0"),
+        (put("clips", 0, "start_seconds", "0"), r"row r17: clips\[0\].start_seconds must be a number, got '0'"),
+        (put("clips", 0, "start_seconds", -1.0), r"row r17: clips\[0\]: start_seconds of a clip must be .* got -1.0"),
+        (put("evidence", [2]), r"evidence \(row r17\) must be in \[0, 2\), got 2"),
+        (put("evidence", 0), "row r17: evidence must be a list of whole numbers, got 0"),
+        (put("reference", [-1]), r"reference \(row r17\) must be in \[0, 2\), got -1"),
+        (put("reference", [0.5]), r"row r17: reference must be a list of whole numbers, got \[0.5\]"),
+        (
+            put("provenance", {"recipes": "x"}),
+            r"row r17: provenance must have no other fields than \['recipe'.*'recipes'",
+        ),
+        (put("provenance", "x"), "row r17: provenance must have"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    row = copy.deepcopy(good_row())
+    change(row)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        VideoPreference.from_row(row)
+
+
+def test_a_decoded_video_says_how_not_to_decode(videos: list[str]) -> None:
+    features = Features(
+        {"clips": List({"video": Video(), "start_seconds": Value("float64"), "end_seconds": Value("float64")})}
+    )
+    clips = [{"video": videos[0], "start_seconds": 0.0, "end_seconds": 1.0}]
+    dataset = Dataset.from_dict({"clips": [clips]}, features=features)
+    with pytest.raises(
+        ValueError, match=r"row r17: clips\[0\].video must be .* got VideoDecoder; cast .*Video\(decode=False\)"
+    ):
+        VideoPreference.from_row({**good_row(), **dataset[0]})
+    assert VideoPreference.from_row({**good_row(), **undecoded(dataset)[0]}).timeline.clips[0].path == videos[0]
