@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,8 +46,8 @@ Files = dict[str, bytes]
 class Repository:
     """All commits of one repository, oldest first: sha and the whole tree."""
 
+    private: bool
     commits: list[tuple[str, Files]] = field(default_factory=lambda: [("0" * 40, {})])
-    private: bool = False
 
     @property
     def files(self) -> Files:
@@ -110,19 +111,30 @@ class HubDouble:
             "CUDA_VISIBLE_DEVICES": "",
         }
 
-    def run(self, program: str, *arguments: object, cwd: Path, hf_home: Path) -> str:
-        """What a fresh Python process prints that runs `program` against this Hub; it fails the test where it fails."""
+    def call(self, function: Callable[..., Any], *arguments: object, cwd: Path, hf_home: Path) -> Any:
+        """What `function`, of a test module and called in a fresh Python process, returns as JSON.
+
+        Args:
+            arguments: Reach it as texts.
+            cwd: The process's working directory; made where it is not there.
+            hf_home: Its cache.
+        """
+        name = function.__name__
+        program = (
+            f"import json, sys; from {function.__module__} import {name} as f; print(json.dumps(f(*sys.argv[1:])))"
+        )
+        cwd.mkdir(parents=True, exist_ok=True)
         result = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             cwd=cwd,
-            env=self.environment(hf_home) | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=self.environment(hf_home) | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
-        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
-        return result.stdout
+        assert result.returncode == 0, f"{name} failed\n{result.stdout}\n{result.stderr}"
+        return json.loads(result.stdout.splitlines()[-1])
 
 
 def card_errors(content: str) -> list[str]:
@@ -319,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             known = (repo_type, repo_id) in self.hub.repositories
             if not known:
-                self.hub.repositories[repo_type, repo_id] = Repository(private=bool(request.get("private")))
+                self.hub.repositories[repo_type, repo_id] = Repository(request.get("visibility") == "private")
         status, answer = (409, {"error": "You already created this repo"}) if known else (200, {})
         self._answer(status, {**answer, "url": address, "name": repo_id, "id": repo_id})
 
