@@ -1,0 +1,120 @@
+"""Who answers: batches give what single requests give, in the order asked, for every family."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from longvpo_hf.frames import FrameSampler, UnreadableVideo
+from longvpo_hf.responders import LocalResponder, Request, Responder, ScriptedResponder, local
+from longvpo_hf.timeline import Clip, Timeline, View
+from media import write_video
+
+torch.set_num_threads(1)
+
+
+@functools.cache
+def family(name: str) -> tuple[Any, Any]:
+    return tiny_models.build(name)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_video(tmp_path_factory.mktemp("videos") / "video.mp4", 80, 10, size=(56, 56)))
+
+
+def respond(name: str, requests: Sequence[Request], **settings: Any) -> list[str]:
+    model, processor = family(name)
+    return LocalResponder(model, processor, FrameSampler(4), max_new_tokens=12, **settings).respond(requests)
+
+
+def make_requests(video: str) -> list[Request]:
+    """Questions of unlike length about timelines of unlike length, views, and one about no video."""
+    timeline = Timeline(tuple(Clip(video, float(i), i + 1.0) for i in range(4)))
+    other = Timeline((Clip(video, 5.0, 7.0),))
+    return [
+        Request("What is it? " * 9, timeline),
+        Request("Who?", other),
+        Request("Who?", timeline),
+        Request("No video here."),
+        Request("And a longer question, to be padded less?", timeline, View.only([1, 2])),
+        Request("Who?", timeline, View.without([0])),
+        Request("Who?", timeline, View.sparse(4)),
+        Request("x", Timeline((Clip(video, 0.0, 8.0),)), View.sparse(2)),
+        Request("x", Timeline((Clip(video, 0.0, 8.0),)), View.sparse(3)),
+    ]
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_batches_answer_as_single_requests_do(name: str, video: str) -> None:
+    requests = make_requests(video)
+    single = [respond(name, [request], batch_size=1)[0] for request in requests]
+    assert len(set(single)) >= 6, f"these tests see little in {single}"
+    assert single[2] == single[6], "at most 4 frames are what 4 frames are"
+    assert respond(name, requests, batch_size=4) == single
+    assert respond(name, requests[::-1], batch_size=len(requests)) == single[::-1]
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_padding_on_the_wrong_side_would_show(name: str, video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail: these models are not indifferent to where the padding stands."""
+    requests = make_requests(video)[:3]
+    right = respond(name, requests, batch_size=3)
+
+    def pad_right(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
+        return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
+
+    monkeypatch.setattr(local, "_left_pad", pad_right)
+    assert respond(name, requests, batch_size=3) != right
+
+
+def test_little_is_held_at_once_and_nothing_changes(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = make_requests(video)
+    expected = respond("internvl", requests, batch_size=4)
+    held = []
+    answer = LocalResponder._answer
+
+    def counted(self: LocalResponder, prompts: Sequence[Any]) -> Any:
+        held.append(sum(tensor.nbytes for prompt in prompts for tensor in prompt.visual.values()))
+        return answer(self, prompts)
+
+    frame_bytes = 3 * 56 * 56 * 4
+    monkeypatch.setattr(LocalResponder, "_answer", counted)
+    monkeypatch.setattr(local, "_HELD_BYTES", 6 * frame_bytes)
+    assert respond("internvl", requests, batch_size=4) == expected
+    assert max(held) < (6 + 4) * frame_bytes
+    assert len(held) >= 4
+
+
+def test_a_tokenizer_without_a_padding_token(video: str) -> None:
+    model, processor = tiny_models.build("internvl")
+    processor.tokenizer.pad_token = None
+    answers = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=12).respond(make_requests(video))
+    assert answers == respond("internvl", make_requests(video))
+
+
+def test_unreadable_videos_are_the_callers_to_judge(video: str, tmp_path: Path) -> None:
+    requests = [*make_requests(video), Request("Who?", Timeline((Clip(str(tmp_path / "no.mp4"), 0.0, 1.0),)))]
+    with pytest.raises(UnreadableVideo, match="missing_file"):
+        respond("internvl", requests)
+
+
+def test_names_and_settings(video: str) -> None:
+    model, processor = family("internvl")
+    assert LocalResponder(model, processor, FrameSampler(1)).name == "InternVLForConditionalGeneration"
+    assert LocalResponder(model, processor, FrameSampler(1), name="a@1").name == "a@1"
+    assert respond("internvl", []) == []
+    with pytest.raises(ValueError, match="batch_size must be ≥ 1, got 0"):
+        respond("internvl", [], batch_size=0)
+
+
+def test_a_scripted_responder_is_a_responder() -> None:
+    responder: Responder = ScriptedResponder("script", lambda request: request.text.upper())
+    assert responder.name == "script"
+    assert responder.respond([Request("a"), Request("b")]) == ["A", "B"]
