@@ -15,15 +15,40 @@ from typing import Any
 
 #: Why something is dropped; the names stand in `dropped.jsonl` and on the dataset card.
 REASONS = {
-    "empty_question": "the question writer gave no question",
+    "empty_question": "the question writer gave no text",
+    "no_question": "what the question writer gave is not a question",
+    "question_too_long": "the question is far longer than a question",
+    "names_position": "the question says where in the video its clip is",
+    "not_specific": "the judge: the question can be answered without its anchor, or asks for too little of it",
+    "refusal": "the model declined instead of asking or answering",
+    "answer_too_long": "an answer is far longer than an answer",
+    "repeats_question": "an answer repeats the question",
+    "rejected_is_right": "the judge: the rejected answer is right too",
     "empty_answer": "an answer has no text",
     "answers_agree": "chosen and rejected say the same, so there is nothing to prefer",
+    "duplicate_row": "the same timeline with the same question and answers is there already",
     "no_distractors": "not enough clips are unlike the anchor (embedding cosine above the bound)",
     "missing_file": "a clip's file is not there",
     "unreadable": "a clip's file cannot be decoded",
     "beyond_end": "a clip ends after its file",
     "before_begin": "a clip ends before its file begins",
 }
+
+#: Ten times what a long question or answer takes: beyond it the model ran on.
+MAX_QUESTION_CHARACTERS = 1000
+MAX_ANSWER_CHARACTERS = 4000
+
+_REFUSAL = re.compile(
+    r"\b(as an ai\b|as a language model|i('m| am) (sorry|unable)"
+    r"|i (can(no|')t|cannot) (assist|help|answer|see|view|watch))",
+    re.IGNORECASE,
+)
+_NAMES_POSITION = re.compile(
+    r"\b((first|second|third|last|final|next|previous) (clip|scene|segment|part of the video)"
+    r"|(beginning|start|end|middle) of the (video|clip|timeline)|(clip|scene|segment) (number )?#?\d+"
+    r"|at \d+:\d\d|\d+(\.\d+)? seconds? into)\b",
+    re.IGNORECASE,
+)
 
 
 def normalise(text: str) -> str:
@@ -36,13 +61,34 @@ def normalise(text: str) -> str:
 
 def check_question(question: str) -> str | None:
     """Reason to drop a question, or None."""
-    return None if normalise(question) else "empty_question"
+    if not normalise(question):
+        return "empty_question"
+    if len(question) > MAX_QUESTION_CHARACTERS:
+        return "question_too_long"
+    if _REFUSAL.search(question):
+        return "refusal"
+    if "?" not in question and "？" not in question:
+        return "no_question"
+    if _NAMES_POSITION.search(question):
+        return "names_position"
+    return None
 
 
-def check_answers(chosen: str, rejected: str) -> str | None:
-    """Reason to drop a pair of answers, or None."""
-    if not chosen.strip() or not rejected.strip():
+def check_answer(question: str, answer: str) -> str | None:
+    """Reason to drop an answer to `question`, or None."""
+    if not answer.strip():
         return "empty_answer"
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return "answer_too_long"
+    if _REFUSAL.search(answer):
+        return "refusal"
+    if normalise(answer) == normalise(question):
+        return "repeats_question"
+    return None
+
+
+def check_pair(chosen: str, rejected: str) -> str | None:
+    """Reason to drop a pair of answers, or None."""
     # Two answers of nothing but punctuation or articles are compared as they stand.
     if (normalise(chosen) or chosen.strip()) == (normalise(rejected) or rejected.strip()):
         return "answers_agree"

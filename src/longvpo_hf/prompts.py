@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 VERSION = "stage1-1"
 
 
@@ -15,3 +17,30 @@ def question_from_clip(caption: str) -> str:
         "distinct things that are seen in it, so that whoever watches the long video can find it, and ask for one "
         "detail. Do not say where in the video the clip is. Answer with the question only."
     )
+
+
+def is_specific(question: str, caption: str) -> str:
+    """Asks whether a question is specific to the clip that is shown.
+
+    LongVPO: it must depend on several distinct visual elements of the anchor and not be answerable from other clips.
+    """
+    hint = f"The clip's caption: {caption}\n" if caption else ""
+    return (
+        f"You see one clip of a longer video.\n{hint}Question about it: {question}\n"
+        "Does answering it depend on several distinct things seen in this clip, so that it could not be answered from "
+        "other clips? Answer Yes or No."
+    )
+
+
+def is_also_right(question: str, chosen: str, rejected: str) -> str:
+    """Asks whether the rejected answer is right too, of the clip that holds the answer."""
+    return (
+        f"You see the clip a question is about.\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
+        "Is answer 2 also right? Answer Yes or No."
+    )
+
+
+def yes_or_no(verdict: str) -> bool | None:
+    """What a judge said: True for yes, False for no, None where it is neither or both."""
+    words = re.findall(r"[a-z]+", verdict.casefold())[:1]
+    return {"yes": True, "no": False}.get(words[0]) if words else None

@@ -1,22 +1,27 @@
 """LongVPO Stage 1: anchored preference rows from short clips.
 
-Takes clips, who writes questions and who answers them; gives a dataset folder (`hub.py`) of rows in which a clip with a
-question about it, the anchor, stands among clips unlike it. Chosen is the answer given from the anchor alone, rejected
-the one given from the others. Rows say that the reference is scored on the anchor only. Knows nothing of training.
+Takes clips, who writes questions, who answers and, if wanted, who judges; gives a dataset folder (`hub.py`) of rows in
+which a clip with a question about it, the anchor, stands among clips unlike it. Chosen is the answer given from the
+anchor alone, rejected the one given from the others. Rows say that the reference is scored on the anchor only. A killed
+build goes on where it was when it is called again. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from longvpo_hf import prompts
-from longvpo_hf.filters import Funnel, check_answers, check_question
+from longvpo_hf.builders.job import Job, Record
+from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import Provenance, VideoPreference
@@ -28,7 +33,8 @@ RECIPE = "longvpo-stage1"
 #: Gives one vector per clip, `[num_clips, dim]`; any length but zero.
 Embedder = Callable[[Sequence[Clip]], NDArray[np.floating]]
 
-_REQUESTS_PER_CALL = 256
+#: Timelines per piece of work: what a kill can cost, and what is asked for at once.
+_TIMELINES_PER_PIECE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class AnchoredSettings:
     Args:
         num_rows: Rows to make (paper: 10k).
         min_clips: Fewest clips of a timeline, ≥ 2.
-        max_clips: Most clips of a timeline. The paper says "several".
+        max_clips: Most clips of a timeline. The paper says "several"; `clips_for_budget` fits it to a frame budget.
         questions_per_timeline: Anchors (and so rows) per timeline; 1 as in the paper. More let training share a video's
             forward pass among its questions.
         max_similarity: A distractor's embedding may have at most this cosine with an anchor (paper: 0.6).
@@ -67,6 +73,12 @@ class AnchoredSettings:
             raise ValueError(f"max_similarity is a cosine in [-1, 1], got {self.max_similarity}.")
 
 
+def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
+    """How many clips of median length fill a training budget of `num_frames` at `fps`: a `max_clips` that uses it."""
+    median_seconds = float(np.median([clip.duration_seconds for clip in clips]))
+    return int(min(num_frames, max(2, round(num_frames / max(1.0, median_seconds * fps)))))
+
+
 @dataclass(frozen=True, slots=True)
 class _Draft:
     """A row on its way: a timeline by pool indices, and which of its clips is the anchor."""
@@ -80,6 +92,14 @@ class _Draft:
         return self.clips[self.anchor]
 
 
+@dataclass(frozen=True, slots=True)
+class _Drop:
+    """Why something is dropped, and what a person may want to know of it."""
+
+    reason: str
+    detail: str = ""
+
+
 def build_anchored(
     clips: Sequence[Clip],
     question_writer: Responder,
@@ -87,8 +107,12 @@ def build_anchored(
     output: Path,
     settings: AnchoredSettings,
     embed: Embedder | None = None,
+    judge: Responder | None = None,
 ) -> dict[str, dict[str, int]]:
     """Builds a Stage-1 dataset.
+
+    Finished work lies in `<output>.job` beside the dataset, the log of drops and the funnel in `<output>.log`. Called
+    again with the same arguments, an interrupted build goes on and ends with the same rows.
 
     Args:
         clips: The pool anchors and distractors are drawn from.
@@ -97,9 +121,11 @@ def build_anchored(
         output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
         settings: See `AnchoredSettings`.
         embed: Embeds clips for the similarity filter; None leaves it out, which the card then says.
+        judge: Says whether a question is specific to its anchor, and whether a rejected answer is right after all (the
+            paper's optional LLM judge); None leaves that out, which the card then says.
 
     Returns:
-        The funnel: what came through each stage, what was dropped for which reason. It says where rows are missing.
+        The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
 
     Raises:
         ValueError: If the pool is smaller than `max_clips`.
@@ -111,11 +137,13 @@ def build_anchored(
         )
     funnel = Funnel(output.with_name(output.name + ".log"))
     funnel.count("clips", len(clips))
-    build = _Build(clips, question_writer, answerer, settings, funnel, embed)
+    build = _Build(
+        clips, question_writer, answerer, judge, settings, funnel, embed, output.with_name(output.name + ".job")
+    )
     with DatasetWriter(output) as writer, tqdm(total=settings.num_rows, desc="Stage-1 rows", unit="row") as bar:
         for round_index in range(settings.max_rounds):
             missing = settings.num_rows - writer.num_rows
-            if missing <= 0:
+            if missing == 0:
                 break
             for row in build.round(round_index, missing):
                 writer.add(row)
@@ -135,11 +163,18 @@ def build_anchored(
                     "questions per timeline": settings.questions_per_timeline,
                     "question model": question_writer.name,
                     "answer model": answerer.name,
+                    "judge": judge.name if judge else "none",
                     "similarity filter": f"cosine ≤ {settings.max_similarity}" if embed else "not applied",
                     "prompt version": prompts.VERSION,
                     "seed": settings.seed,
                 },
             )
+        )
+    if writer.num_rows < settings.num_rows:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in counts["dropped"].items())
+        tqdm.write(
+            f"{writer.num_rows} of {settings.num_rows} rows after {settings.max_rounds} rounds; dropped: {reasons}. "
+            "Add clips, or raise max_rounds or max_similarity."
         )
     return counts
 
@@ -152,74 +187,74 @@ class _Build:
         clips: Sequence[Clip],
         question_writer: Responder,
         answerer: Responder,
+        judge: Responder | None,
         settings: AnchoredSettings,
         funnel: Funnel,
         embed: Embedder | None,
+        folder: Path,
     ) -> None:
         self.clips = clips
         self.question_writer = question_writer
         self.answerer = answerer
+        self.judge = judge
         self.settings = settings
         self.funnel = funnel
         self.vectors = _unit(embed(clips), len(clips)) if embed else None
-        self.questions: dict[int, str] = {}  # by pool index; "" where there is none
-        self.chosen: dict[int, str] = {}
+        names = [responder.name if responder else "" for responder in (question_writer, answerer, judge)]
+        self.job = Job(folder, [RECIPE, prompts.VERSION, asdict(settings), names])
+        self.ids: set[str] = set()
+        # What is known of a clip as an anchor, by pool index: the same question and chosen answer in all its rows.
+        self.questions: dict[int, str | _Drop] = {}
+        self.chosen: dict[int, str | _Drop] = {}
 
-    def round(self, round_index: int, missing: int) -> list[VideoPreference]:
+    def round(self, round_index: int, missing: int) -> Iterator[VideoPreference]:
         """At most `missing` rows from freshly drawn timelines."""
-        rng = np.random.default_rng([self.settings.seed, round_index])
-        drafts = self._drafts(rng, missing)
-        self.funnel.count("drafts", len(drafts))
-        self._ask_questions(drafts)
-        drafts = [draft for draft in drafts if self.questions[draft.anchor_clip]]
-        self._answer_from_anchors(drafts)
-        drafts = [draft for draft in drafts if draft.anchor_clip in self.chosen]
-        rejected = self._respond(
-            self.answerer,
-            [
-                Request(self.questions[draft.anchor_clip], self._timeline(draft), View.without([draft.anchor]))
-                for draft in drafts
-            ],
-            "rejected answers",
-        )
-        rows: list[VideoPreference] = []
-        for draft, answer in zip(drafts, rejected, strict=True):
-            if answer is None or len(rows) == missing:
-                continue
-            chosen = self.chosen[draft.anchor_clip]
-            reason = check_answers(chosen, answer)
-            if reason:
-                self.funnel.drop(
-                    reason,
-                    question=self.questions[draft.anchor_clip],
-                    chosen=chosen,
-                    rejected=answer,
-                    anchor=self.clips[draft.anchor_clip].path,
-                )
-                continue
-            rows.append(self._row(draft, answer))
-        return rows
+        timelines = self._timelines(np.random.default_rng([self.settings.seed, round_index]), missing)
+        piece_index = made = 0
+        while made < missing and (piece := list(islice(timelines, _TIMELINES_PER_PIECE))):
+            drafts = [draft for timeline in piece for draft in timeline]
+            self.funnel.count("timelines", sum(bool(timeline) for timeline in piece))
+            self.funnel.count("drafts", len(drafts))
+            inputs = [[[self._identity(i) for i in draft.clips], draft.anchor, draft.similarities] for draft in drafts]
+            records = self.job.piece(f"{round_index:02d}-{piece_index:05d}", inputs, partial(self._work, drafts))
+            piece_index += 1
+            for draft, record in zip(drafts, records, strict=True):
+                self._remember(draft, record)
+                if made == missing:
+                    self.funnel.count("drafts beyond the rows asked for")
+                elif "drop" in record:
+                    self.funnel.drop(**record["drop"], **record["of"])
+                elif (row := self._row(draft, record)).id in self.ids:
+                    self.funnel.drop("duplicate_row", id=row.id)
+                else:
+                    self.ids.add(row.id)
+                    made += 1
+                    yield row
 
-    def _drafts(self, rng: np.random.Generator, missing: int) -> list[_Draft]:
+    def _identity(self, index: int) -> list[Any]:
+        clip = self.clips[index]
+        return [clip.path, clip.start_seconds, clip.end_seconds]
+
+    def _timelines(self, rng: np.random.Generator, missing: int) -> Iterator[list[_Draft]]:
+        """Timelines that could give `missing` rows, each as its drafts; an empty one where distractors are lacking."""
         per_timeline = self.settings.questions_per_timeline
         num_timelines = -(-missing // per_timeline)
         # Stratified: one anchor position in each of `num_timelines` equal parts of [0, 1), in random order.
         places = (rng.permutation(num_timelines) + rng.random(num_timelines)) / num_timelines
-        drafts: list[_Draft] = []
         for place in places:
             length = int(rng.integers(self.settings.min_clips, self.settings.max_clips + 1))
-            members = self._members(rng, length, min(per_timeline, length))
+            num_anchors = min(per_timeline, length)
+            members = self._members(rng, length, num_anchors)
             if members is None:
                 self.funnel.drop("no_distractors", clips=length)
+                yield []
                 continue
-            num_anchors = min(per_timeline, length)
             # Further anchors of the timeline are spread evenly from the first, so that they balance too.
             positions = [int(((place + j / num_anchors) % 1.0) * length) for j in range(num_anchors)]
             rest = [i for i in range(length) if i not in positions]
             order = dict(zip([*positions, *rest], members, strict=True))
             clips = tuple(order[i] for i in range(length))
-            drafts += [_Draft(clips, position, self._similarities(clips, position)) for position in positions]
-        return drafts
+            yield [_Draft(clips, position, self._similarities(clips, position)) for position in positions]
 
     def _members(self, rng: np.random.Generator, length: int, num_anchors: int) -> list[int] | None:
         """`length` pool indices, anchors first, in which no clip is too like an anchor; None if there are too few."""
@@ -240,52 +275,126 @@ class _Build:
             return ()
         return tuple(float(value) for value in self.vectors[list(clips)] @ self.vectors[clips[anchor]])
 
-    def _ask_questions(self, drafts: Sequence[_Draft]) -> None:
-        anchors = sorted({draft.anchor_clip for draft in drafts} - self.questions.keys())
+    def _work(self, drafts: Sequence[_Draft]) -> list[Record]:
+        """Asks all that a piece needs; one record per draft: its texts, and why it is dropped if it is."""
+        self._ask_questions(sorted({draft.anchor_clip for draft in drafts} - self.questions.keys()))
+        asked = [draft for draft in drafts if isinstance(self.questions[draft.anchor_clip], str)]
+        self._answer_from_anchors(sorted({draft.anchor_clip for draft in asked} - self.chosen.keys()))
+        answered = [draft for draft in asked if isinstance(self.chosen[draft.anchor_clip], str)]
+        rejected = self._respond(
+            self.answerer,
+            [Request(self._question(draft), self._timeline(draft), View.without([draft.anchor])) for draft in answered],
+            "rejected answers",
+        )
+        pairs = dict(zip(answered, rejected, strict=True))
+        self._judge_pairs(pairs)
+        return [self._record(draft, pairs.get(draft)) for draft in drafts]
+
+    def _record(self, draft: _Draft, rejected: str | _Drop | None) -> Record:
+        question, chosen = self.questions[draft.anchor_clip], self.chosen.get(draft.anchor_clip)
+        texts = {"question": question, "chosen": chosen, "rejected": rejected}
+        record: Record = {name: text for name, text in texts.items() if isinstance(text, str)}
+        reason = next((text for text in texts.values() if isinstance(text, _Drop)), None)
+        if reason is None and isinstance(chosen, str) and isinstance(rejected, str):
+            agreeing = check_pair(chosen, rejected)
+            reason = _Drop(agreeing) if agreeing else None
+        if reason is not None:
+            anchor = self.clips[draft.anchor_clip]
+            record["drop"] = asdict(reason)
+            record["of"] = {
+                **{name: record[name] for name in texts if name in record},
+                "anchor": anchor.path,
+                "start_seconds": anchor.start_seconds,
+            }
+            record["at"] = next((name for name, text in texts.items() if isinstance(text, _Drop)), "pair")
+        return record
+
+    def _remember(self, draft: _Draft, record: Record) -> None:
+        """Learns from a finished piece what a resumed run would otherwise ask again, and perhaps hear otherwise."""
+        drop = _Drop(**record["drop"]) if "drop" in record else None
+        for known, name in ((self.questions, "question"), (self.chosen, "chosen")):
+            if drop is not None and record["at"] == name:
+                known.setdefault(draft.anchor_clip, drop)
+                return
+            if name in record:
+                known.setdefault(draft.anchor_clip, record[name])
+
+    def _ask_questions(self, anchors: Sequence[int]) -> None:
         requests = [
             Request(prompts.question_from_clip(self.clips[i].caption), Timeline((self.clips[i],))) for i in anchors
         ]
         for index, question in zip(anchors, self._respond(self.question_writer, requests, "questions"), strict=True):
-            reason = None if question is None else check_question(question)
-            if reason:
-                self.funnel.drop(reason, question=question, anchor=self.clips[index].path)
-            self.questions[index] = "" if reason or question is None else question
-        self.funnel.count("questions", sum(bool(self.questions[i]) for i in anchors))
+            self.questions[index] = _checked(question, check_question)
+        if self.judge is None:
+            return
+        kept = [index for index in anchors if isinstance(self.questions[index], str)]
+        requests = [
+            Request(prompts.is_specific(str(self.questions[i]), self.clips[i].caption), Timeline((self.clips[i],)))
+            for i in kept
+        ]
+        for index, verdict in zip(kept, self._respond(self.judge, requests, "specificity"), strict=True):
+            if isinstance(verdict, _Drop):
+                self.questions[index] = verdict
+            elif prompts.yes_or_no(verdict) is not True:
+                self.questions[index] = _Drop("not_specific", f"{self.questions[index]} — judge: {verdict}")
 
-    def _answer_from_anchors(self, drafts: Sequence[_Draft]) -> None:
-        anchors = sorted({draft.anchor_clip for draft in drafts} - self.chosen.keys())
-        requests = [Request(self.questions[i], Timeline((self.clips[i],))) for i in anchors]
+    def _answer_from_anchors(self, anchors: Sequence[int]) -> None:
+        requests = [Request(str(self.questions[i]), Timeline((self.clips[i],))) for i in anchors]
         for index, answer in zip(anchors, self._respond(self.answerer, requests, "chosen answers"), strict=True):
-            if answer is not None:
-                self.chosen[index] = answer
+            self.chosen[index] = _checked(answer, partial(check_answer, str(self.questions[index])))
 
-    def _respond(self, responder: Responder, requests: Sequence[Request], what: str) -> list[str | None]:
-        """Answers in order; None (and a counted drop) where the video cannot be decoded."""
-        answers: list[str | None] = []
-        for start in tqdm(range(0, len(requests), _REQUESTS_PER_CALL), desc=what, unit="call", leave=False):
-            batch = requests[start : start + _REQUESTS_PER_CALL]
+    def _judge_pairs(self, pairs: dict[_Draft, str | _Drop]) -> None:
+        """Replaces rejected answers that cannot stand by why they cannot."""
+        for draft, answer in pairs.items():
+            pairs[draft] = _checked(answer, partial(check_answer, self._question(draft)))
+        if self.judge is None:
+            return
+        open_drafts = [
+            draft
+            for draft, answer in pairs.items()
+            if isinstance(answer, str) and check_pair(str(self.chosen[draft.anchor_clip]), answer) is None
+        ]
+        requests = [
+            Request(
+                prompts.is_also_right(self._question(draft), str(self.chosen[draft.anchor_clip]), str(pairs[draft])),
+                Timeline((self.clips[draft.anchor_clip],)),
+            )
+            for draft in open_drafts
+        ]
+        for draft, verdict in zip(open_drafts, self._respond(self.judge, requests, "judging pairs"), strict=True):
+            if isinstance(verdict, _Drop):
+                pairs[draft] = verdict
+            elif prompts.yes_or_no(verdict) is not False:
+                pairs[draft] = _Drop("rejected_is_right", f"{pairs[draft]} — judge: {verdict}")
+
+    def _respond(self, responder: Responder, requests: Sequence[Request], what: str) -> list[str | _Drop]:
+        """Answers in order; why there is none where the video cannot be decoded."""
+        if not requests:
+            return []
+        with tqdm(total=len(requests), desc=what, unit="call", leave=False) as bar:
             try:
-                answers += responder.respond(batch)
+                answers: list[str | _Drop] = list(responder.respond(requests))
+                bar.update(len(requests))
             except UnreadableVideo:  # one bad clip must not cost its batch: ask one by one
-                answers += [self._respond_one(responder, request) for request in batch]
+                answers = []
+                for request in requests:
+                    answers.append(_respond_one(responder, request))
+                    bar.update()
         return answers
 
-    def _respond_one(self, responder: Responder, request: Request) -> str | None:
-        try:
-            return responder.respond([request])[0]
-        except UnreadableVideo as error:
-            self.funnel.drop(error.reason, clip=error.path, detail=str(error))
-            return None
+    def _question(self, draft: _Draft) -> str:
+        return str(self.questions[draft.anchor_clip])
 
     def _timeline(self, draft: _Draft) -> Timeline:
         return Timeline(tuple(self.clips[i] for i in draft.clips))
 
-    def _row(self, draft: _Draft, rejected: str) -> VideoPreference:
+    def _row(self, draft: _Draft, record: Record) -> VideoPreference:
+        verdicts = ("answers_differ",) if self.judge is None else ("specific", "answers_differ", "rejected_is_wrong")
         return VideoPreference(
             timeline=self._timeline(draft),
-            question=self.questions[draft.anchor_clip],
-            chosen=self.chosen[draft.anchor_clip],
-            rejected=rejected,
+            question=record["question"],
+            chosen=record["chosen"],
+            rejected=record["rejected"],
             evidence=(draft.anchor,),
             reference=(draft.anchor,),
             provenance=Provenance(
@@ -296,10 +405,25 @@ class _Build:
                 answer_model=self.answerer.name,
                 prompt_version=prompts.VERSION,
                 similarities=draft.similarities,
-                verdicts=("answers_differ",),
+                verdicts=verdicts,
                 seed=self.settings.seed,
             ),
         )
+
+
+def _respond_one(responder: Responder, request: Request) -> str | _Drop:
+    try:
+        return responder.respond([request])[0]
+    except UnreadableVideo as error:
+        return _Drop(error.reason, str(error))
+
+
+def _checked(text: str | _Drop, check: Callable[[str], str | None]) -> str | _Drop:
+    """The text, or why it cannot stand."""
+    if isinstance(text, _Drop):
+        return text
+    reason = check(text)
+    return _Drop(reason, text) if reason else text
 
 
 def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:
