@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Files kept open per sampler. Clips of one long video then share its decoder.
 _OPEN_DECODERS = 16
+#: Decoded frames that `VideoFile.frames` holds at a time.
+_CHUNK_BYTES = 32 * 1024**2
 
 Reason = Literal["missing_file", "unreadable", "beyond_end", "before_begin"]
 
@@ -116,6 +118,83 @@ def whole_clip(path: str) -> Clip:
     if bounds is None or bounds[1] <= 0:
         raise UnreadableVideo("unreadable", path, "the stream holds no frames")
     return Clip(path, max(bounds[0], 0.0), bounds[1])
+
+
+class VideoFile:
+    """One video file as a whole: what it is, whether it decodes, and its frames from one instant to another, in order.
+
+    For building (probing sources, finding scenes, cutting clips); models see `FrameSampler`'s frames.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        begin_seconds: When the first frame appears, in source seconds.
+        end_seconds: When the last frame ends.
+        num_frames: How many frames its packets hold, counted.
+        fps: Frames per second, as an average where the rate varies.
+        size: Height and width of its frames in pixels, upright (after the rotation that the file asks for).
+
+    Raises:
+        UnreadableVideo: If the file is missing or is no video.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._decoder: VideoDecoder = _open(path, None)
+        bounds, metadata = _stream_seconds(self._decoder), self._decoder.metadata
+        if bounds is None or not metadata.num_frames or not metadata.height or not metadata.width:
+            raise UnreadableVideo("unreadable", path, "the stream holds no frames")
+        self.begin_seconds, self.end_seconds = bounds
+        self.num_frames: int = metadata.num_frames
+        self.fps = self.num_frames / (self.end_seconds - self.begin_seconds)
+        self.size: tuple[int, int] = (metadata.height, metadata.width)
+        self._scaled: tuple[tuple[int, int], VideoDecoder] = (self.size, self._decoder)
+
+    def probe(self) -> None:
+        """Decodes the first, the middle and the last frame: a truncated or corrupted file opens well and fails later.
+
+        Raises:
+            UnreadableVideo: If one of them cannot be decoded.
+        """
+        try:
+            self._decoder.get_frames_at(sorted({0, self.num_frames // 2, self.num_frames - 1}))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UnreadableVideo("unreadable", self.path, _said(error)) from error
+
+    def frames(
+        self, start_seconds: float, end_seconds: float, fps: float, size: tuple[int, int] | None = None
+    ) -> Iterator[tuple[tuple[float, ...], torch.Tensor]]:
+        """Frames at a constant rate, in chunks of bounded memory: when each is shown, and uint8 `[N, C, *size]`.
+
+        Frame k is what the file shows at the middle of `[start + k / fps, start + (k + 1) / fps)`: every frame once
+        where `fps` is the file's own constant rate; where the file's rate varies, frames are repeated or left out.
+
+        Args:
+            start_seconds: First instant, in source seconds.
+            end_seconds: First instant after.
+            fps: Frames per second.
+            size: Height and width the frames are scaled to; `None` keeps the file's.
+
+        Raises:
+            UnreadableVideo: If a frame cannot be decoded.
+        """
+        size = size or self.size
+        if self._scaled[0] != size:
+            self._scaled = (size, _open(self.path, size))
+        last = math.nextafter(self.end_seconds, -math.inf)
+        count = max(1, round((end_seconds - start_seconds) * fps))
+        per_chunk = max(1, _CHUNK_BYTES // (3 * size[0] * size[1]))
+        for first in range(0, count, per_chunk):
+            seconds = tuple(
+                min(max(start_seconds + (k + 0.5) / fps, self.begin_seconds), last)
+                for k in range(first, min(first + per_chunk, count))
+            )
+            try:
+                pixels = self._scaled[1].get_frames_played_at(list(seconds)).data
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise UnreadableVideo("unreadable", self.path, _said(error)) from error
+            yield seconds, pixels
 
 
 class FrameSampler:
