@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ REASONS = {
     "unreadable": "a clip's file cannot be decoded",
     "beyond_end": "a clip ends after its file",
     "before_begin": "a clip ends before its file begins",
+    "outside_root": "a record or an archive names a file outside its corpus (.., an absolute path, a link)",
+    "single_frame": "a file holds one frame: a picture, not a video",
+    "too_short": "a video or a scene is shorter than the shortest clip asked for",
+    "duplicate_video": "a video of the same content is there already",
+    "benchmark_video": "the video is in a benchmark that models are evaluated on",
 }
 
 #: Ten times what a long question or answer takes: beyond it the model ran on.
@@ -93,6 +99,27 @@ def check_pair(chosen: str, rejected: str) -> str | None:
     if (normalise(chosen) or chosen.strip()) == (normalise(rejected) or rejected.strip()):
         return "answers_agree"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A video or clip that is left out, and why; what readers and cutters give in its place.
+
+    Args:
+        reason: One of `REASONS`.
+        path: The file, or `archive::member`.
+        source_id: The corpus' name for the source video; empty where it has none.
+        detail: What was seen, for a person.
+    """
+
+    reason: str
+    path: str
+    source_id: str = ""
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"{self.reason!r} is no named reason; have {sorted(REASONS)}.")
 
 
 class Funnel:
