@@ -167,8 +167,9 @@ class VideoFile:
     ) -> Iterator[tuple[tuple[float, ...], torch.Tensor]]:
         """Frames at a constant rate, in chunks of bounded memory: when each is shown, and uint8 `[N, C, *size]`.
 
-        Frame k is what the file shows at the middle of `[start + k / fps, start + (k + 1) / fps)`: every frame once
-        where `fps` is the file's own constant rate; where the file's rate varies, frames are repeated or left out.
+        Frame k is what the file shows at the middle of `[start + k / fps, start + (k + 1) / fps)`, never one after the
+        end: every frame once where `fps` is the file's own constant rate; where the file's rate varies, frames are
+        repeated or left out. Together they last as long as the span or, rounded up, a part of a frame longer.
 
         Args:
             start_seconds: First instant, in source seconds.
@@ -182,8 +183,8 @@ class VideoFile:
         size = size or self.size
         if self._scaled[0] != size:
             self._scaled = (size, _open(self.path, size))
-        last = math.nextafter(self.end_seconds, -math.inf)
-        count = max(1, round((end_seconds - start_seconds) * fps))
+        last = math.nextafter(min(end_seconds, self.end_seconds), -math.inf)
+        count = max(1, math.ceil((end_seconds - start_seconds) * fps - 1e-6))
         per_chunk = max(1, _CHUNK_BYTES // (3 * size[0] * size[1]))
         for first in range(0, count, per_chunk):
             seconds = tuple(
