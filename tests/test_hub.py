@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCard
 
 from hub_double import HubDouble, card_errors
 from longvpo_hf.hub import DatasetWriter, dataset_card, markdown, public_name, push_dataset
-from longvpo_hf.preference import VideoPreference
+from longvpo_hf.preference import Provenance, VideoPreference
 from longvpo_hf.timeline import Timeline
 
 REPO = "longvpo/stage1"
@@ -25,10 +25,11 @@ FUNNEL = {"stages": {"rows": 8}, "dropped": {"answers_agree": 2}}
 
 
 def of_corpora(preferences: list[VideoPreference], licences: list[str]) -> list[VideoPreference]:
-    """The rows with clips that name a source and, by turns, a licence."""
+    """The rows with a recipe, and with clips that name a source and, by turns, a licence."""
     return [
         replace(
             preference,
+            provenance=Provenance(recipe="longvpo-stage1"),
             timeline=Timeline(
                 tuple(
                     replace(clip, source_id=f"video{i}", licence=licences[i % len(licences)])
@@ -215,6 +216,7 @@ def test_from_folder_to_training_steps(tmp_path: Path, preferences: list[VideoPr
         assert told["streamed"] == pytest.approx(told["loaded"], rel=1e-6)
         for way in ("loaded", "streamed"):
             assert DatasetCard(told[f"card {way}"]).data["datasets"] == [REPO]
+            assert "| recipe | longvpo-stage1 |" in told[f"card {way}"]
             assert f"datasets/{REPO}/tree/{told['revision']}" in told[f"card {way}"]
 
         fewer = write(tmp_path / "fewer", of_corpora(preferences[:2], ["mit"]))

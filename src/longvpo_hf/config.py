@@ -6,7 +6,7 @@ Knows nothing of models or data. Every number names its source; LongVPO is arXiv
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trl import DPOConfig
 
@@ -152,3 +152,7 @@ class LongVPOConfig(DPOConfig):
             self.loss_type = [*self.loss_type, "sft"]
             self.loss_weights = [*weights, self.sft_weight]
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the token: transformers pickles its arguments into `training_args.bin`, which is published."""
+        return {**self.__dict__, "hub_token": None}

@@ -13,13 +13,15 @@ import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from .hub import LONGVPO_CITATION, citation, markdown, public_name
@@ -86,7 +88,7 @@ class CardFacts:
         load_from: What `from_pretrained` takes.
         base: The model that was trained.
         sampling: `num_frames`, `fps` and `max_pixels` of the policy's `FrameSampler`.
-        adapter: Kind of adapter, e.g. `LORA`; empty where the model itself was trained.
+        adapter: Kind of adapter, e.g. `LoRA`; empty where the model itself was trained.
         datasets: What it was trained on, as far as it has a name.
         recipes: Names of the rows' recipes.
         settings: Label and value of each setting, in order; shown as a table.
@@ -131,9 +133,11 @@ def facts_of(
     eval_results: Sequence[EvalResult] = (),
 ) -> CardFacts:
     """What a card tells of a trainer's model; the arguments are those of `create_model_card`."""
-    args, config = trainer.args, trainer.model.config
+    args, path = trainer.args, trainer.model.config.name_or_path or ""
     name = model_name or Path(args.output_dir).name
-    base = Source.of(config.name_or_path or "", getattr(config, "_commit_hash", None) or "")
+    base = Source.of(path)
+    if base.on_hub:
+        base = replace(base, revision=_revision_of(path, (args.model_init_kwargs or {}).get("revision")))
     datasets, recipes = _data_of(trainer.train_dataset)
     if dataset_name is not None:
         known = {source.name: source for source in datasets}
@@ -143,12 +147,12 @@ def facts_of(
         name=name,
         load_from=trainer.hub_model_id or args.hub_model_id or f"path/to/{public_name(name)}",
         base=base,
-        adapter="" if peft is None else str(getattr(peft.peft_type, "value", peft.peft_type)),
+        adapter="" if peft is None else _kind(peft),
         datasets=datasets,
         recipes=recipes,
         settings=tuple(_settings(trainer, peft)),
         sampling={"num_frames": args.num_frames, "fps": args.fps, "max_pixels": args.max_pixels},
-        licence=_licence_of(config.name_or_path or "", base),
+        licence=_licence_of(path, base),
         log_history=trainer.state.log_history,
         eval_results=eval_results,
         tags=tuple(dict.fromkeys([*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or ())])),
@@ -286,13 +290,13 @@ def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
         ),
         (
             "batch",
-            f"{rows} rows: {args.per_device_train_batch_size} a device × {accumulated} accumulated × "
-            f"{args.world_size} processes",
+            f"{rows} rows = {args.per_device_train_batch_size} (per device) × {accumulated} (accumulated) × "
+            f"{args.world_size} (processes)",
         ),
         ("epochs", f"{trainer.state.epoch or 0:.3g} ({trainer.state.global_step} steps)"),
         ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
         ("gradient checkpointing", "on" if args.gradient_checkpointing else "off"),
-        ("tree packing", f"on, up to {args.pairs_per_timeline} pairs of a timeline together" if packed else "off"),
+        ("tree packing", f"on, pairs_per_timeline = {args.pairs_per_timeline}" if packed else "off"),
         ("longest sequence", "unbounded" if args.max_length is None else f"{args.max_length} tokens"),
         ("seed", f"{args.seed}"),
     ]
@@ -302,7 +306,12 @@ def _adapter_settings(peft: Any) -> str:
     modules = peft.target_modules
     shown = modules if isinstance(modules, str) else ", ".join(sorted(modules or ()))
     rank = f" of rank {peft.r}, α {peft.lora_alpha}" if hasattr(peft, "lora_alpha") else ""
-    return f"{_value(peft.peft_type)}{rank} on {shown}"
+    return f"{_kind(peft)}{rank} on {shown}"
+
+
+def _kind(peft: Any) -> str:
+    kind = _value(peft.peft_type)
+    return "LoRA" if kind == "LORA" else kind
 
 
 def _value(choice: Any) -> str:
@@ -335,6 +344,16 @@ def _data_of(dataset: Any) -> tuple[tuple[Source, ...], tuple[str, ...]]:
 def _first_row(dataset: Any) -> dict[str, Any]:
     """First row of a stream; read once, since a card is written with every checkpoint."""
     return next(iter(dataset), {})
+
+
+def _revision_of(name: str, asked: str | None) -> str:
+    """Commit of a Hub model in this machine's cache. Empty where it holds several: nobody knows which was loaded."""
+    if asked is not None:
+        file = try_to_load_from_cache(name, "config.json", revision=asked)
+        return Path(file).parent.name if isinstance(file, str) else asked
+    snapshots = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+    commits = [folder.name for folder in snapshots.iterdir()] if snapshots.is_dir() else []
+    return commits[0] if len(commits) == 1 else ""
 
 
 def _licence_of(path: str, base: Source) -> dict[str, str]:
