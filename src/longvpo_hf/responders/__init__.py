@@ -1,21 +1,33 @@
 """Who answers: one protocol, frames and messages in, text out.
 
 A responder writes questions, answers or judges; which of these it does is in the messages. `LocalResponder` runs a
-transformers model in this process, `ScriptedResponder` a function. Knows nothing of rows or filters.
+transformers model in this process, `EndpointResponder` one behind an OpenAI-compatible endpoint, `ScriptedResponder` a
+function. Knows nothing of rows or filters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
+    from .endpoint import EndpointResponder
     from .local import LocalResponder
 
-__all__ = ["LocalResponder", "Request", "Responder", "ScriptedResponder"]
+__all__ = [
+    "EndpointResponder",
+    "LocalResponder",
+    "NoAnswer",
+    "Request",
+    "Responder",
+    "Result",
+    "ScriptedResponder",
+    "Unanswered",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,33 @@ class Request:
     view: View = field(default_factory=View.whole)
 
 
+class NoAnswer(RuntimeError):
+    """A request that got no answer, however often it was tried."""
+
+    reason = "no_answer"
+
+
+#: What came of one request: its answer, or why there is none (both errors have a `reason`).
+Result: TypeAlias = str | UnreadableVideo | NoAnswer
+
+
+class Unanswered(RuntimeError):
+    """Some requests of a call have no answer. Those of the others are kept, so that nobody need ask them again.
+
+    Args:
+        results: One per request, in order.
+    """
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = tuple(results)
+        failures = [result for result in self.results if not isinstance(result, str)]
+        super().__init__(f"{len(failures)} of {len(self.results)} requests have no answer; the first: {failures[0]}")
+
+    def __reduce__(self) -> tuple[type[Unanswered], tuple[tuple[Result, ...]]]:
+        """Lets the error leave a worker process as it is."""
+        return type(self), (self.results,)
+
+
 class Responder(Protocol):
     """Anything that answers requests."""
 
@@ -46,6 +85,7 @@ class Responder(Protocol):
 
         Raises:
             longvpo_hf.frames.UnreadableVideo: If a request's video cannot be decoded.
+            Unanswered: If some requests have no answer and the others' are known.
         """
         ...
 
@@ -68,6 +108,10 @@ class ScriptedResponder:
 
 
 def __getattr__(name: str) -> object:
+    if name == "EndpointResponder":  # needs huggingface_hub
+        from .endpoint import EndpointResponder
+
+        return EndpointResponder
     if name == "LocalResponder":  # needs torch and transformers
         from .local import LocalResponder
 

@@ -1,0 +1,308 @@
+"""A model behind an OpenAI-compatible endpoint as a responder: vLLM, SGLang, TGI, `transformers serve`, hosted ones.
+
+Takes requests; gives their answers in order, or says which have none and why (`Unanswered`). A request's frames go as
+JPEG data URLs in order of time, then its text. Several requests are under way at once; what may pass (rate limits,
+server errors, broken connections, time-outs, answers that are none) is tried again, what cannot (a wrong key, an
+unknown model, a prompt too long) ends the call. Knows nothing of what is asked, and never shows the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import logging
+import random
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import AsyncInferenceClient, ChatCompletionOutputMessage, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from PIL import Image
+
+from longvpo_hf.frames import FrameSampler, UnreadableVideo
+
+from . import NoAnswer, Request, Result, Unanswered
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+#: Of 100. Visibly the frame itself, at about a tenth of its bytes.
+_JPEG_QUALITY = 90
+#: Before the second try; doubled before each further one.
+_FIRST_WAIT_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 60.0
+#: A server that asks for more (a day's quota is spent) gets no further try.
+_LONGEST_RETRY_AFTER_SECONDS = 600.0
+#: So many requests given up with none answered between them are not bad luck: the server is gone.
+_OUTAGE_REQUESTS = 16
+#: httpx2 opens no more connections at once.
+_MOST_CONCURRENT = 100
+_SHOWN_CHARACTERS = 300
+#: Sent when there is no key, as vLLM's documentation does. With none huggingface_hub would send the user's own token,
+#: whoever's server it is.
+_NO_KEY = "EMPTY"
+_REMEDIES = {
+    401: "Give an api_key that this server takes; HF_TOKEN goes to Hugging Face's own servers only.",
+    403: "Give an api_key that may use this model; HF_TOKEN goes to Hugging Face's own servers only.",
+    404: "Compare the model's name with those the server lists under /v1/models, and base_url with its address.",
+}
+_REMEDY = "If the prompt is too long for it, take fewer or smaller frames (FrameSampler) or lower max_tokens."
+
+
+class EndpointError(RuntimeError):
+    """The endpoint refuses what it is asked, or is gone: asking on would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A try that may go better the next time."""
+
+    why: str
+    retry_after_seconds: float = 0.0
+
+
+class EndpointResponder:
+    """Answers with a model behind an OpenAI-compatible endpoint, greedily where the server can.
+
+    Args:
+        model: The model's name there.
+        base_url: Where `/chat/completions` stands, e.g. `http://localhost:8000/v1`. Without secrets.
+        sampler: How frames are taken of a view. Its `max_pixels` must be set: frames are sent as they are, as JPEGs of
+            quality 90, and their number and size is what a request weighs.
+        api_key: The key to show. None shows HF_TOKEN (or the token of `hf auth login`) to Hugging Face's own servers
+            and nothing to others.
+        max_tokens: Bound on an answer's length.
+        concurrency: Requests under way at once, 1 to 100; the frames of so many are in memory.
+        max_retries: Further tries after a failed one. Waits start at 1 s and double up to 60 s, or are what the server
+            asks for (`Retry-After`), times a random factor of 1 to 1.5.
+        timeout_seconds: Bound on one try, from sending to the whole answer.
+        seed: Sent with each request, and seeds the waits' randomness.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        sampler: FrameSampler,
+        api_key: str | None = None,
+        max_tokens: int = 128,
+        concurrency: int = 8,
+        max_retries: int = 5,
+        timeout_seconds: float = 300.0,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("max_tokens", max_tokens), ("concurrency", concurrency)):
+            if value < 1:
+                raise ValueError(f"{name} must be ≥ 1, got {value}.")
+        if concurrency > _MOST_CONCURRENT:
+            raise ValueError(f"concurrency must be ≤ {_MOST_CONCURRENT}, the connections there are; got {concurrency}.")
+        if max_retries < 0:
+            raise ValueError(f"max_retries must be ≥ 0, got {max_retries}; 0 tries once.")
+        if not timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds must be > 0, got {timeout_seconds}.")
+        if sampler.max_pixels is None:
+            raise ValueError("The sampler bounds what is sent: give FrameSampler max_pixels, e.g. 448 * 448.")
+        self._host = _host(base_url)
+        self._api_key = _checked_key(api_key if api_key is not None else _own_token(base_url))
+        self.model = model
+        self.base_url = base_url
+        self.sampler = sampler
+        self.max_tokens = max_tokens
+        self.concurrency = concurrency
+        self.max_retries = max_retries
+        self.timeout_seconds = timeout_seconds
+        self.seed = seed
+        self._given_up_in_a_row = 0
+
+    @property
+    def name(self) -> str:
+        """See `Responder.name`: the model and where it is served."""
+        return f"{self.model}@{self._host}"
+
+    def respond(self, requests: Sequence[Request]) -> list[str]:
+        """See `Responder.respond`. May be called where an event loop runs, which then waits.
+
+        Raises:
+            Unanswered: If some requests have no answer; it holds the others' answers.
+            EndpointError: If the endpoint refuses such requests, or has not answered for long.
+        """
+        results = _run(self._respond(requests))
+        answers = [result for result in results if isinstance(result, str)]
+        if len(answers) < len(results):
+            raise Unanswered(results)
+        return answers
+
+    async def _respond(self, requests: Sequence[Request]) -> list[Result]:
+        results: list[Result] = [NoAnswer("not asked")] * len(requests)
+        queue = enumerate(requests)
+        client = AsyncInferenceClient(base_url=self.base_url, api_key=self._api_key or _NO_KEY)
+
+        async def work() -> None:
+            for index, request in queue:  # one iterator for all: a request is taken when there is room for its frames
+                results[index] = await self._answer(client, decoder, index, request)
+
+        # One thread decodes: a sampler is of one thread at a time, and the event loop must not wait for it.
+        with ThreadPoolExecutor(1) as decoder:
+            async with client:
+                try:
+                    async with asyncio.TaskGroup() as workers:
+                        for _ in range(min(self.concurrency, len(requests))):
+                            workers.create_task(work())
+                except ExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+        return results
+
+    async def _answer(
+        self, client: AsyncInferenceClient, decoder: ThreadPoolExecutor, index: int, request: Request
+    ) -> Result:
+        """One request's answer, after as many tries as it takes or there are."""
+        try:
+            parts = await asyncio.get_running_loop().run_in_executor(decoder, self._parts, request)
+        except UnreadableVideo as error:
+            return error
+        chance = random.Random(f"{self.seed} {index}")
+        tries = 0
+        while True:
+            outcome = await self._try(client, parts)
+            tries += 1
+            if isinstance(outcome, str):
+                self._given_up_in_a_row = 0
+                return outcome
+            if tries > self.max_retries or outcome.retry_after_seconds > _LONGEST_RETRY_AFTER_SECONDS:
+                return self._given_up(f"{self.name}: {outcome.why} (tries: {tries})")
+            backoff_seconds = min(_FIRST_WAIT_SECONDS * 2 ** min(tries - 1, 16), _LONGEST_WAIT_SECONDS)
+            wait_seconds = max(backoff_seconds, outcome.retry_after_seconds) * chance.uniform(1.0, 1.5)
+            logger.info("%s: %s; next try in %.1f s.", self.name, outcome.why, wait_seconds)
+            await asyncio.sleep(wait_seconds)
+
+    def _given_up(self, why: str) -> NoAnswer:
+        self._given_up_in_a_row += 1
+        if self._given_up_in_a_row >= _OUTAGE_REQUESTS:
+            raise EndpointError(
+                f"{why}. The last {self._given_up_in_a_row} requests to {self.base_url} got no answer, each after all "
+                "its tries. See to the server, then ask again."
+            )
+        return NoAnswer(why)
+
+    async def _try(self, client: AsyncInferenceClient, parts: list[dict[str, Any]]) -> str | _Failure:
+        """The answer's text, or why there is none yet.
+
+        Raises:
+            EndpointError: If there will be none.
+        """
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                output = await client.chat_completion(
+                    [{"role": "user", "content": parts}],
+                    model=self.model,
+                    max_tokens=self.max_tokens,
+                    temperature=0.0,
+                    seed=self.seed,
+                )
+        except TimeoutError:
+            return _Failure(f"no answer within timeout_seconds={self.timeout_seconds}")
+        except HfHubHTTPError as error:
+            return self._refused(error.response)
+        except httpx2.RequestError as error:
+            return _Failure(f"{type(error).__name__}: {self._shown(str(error))}")
+        except OfflineModeIsEnabled:
+            raise EndpointError(
+                f"HF_HUB_OFFLINE is set: huggingface_hub then asks nobody, {self.base_url} neither. Unset it."
+            ) from None
+        except ValueError as error:  # of reading the answer: not JSON, or not an object
+            return _Failure(f"malformed answer: {self._shown(str(error))}")
+        choices: Any = output.choices  # of any shape: huggingface_hub does not check it, and fills in None
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if not isinstance(message, ChatCompletionOutputMessage):
+            return _Failure("malformed answer: no choices[0].message")
+        content: Any = message.content
+        if not isinstance(content, str | None):
+            return _Failure("malformed answer: choices[0].message.content is no text")
+        # A model that says nothing (it was cut off while thinking, it refused) has null there: an empty answer.
+        return (content or "").strip()
+
+    def _refused(self, response: httpx2.Response) -> _Failure:
+        status = response.status_code
+        said = f"status {status}: {self._shown(response.text)}"
+        if status in (408, 429) or status >= 500:
+            return _Failure(said, _retry_after_seconds(response.headers.get("retry-after", "")))
+        raise EndpointError(f"{self.model} at {self.base_url}: {said}. {_REMEDIES.get(status, _REMEDY)}") from None
+
+    def _shown(self, text: str) -> str:
+        """What may stand in an error: short, on one line and without the key, which some servers repeat."""
+        if self._api_key:
+            text = text.replace(self._api_key, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+
+    def _parts(self, request: Request) -> list[dict[str, Any]]:
+        """A request as the parts of a chat message."""
+        parts: list[dict[str, Any]] = []
+        if request.timeline is not None:
+            frames = self.sampler(request.timeline, request.view)
+            parts += [{"type": "image_url", "image_url": {"url": _jpeg_url(pixels)}} for pixels in frames.pixels]
+        return [*parts, {"type": "text", "text": request.text}]
+
+
+def _run(coroutine: Coroutine[Any, Any, list[Result]]) -> list[Result]:
+    """Runs a coroutine to its end: in another thread where this one's event loop is busy with the caller."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def _jpeg_url(pixels: torch.Tensor) -> str:
+    """A frame, uint8 `[3, H, W]`, as a data URL."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _host(base_url: str) -> str:
+    """Host and port of a URL that is fit to be shown."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("base_url must be an http(s) address such as http://localhost:8000/v1.")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"base_url must hold no user, query or fragment; give the key of {parts.hostname} as api_key.")
+    _ = parts.port  # raises where it is no number
+    return parts.netloc
+
+
+def _own_token(base_url: str) -> str | None:
+    """The user's Hugging Face token, if the address is Hugging Face's."""
+    parts = urlsplit(base_url)
+    is_own = f".{parts.hostname}".endswith((".huggingface.co", ".endpoints.huggingface.cloud"))
+    return get_token() if is_own and parts.scheme == "https" else None
+
+
+def _checked_key(key: str | None) -> str | None:
+    """The key without the line break that a file may end in."""
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("api_key holds characters that cannot stand in a header; is it a key?")
+    return key or None
+
+
+def _retry_after_seconds(header: str) -> float:
+    """What a `Retry-After` asks for, in seconds or as a date; 0 if it asks for nothing."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return 0.0
