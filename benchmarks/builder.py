@@ -1,0 +1,115 @@
+"""What the Stage-1 builder costs besides the models: rows per second with an instant responder, and memory by rows.
+
+    python benchmarks/builder.py
+
+Clips are cut and embedded beforehand (here: 2,000 small files and random 768-wide vectors), so what is measured is
+drawing, filtering, the job's files, the rows and their media. Each size runs in a process of its own. Kept in
+`benchmarks/results/builder.{json,md}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+POOL = 2000
+DIM = 768
+
+
+def measure(num_rows: int) -> dict[str, Any]:
+    """Builds `num_rows` rows in this process."""
+    import numpy as np
+
+    from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
+    from longvpo_hf.responders import Request
+    from longvpo_hf.timeline import Clip
+
+    class Instant:
+        name = "instant"
+        seconds = 0.0
+
+        def respond(self, requests: list[Request]) -> list[str]:
+            start = time.perf_counter()
+            answers = [f"Who is in {len(request.view.indices(len(request.timeline)))} clips?" for request in requests]
+            if requests and requests[0].text.startswith("Who"):
+                answers = [f"{number} {Path(r.timeline.clips[0].path).stem}" for number, r in enumerate(requests)]
+            self.seconds += time.perf_counter() - start
+            return answers
+
+    with tempfile.TemporaryDirectory() as folder:
+        clips = []
+        for number in range(POOL):
+            path = Path(folder) / f"{number}.mp4"
+            path.write_bytes(number.to_bytes(4, "big") * 25_000)  # 100 kB, as a cut clip of some seconds
+            clips.append(Clip(str(path), 0.0, 8.0))
+        vectors = np.random.default_rng(0).standard_normal((POOL, DIM)).astype(np.float32)
+        responder = Instant()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.perf_counter()
+        cpu = time.process_time()
+        funnel = build_anchored(
+            clips, responder, responder, Path(folder) / "rows", AnchoredSettings(num_rows=num_rows), lambda _: vectors
+        )
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return {
+            "rows": funnel["stages"]["rows"],
+            "wall_seconds": round(wall, 2),
+            "cpu_seconds": round(cpu, 2),
+            "rows_per_s": round(num_rows / wall, 1),
+            "rows_per_cpu_s": round(num_rows / cpu, 1),
+            "overhead_share": round((wall - responder.seconds) / wall, 3),
+            "peak_growth_mib": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1),
+        }
+
+
+def main() -> None:
+    """Measures each size and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 20000])
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure)))
+        return
+    environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    runs = []
+    for size in args.sizes:
+        command = [sys.executable, __file__, "--measure", str(size)]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        runs.append(json.loads(output.splitlines()[-1]))
+    machine = {"platform": platform.platform(), "cores": os.cpu_count()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "builder.json").write_text(json.dumps({"machine": machine, "pool": POOL, "runs": runs}, indent=1) + "\n")
+    columns = list(runs[0])
+    lines = [
+        "# The Stage-1 builder without its models",
+        "",
+        f"`python benchmarks/builder.py --sizes {' '.join(map(str, args.sizes))}`; pool of {POOL} clips, {DIM}-wide "
+        f"vectors, one thread; {machine['platform']}, {machine['cores']} cores, other work on the machine.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---:|" * len(columns),
+        *["| " + " | ".join(str(run[column]) for column in columns) + " |" for run in runs],
+        "",
+        "`peak_growth_mib`: how far the process's peak memory rose during the build. Target: ≥ 50 rows/s per core, and "
+        "memory that does not grow with the rows.",
+        "",
+    ]
+    (RESULTS / "builder.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+    last = runs[-1]
+    print(f"builder: rows_per_s={last['rows_per_s']} overhead_share={last['overhead_share']}")
+
+
+if __name__ == "__main__":
+    main()
