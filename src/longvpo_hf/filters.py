@@ -28,6 +28,7 @@ REASONS = {
     "empty_answer": "an answer has no text",
     "answers_agree": "chosen and rejected say the same, so there is nothing to prefer",
     "duplicate_row": "the same timeline with the same question and answers is there already",
+    "no_answer": "the model was not reached, or gave nothing that can be read, however often it was asked",
     "no_distractors": "not enough clips are unlike the anchor (embedding cosine above the bound)",
     "missing_file": "a clip's file is not there",
     "unreadable": "a clip's file cannot be decoded",

@@ -25,7 +25,7 @@ from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import Provenance, VideoPreference
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders import Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline, View
 
 RECIPE = "longvpo-stage1"
@@ -368,12 +368,12 @@ class _Build:
                 pairs[draft] = _Drop("rejected_is_right", f"{pairs[draft]} — judge: {verdict}")
 
     def _respond(self, responder: Responder, requests: Sequence[Request], what: str) -> list[str | _Drop]:
-        """Answers in order; why there is none where the video cannot be decoded."""
+        """Answers in order; why there is none where the video cannot be decoded or the model is not reached."""
         if not requests:
             return []
         with tqdm(total=len(requests), desc=what, unit="call", leave=False) as bar:
             try:
-                answers: list[str | _Drop] = list(responder.respond(requests))
+                answers = _answers(responder, requests)
                 bar.update(len(requests))
             except UnreadableVideo:  # one bad clip must not cost its batch: ask one by one
                 answers = []
@@ -411,9 +411,16 @@ class _Build:
         )
 
 
+def _answers(responder: Responder, requests: Sequence[Request]) -> list[str | _Drop]:
+    try:
+        return list(responder.respond(requests))
+    except Unanswered as error:  # what was answered is kept
+        return [result if isinstance(result, str) else _Drop(result.reason, str(result)) for result in error.results]
+
+
 def _respond_one(responder: Responder, request: Request) -> str | _Drop:
     try:
-        return responder.respond([request])[0]
+        return _answers(responder, [request])[0]
     except UnreadableVideo as error:
         return _Drop(error.reason, str(error))
 
