@@ -131,7 +131,7 @@ def test_a_video_folder_with_preferences(root: Path, tmp_path: Path) -> None:
     (folder / "a.mp4").write_bytes((root / "a.mp4").read_bytes())
     row = {"file_name": "a.mp4", "prompt": "Why?", "chosen": "yes", "rejected": "no"}
     (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
-    dataset = load_dataset("videofolder", data_dir=str(folder), split="train")
+    dataset = load_dataset("videofolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "c"))
     (read,) = read_all(from_trl(dataset, folder))
     assert read.timeline.clips[0].path == str(folder / "a.mp4")
     assert read.timeline.clips[0].source_id == "a.mp4"

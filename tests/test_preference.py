@@ -108,10 +108,10 @@ def written(tmp_path_factory: pytest.TempPathFactory, videos: list[str]) -> tupl
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_load_dataset_gives_the_rows_back(
-    written: tuple[Path, list[VideoPreference]], videos: list[str], streaming: bool
+    written: tuple[Path, list[VideoPreference]], videos: list[str], streaming: bool, tmp_path: Path
 ) -> None:
     folder, rows = written
-    dataset = undecoded(load_dataset(str(folder), split="train", streaming=streaming))
+    dataset = undecoded(load_dataset(str(folder), split="train", streaming=streaming, cache_dir=str(tmp_path)))
     loaded = [VideoPreference.from_row(row) for row in dataset]
     assert [without_paths(row) for row in loaded] == [without_paths(row) for row in rows]
     media = {Path(path).read_bytes(): path for path in videos}
@@ -123,15 +123,15 @@ def test_load_dataset_gives_the_rows_back(
     assert len(list((folder / "clips").iterdir())) == 3, "media is stored once however many rows show it"
 
 
-def test_a_loaded_row_has_what_a_trainer_needs(written: tuple[Path, list[VideoPreference]]) -> None:
-    row = undecoded(load_dataset(str(written[0]), split="train"))[0]
+def test_a_loaded_row_has_what_a_trainer_needs(written: tuple[Path, list[VideoPreference]], tmp_path: Path) -> None:
+    row = undecoded(load_dataset(str(written[0]), split="train", cache_dir=str(tmp_path)))[0]
     assert set(TRAINING_COLUMNS) <= set(row)
     trained = VideoPreference.from_row({name: row[name] for name in TRAINING_COLUMNS})
     assert trained.id == written[1][0].id
 
 
-def test_undecoded_opens_no_decoder(written: tuple[Path, list[VideoPreference]]) -> None:
-    dataset = load_dataset(str(written[0]), split="train")
+def test_undecoded_opens_no_decoder(written: tuple[Path, list[VideoPreference]], tmp_path: Path) -> None:
+    dataset = load_dataset(str(written[0]), split="train", cache_dir=str(tmp_path))
     assert isinstance(dataset[0]["clips"][0]["video"], VideoDecoder)
     assert set(undecoded(dataset)[0]["clips"][0]["video"]) == {"path", "bytes"}
     plain = Dataset.from_list([{"prompt": "a"}])
