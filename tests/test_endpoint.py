@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 
 import tiny_models
+from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
 from longvpo_hf.frames import Frames, FrameSampler, UnreadableVideo
 from longvpo_hf.responders import EndpointResponder, NoAnswer, Request, Responder, Unanswered, endpoint
 from longvpo_hf.responders.endpoint import EndpointError
@@ -450,6 +451,28 @@ def test_the_others_answers_are_kept(serve: Serve, clips: dict[str, Clip], tmp_p
     copy = pickle.loads(pickle.dumps(error.value))
     assert str(copy) == str(error.value)
     assert [str(result) for result in copy.results] == [str(result) for result in error.value.results]
+
+
+def test_a_build_drops_what_is_not_answered_by_name(serve: Serve, clips: dict[str, Clip], tmp_path: Path) -> None:
+    def script(call: Call) -> Reply:
+        colours = [int(np.asarray(image).min()) for image in call.images]
+        if call.body["model"] == "writer":  # of one clip; only the white one has no dark channel
+            return Reply(status=500, body=b"") if min(colours) > 80 else Reply("Which colour is the clip?")
+        return Reply(f"One of brightness {colours}.")
+
+    server = serve(script)
+    writer, answerer = (
+        EndpointResponder(model, server.base_url, sampler(), max_retries=1) for model in ("writer", "answerer")
+    )
+    settings = AnchoredSettings(num_rows=6, max_clips=3, max_rounds=4)
+    funnel = build_anchored(list(clips.values()), writer, answerer, tmp_path / "rows", settings)
+    assert funnel["stages"]["rows"] == 6
+    assert funnel["dropped"]["no_answer"] >= 1
+    drops = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
+    (unanswered, *_) = [drop for drop in drops if drop["reason"] == "no_answer"]
+    assert unanswered["detail"] == f"{writer.name}: status 500 (tries: 2)"
+    asked = [call for call in server.calls if call.body["model"] == "writer"]
+    assert len(asked) == 3 + 2  # each clip once; the white one was tried again, and nobody else for its sake
 
 
 def test_an_outage_ends_the_call(serve: Serve) -> None:

@@ -232,7 +232,7 @@ class EndpointResponder:
 
     def _refused(self, response: httpx2.Response) -> _Failure:
         status = response.status_code
-        said = f"status {status}: {self._shown(response.text)}"
+        said = f"status {status}: {self._shown(response.text)}".removesuffix(": ")
         if status in (408, 429) or status >= 500:
             return _Failure(said, _retry_after_seconds(response.headers.get("retry-after", "")))
         raise EndpointError(f"{self.model} at {self.base_url}: {said}. {_REMEDIES.get(status, _REMEDY)}") from None
