@@ -286,7 +286,7 @@ def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
         ("learning rate", f"{args.learning_rate:g}, {_value(args.lr_scheduler_type)}, warm-up {args.warmup_steps:g}"),
         (
             "optimiser",
-            f"{_value(args.optim)}, weight decay {args.weight_decay:g}, gradient norm ≤ {args.max_grad_norm:g}",
+            f"{_value(args.optim)}, weight decay {args.weight_decay:g}, gradient norm ≤ {args.max_grad_norm}",
         ),
         (
             "batch",
@@ -333,8 +333,8 @@ def _data_of(dataset: Any) -> tuple[tuple[Source, ...], tuple[str, ...]]:
             recipes = column.combine_chunks().field("recipe").unique().to_pylist()
     else:
         row = _first_row(dataset)
-        media = [str((clip.get("video") or {}).get("path")) for clip in row.get("clips") or ()]
-        found = [re.match(r"hf://datasets/([^/@]+)/([^/@]+)@([0-9a-f]{40})/", path) for path in media]
+        media = json.dumps([clip.get("video") for clip in row.get("clips") or ()], default=str)
+        found = list(re.finditer(r"hf://datasets/([^/@]+)/([^/@]+)@([0-9a-f]{40})/", media))
         recipes = [row["provenance"]["recipe"]] if recorded else []
     sources = (Source.of(f"{match[1]}/{match[2]}", match[3]) for match in found if match)
     return tuple(dict.fromkeys(sources)), tuple(sorted({recipe for recipe in recipes if recipe}))
