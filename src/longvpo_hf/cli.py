@@ -76,6 +76,24 @@ def demo(
     typer.echo(f"\nReport: {output / 'report.md'}")
 
 
+@app.command()
+def inspect(
+    dataset_folder: Annotated[Path, typer.Argument(help="A dataset on disk: train.parquet and its clips.")],
+    rows: Annotated[int, typer.Option(min=1, help="Show at most so many, drawn evenly over the dataset.")] = 200,
+    output: Annotated[Path | None, typer.Option(help="The page. Default: inspect.html in the folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the rows; same seed, same page.")] = 0,
+) -> None:
+    """Writes one HTML page to look at a dataset: filmstrips, questions, answers, their origin, what was dropped."""
+    from longvpo_hf.inspect_page import write_inspect_page
+
+    try:
+        page = write_inspect_page(dataset_folder, output, rows, seed)
+    except (ValueError, OSError) as error:
+        typer.echo(f"longvpo inspect: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"Showing {page.num_rows:,} of {page.total_rows:,} rows: {page.path}")
+
+
 def _delete_run(output: Path) -> None:
     """Deletes an earlier demo, and nothing that is not one."""
     if not output.exists():

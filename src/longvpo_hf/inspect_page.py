@@ -39,7 +39,6 @@ from .hub import public_name
 from .preference import TRAINING_COLUMNS, VideoPreference
 from .timeline import Clip, Timeline
 
-DEFAULT_ROWS = 200
 MAX_ROWS = 5_000
 
 # What bounds the page: at these numbers about 25 MB of pictures.
@@ -53,6 +52,7 @@ _ENTRIES = 50  # verdicts of a row, fields of a drop
 _DROPS_PER_REASON = 25
 
 _ROWS_PER_READ = 500
+_FILE = re.compile(r"(/|~/|[A-Za-z]:\\).*\.\w{2,5}")
 _BINS = 12
 _UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
@@ -72,9 +72,7 @@ class InspectPage:
     total_rows: int
 
 
-def write_inspect_page(
-    folder: Path, output: Path | None = None, num_rows: int = DEFAULT_ROWS, seed: int = 0
-) -> InspectPage:
+def write_inspect_page(folder: Path, output: Path | None = None, num_rows: int = 200, seed: int = 0) -> InspectPage:
     """Writes the page of a dataset; the same dataset and seed give the same page, to the byte.
 
     Args:
@@ -260,7 +258,8 @@ class _Pictures:
         try:
             frames = self._sampler(Timeline((replace(clip, path=str(self._folder / clip.path)),)))
         except UnreadableVideo as error:
-            return None, _cut(f"{error.reason}: {error.detail}", _CAPTION_CHARACTERS)
+            detail = error.detail.replace(f"{self._folder}{os.sep}", "")
+            return None, _cut(f"{error.reason}: {detail}", _CAPTION_CHARACTERS)
         buffer = io.BytesIO()
         image = Image.fromarray(frames.pixels[0].permute(1, 2, 0).numpy())
         image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
@@ -311,7 +310,7 @@ class _Summary:
                 "expected": sum(self._tenths) / 10,
             },
             {
-                "title": "Clips of a timeline",
+                "title": "Clips per row",
                 "axis": "clips",
                 "of": "rows",
                 **_histogram(self._num_clips, whole=True),
@@ -378,7 +377,7 @@ def _read_log(folder: Path, seed: int) -> dict[str, Any]:
                 elif (place := rng.randrange(totals[reason])) < _DROPS_PER_REASON:
                     some[place] = fields
     if num_broken:
-        notices.append(f"{num_broken} lines of {folder.name}/dropped.jsonl could not be read and are not shown.")
+        notices.append(f"Lines of {folder.name}/dropped.jsonl that could not be read and are not shown: {num_broken}.")
     funnel: dict[str, dict[str, int]] = {}
     if (folder / "funnel.json").is_file():
         try:
@@ -406,13 +405,12 @@ def _drop(line: str) -> tuple[str, dict[str, str]] | None:
         return None
     if not isinstance(drop, dict) or not isinstance(drop.get("reason"), str):
         return None
-    values = [value for value in drop.values() if isinstance(value, str)]
-    shorter = {value: name for value in values if value and (name := public_name(value)) != value}
+    paths = [value for value in drop.values() if isinstance(value, str) and _FILE.fullmatch(value)]
     fields = {}
     for name, value in list(drop.items())[:_ENTRIES]:
         text = value if isinstance(value, str) else json.dumps(value)
-        for path, public in shorter.items():
-            text = text.replace(path, public)
+        for path in paths:
+            text = text.replace(path, public_name(path))
         if name != "reason":
             fields[_cut(name, _CAPTION_CHARACTERS)] = _cut(text, _CAPTION_CHARACTERS)
     return drop["reason"], fields
