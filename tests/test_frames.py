@@ -209,7 +209,7 @@ def test_frames_of_another_aspect_get_bars_and_the_longest_size_decides(folder: 
 
 
 @pytest.mark.parametrize(
-    ("max_pixels", "expected"), [(32 * 48, (32, 48)), (16 * 24, (16, 24)), (500, (18, 27)), (1, (1, 1))]
+    ("max_pixels", "expected"), [(32 * 48, (32, 48)), (16 * 24, (16, 24)), (500, (18, 27)), (22, (3, 5)), (1, (1, 1))]
 )
 def test_max_pixels_scales_down_and_keeps_the_picture(video: str, max_pixels: int, expected: tuple[int, int]) -> None:
     frames = FrameSampler(2, max_pixels=max_pixels)(Timeline((Clip(video, 0.0, 4.0),)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import (
     LlavaNextVideoVideoProcessor,
@@ -22,6 +24,7 @@ from transformers.video_utils import VideoMetadata
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
+import trainers
 from longvpo_hf.frames import Frames
 from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
 from longvpo_hf.tree import enable_tree_packing, plain_forward, tree_forward
@@ -43,8 +46,11 @@ def _num2words(monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def family(name: str) -> tuple[Any, Any]:
     """Model and processor, shared: no test changes them."""
-    if name != "smolvlm":
-        return tiny_models.build(name)
+    return tiny_models.build(name) if name != "smolvlm" else build_smolvlm()
+
+
+def build_smolvlm() -> tuple[Any, Any]:
+    """As `tiny_models.build` does the families whose processors need no more packages."""
     torch.manual_seed(0)
     named = {
         "fake_image_token": "<fake_token_around_image>",
@@ -370,6 +376,22 @@ def test_smolvlm_can_be_tree_packed() -> None:
         packed = tree_forward(model, batch).log_probs
     assert plain.abs().max() > 1
     assert (packed - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_smolvlm_trains(tmp_path: Path, dataset: Dataset, frozen: bool) -> None:
+    """The other families are in `test_modes.py`."""
+    model, processor = build_smolvlm()
+    reference = build_smolvlm()[0]
+    trainer = trainers.make(
+        tmp_path, dataset, model=model, processing_class=processor, ref_model=reference, freeze_vision_tower=frozen
+    )
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer.train()
+    assert all(0 < loss < 10 for loss in trainers.logged(trainer))
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert any("text_model" in name for name in moved)
+    assert any("vision_model" in name for name in moved) != frozen
 
 
 @pytest.mark.parametrize("name", FAMILIES)
