@@ -129,10 +129,10 @@ def archives_under(folder: Path) -> list[Archive]:
     parts: dict[Path, dict[str, Path]] = {}
     for base, _, names in os.walk(folder):
         for name in names:
-            if match := _PART.fullmatch(name):
-                parts.setdefault(Path(base, match[1]), {})[match[2]] = Path(base, name)
-            elif _TAR.fullmatch(name) or name.endswith(".zip"):
+            if _TAR.fullmatch(name) or name.endswith(".zip"):
                 whole.append(Archive(name, (Path(base, name),)))
+            elif match := _PART.fullmatch(name):
+                parts.setdefault(Path(base, match[1]), {})[match[2]] = Path(base, name)
     for stem, by_part in parts.items():
         order = sorted(by_part, key=lambda part: (len(part), part))
         numbers = [_part_number(part) for part in order]
