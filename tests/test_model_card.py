@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -382,3 +383,20 @@ def test_tree_packing_stays_at_home(pushed: dict[str, Any], repo: str) -> None:
     assert [name for name, data in texts.items() if b"longvpo_tree" in data] == []
     if repo == FULL:
         assert json.loads(texts["config.json"])["architectures"] == ["InternVLForConditionalGeneration"]
+
+
+def test_what_it_uses_of_trl_is_there() -> None:
+    """Private or unexported: a move shall fail here with its name."""
+    from transformers import Trainer
+    from trl import DPOTrainer
+    from trl.trainer import utils
+
+    from longvpo_hf.trainer import LongVPOTrainer
+
+    theirs = list(inspect.signature(DPOTrainer.create_model_card).parameters)
+    assert list(inspect.signature(LongVPOTrainer.create_model_card).parameters)[: len(theirs)] == theirs
+    assert "rafailov2023direct" in DPOTrainer._paper["citation"]
+    assert DPOTrainer._tag_names == ["trl", "dpo"]
+    assert inspect.signature(utils.get_comet_experiment_url).parameters == {}
+    assert inspect.signature(utils.get_trackio_space_url).parameters == {}
+    assert "self.create_model_card(model_name=model_name, **kwargs)" in inspect.getsource(Trainer.push_to_hub)
