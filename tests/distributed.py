@@ -2,6 +2,7 @@
 
 The folder holds `rows` (eight rows) and `bad_rows` (the same, some without a file), saved to disk. The first process
 writes `<scenario>.<processes>.json`: the logs, and the trained weights' sums. A batch of four rows over all processes.
+At the end it writes `sharded.json`: a sharded model's scores and gradients against a whole one's.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from typing import Any
 import torch
 from datasets import load_from_disk
 from peft import LoraConfig
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import tiny_models
 import trainers
+from longvpo_hf.collator import VideoPreferenceCollator
+from longvpo_hf.tree import enable_tree_packing, tree_forward
 
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "full": dict,
@@ -54,6 +60,38 @@ def run(folder: Path, scenario: str) -> dict[str, Any]:
     }
 
 
+def sharded(folder: Path, family: str) -> dict[str, float]:
+    """Largest differences of a model sharded by FSDP2 from a whole one, each process on rows of its own.
+
+    By torch's `fully_shard`: accelerate starts FSDP on accelerators only.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rows = load_from_disk(str(folder / "rows"))
+    collate = VideoPreferenceCollator(tiny_models.build(family)[1], trainers.NUM_FRAMES, fps=None, max_pixels=56 * 56)
+    batch = collate([rows[2 * rank], rows[2 * rank + 1]])
+
+    def backward(model: Any) -> torch.Tensor:
+        assert enable_tree_packing(model) is None
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        if model is parted:
+            mesh = init_device_mesh("cpu", (ranks,))
+            for layer in model.get_decoder().layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        log_probs = tree_forward(model, batch).log_probs
+        log_probs.sum().backward()
+        return log_probs.detach()
+
+    whole, parted = trainers.with_head(family), trainers.with_head(family)
+    scores = (backward(parted) - backward(whole)).abs().max()
+    gradients = []
+    for name, weight in whole.named_parameters():
+        if weight.grad is not None:
+            torch.distributed.all_reduce(weight.grad)
+            gradients.append((parted.get_parameter(name).grad.full_tensor() - weight.grad / ranks).abs().max())
+    return {"scores": float(scores), "gradients": float(max(gradients)), "number": float(len(gradients))}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
@@ -62,3 +100,6 @@ if __name__ == "__main__":
         if os.environ.get("RANK", "0") == "0":
             size = os.environ.get("WORLD_SIZE", "1")
             (target / f"{name}.{size}.json").write_text(json.dumps(result))
+    differences = {family: sharded(target, family) for family in tiny_models.FAMILIES}
+    if os.environ["RANK"] == "0":
+        (target / "sharded.json").write_text(json.dumps(differences))

@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset
 
 import distributed
+import tiny_models
 from conftest import make_dataset
 from longvpo_hf.preference import VideoPreference
 
@@ -66,3 +67,11 @@ def test_two_processes_equal_one(two_processes: Path, scenario: str) -> None:
         summary = [entry["bad_videos/missing_file"] for entry in two["logs"] if "loss" in entry]
         assert summary[-1] == 3
         assert any("eval_rewards/accuracies/begin" in entry for entry in two["logs"])
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_a_sharded_model_scores_trees_as_a_whole_one(two_processes: Path, family: str) -> None:
+    differences = json.loads((two_processes / "sharded.json").read_text())[family]
+    assert differences["number"] > 10
+    assert differences["scores"] <= 1e-5
+    assert differences["gradients"] <= 1e-4
