@@ -299,7 +299,7 @@ class _Summary:
         """Histograms, without those of which there is nothing to show. `edges` are the bounds between `counts`."""
         longest = max(self._seconds, default=0.0)
         unit, scale = next((u, s) for u, s in _UNITS if longest > 3 * s or s == 1)
-        low = min(0, *self._similarities)
+        low = min([0, *self._similarities])
         plots = [
             {
                 "title": "Where the evidence stands",
