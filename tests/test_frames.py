@@ -331,7 +331,13 @@ def test_the_cache_is_bounded_and_never_changes_what_is_shown(video: str, slowin
         assert torch.equal(shown.pixels, fresh.pixels)
         assert shown.timeline_seconds == fresh.timeline_seconds
         assert sum(frames.numel() for frames in cached._cache.values()) == cached._cached_bytes <= 10 * frame_bytes
-        shown.pixels.zero_()  # what a caller does to its frames is not seen by the next
+
+
+def test_what_a_caller_does_to_its_frames_is_its_own(video: str) -> None:
+    sampler = FrameSampler(4)
+    timeline = Timeline((Clip(video, 0.0, 4.0),))
+    sampler(timeline).pixels.zero_()
+    assert indices_of(sampler(timeline).pixels) == [5, 15, 25, 35]
 
 
 def test_the_cache_saves_decoding(video: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
 import trainers
-from longvpo_hf.frames import Frames
+from longvpo_hf.frames import Frames, FrameSampler
 from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
+from longvpo_hf.responders import LocalResponder, Request
+from longvpo_hf.timeline import Clip, Timeline, View
 from longvpo_hf.tree import enable_tree_packing, plain_forward, tree_forward
+from media import write_video
 
 torch.set_num_threads(1)
 
@@ -392,6 +395,18 @@ def test_smolvlm_trains(tmp_path: Path, dataset: Dataset, frozen: bool) -> None:
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert any("text_model" in name for name in moved)
     assert any("vision_model" in name for name in moved) != frozen
+
+
+def test_smolvlm_answers_in_batches_as_one_by_one(tmp_path: Path) -> None:
+    """The other families are in `test_responders.py`."""
+    model, processor = family("smolvlm")
+    clip = Clip(str(write_video(tmp_path / "a.mp4", 40, 10, size=(56, 56))), 0.0, 4.0)
+    views = [View.sparse(count) for count in (4, 2, 4, 4)]
+    requests = [Request("Who? " * (i + 1), Timeline((clip,)), view) for i, view in enumerate(views)]
+    responder = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=8)
+    single = [responder.respond([request])[0] for request in requests]
+    assert len(set(single)) > 1
+    assert responder.respond(requests) == single
 
 
 @pytest.mark.parametrize("name", FAMILIES)
