@@ -345,6 +345,7 @@ def test_wheel_holds_the_whole_package(wheel: Path) -> None:
     sources = {str(path.relative_to(SOURCE)) for path in product_files()}
     assert sources <= names
     assert "longvpo_hf/py.typed" in names
+    assert "longvpo_hf/inspect_page.html" in names
     assert "longvpo = longvpo_hf.cli:main" in entry_points
     assert {name.split("/")[0] for name in names} == {
         "longvpo_hf",
