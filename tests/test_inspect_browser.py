@@ -308,7 +308,7 @@ def test_text_stands_out_in_light_and_dark(browser: Chromium, page: Path, scheme
     pairs = json.loads(
         browser.run(
             """JSON.stringify([...document.querySelectorAll(`h1, .lead, .question, .top span, .under, .badge,
-              .answer h4, .answer p, .told b, summary, figcaption small, input, button, #status, .legend`)].map((element) => {
+              .answer h4, .answer p, .told b, summary, small, input, button, #status, .legend`)].map((element) => {
               let behind = element;
               while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
               return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
