@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_a_frozen_towers_activations_do_not_grow_with_the_video(monkeypatch: pyt
         assert not features.requires_grad
         peaks.append(max(largest))
     assert peaks[0] == peaks[1] == peaks[2]
+
+
+def test_a_copied_model_runs_its_own_tower() -> None:
+    model = trainers.with_head("internvl")
+    tower = vision_tower(model)
+    assert tower is not None
+    bound_frozen_forward(tower)
+    copied = vision_tower(copy.deepcopy(model))
+    assert copied is not None
+    for weight in copied.parameters():
+        weight.data.zero_()
+    pixels = torch.ones(2, 3, 56, 56)
+    assert copied(pixel_values=pixels).last_hidden_state.abs().sum() == 0
+    assert tower(pixel_values=pixels).last_hidden_state.abs().sum() > 0
 
 
 def test_a_model_without_a_tower_is_named(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ another, so the pieces give what the whole gives. Knows nothing of the trainer.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -28,21 +28,19 @@ def vision_tower(model: Any) -> nn.Module | None:
     return None if tower is base or tower is base.base_model else tower
 
 
-def bound_frozen_forward(tower: nn.Module) -> None:
+def bound_frozen_forward(tower: Any) -> None:
     """From now on, while no weight of `tower` is trained, its forward makes no graph and takes few frames at a time."""
-    forward = tower.forward
-    if hasattr(forward, "__longvpo_bound__"):
-        return
+    if not hasattr(tower, "_forward_of_all_frames"):
+        # Bound methods: a copy of the model gets its own, where a closure would run the first one's weights.
+        tower._forward_of_all_frames = tower.forward
+        tower.forward = MethodType(_bounded_forward, tower)
 
-    @functools.wraps(forward)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        if any(weight.requires_grad for weight in tower.parameters()):
-            return forward(*args, **kwargs)
-        with torch.no_grad():
-            return _join([forward(*a, **k) for a, k in _calls(args, kwargs)])
 
-    bounded.__longvpo_bound__ = True  # type: ignore[attr-defined]
-    tower.forward = bounded
+def _bounded_forward(tower: Any, *args: Any, **kwargs: Any) -> Any:
+    if any(weight.requires_grad for weight in tower.parameters()):
+        return tower._forward_of_all_frames(*args, **kwargs)
+    with torch.no_grad():
+        return _join([tower._forward_of_all_frames(*a, **k) for a, k in _calls(args, kwargs)])
 
 
 def _calls(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
