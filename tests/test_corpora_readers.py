@@ -140,6 +140,21 @@ def test_videofolder_drops_links_that_lead_out(tmp_path: Path, videos: list[Path
     assert "within.mp4" in [item.source_id for item in found if isinstance(item, Source)]
 
 
+def test_links_within_the_cache_of_hugging_face_stay(tmp_path: Path, videos: list[Path]) -> None:
+    repo = tmp_path / "hub" / "datasets--a--b"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "blobs" / "0123").write_bytes(videos[0].read_bytes())
+    root = repo / "snapshots" / "4567" / "videos"
+    root.mkdir(parents=True)
+    os.symlink("../../../blobs/0123", root / "kept.mp4")
+    os.symlink(videos[1], root / "out.mp4")
+    kept, out = read("videofolder", root)
+    assert isinstance(kept, Source)
+    assert same_content(kept, videos[0])
+    assert isinstance(out, Dropped)
+    assert out.reason == "outside_root"
+
+
 def test_videofolder_metadata_without_file_name(tmp_path: Path, videos: list[Path]) -> None:
     root = folder_of(tmp_path / "root", videos)
     write_jsonl(root / "metadata.jsonl", [{"file_name": "one.mp4"}, {"name": "two.mp4"}])
@@ -515,7 +530,7 @@ def test_a_damaged_archive_is_an_error(tmp_path: Path, videos: list[Path], kind:
     with pytest.raises(CorpusError, match=rf"x\.{kind}, at \d\.mp4: the archive is damaged .*get it again"):
         read("llava-video", root)
     # What was written is whole; no partial file stays.
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert list((tmp_path / "cache" / "parts").iterdir()) == []
 
 
 def test_an_extraction_that_broke_off_goes_on(

@@ -156,7 +156,7 @@ def test_names_say_content_span_and_encoding(tmp_path: Path, source: Path) -> No
         cut([Clip(str(write_video(tmp_path / "w.mp4", 99)), 0.0, 1.0)], folder)[0],
     ]
     assert len({clip.path for clip in [one, *others]}) == 6
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.glob("*.mp4"))) == 6
 
 
 def test_what_is_there_is_not_cut_again(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,14 @@ def test_a_cut_that_breaks_off_leaves_nothing(tmp_path: Path, source: Path, monk
     monkeypatch.setattr(VideoFile, "frames", first_chunk_only)
     with pytest.raises(KeyboardInterrupt):
         cut([Clip(str(source), 0.0, 1.0)], tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1-half.mp4").write_bytes(b"half a file")
+    (clip,) = cut([Clip(str(source), 0.0, 1.0)], tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(clip.path)]
 
 
 def test_a_clip_that_cannot_be_decoded_is_dropped_by_name(tmp_path: Path, source: Path) -> None:
@@ -216,7 +223,7 @@ def test_a_clip_that_cannot_be_decoded_is_dropped_by_name(tmp_path: Path, source
     assert [item.reason for item in dropped] == ["unreadable", "missing_file", "beyond_end", "beyond_end"]
     assert (dropped[0].path, dropped[0].source_id) == (str(broken), "b")
     assert dropped[0].detail.startswith("[8.0, 9.0) s: ")
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.glob("*.mp4"))) == 2
 
 
 def test_processes_make_the_same_files_in_the_same_order(tmp_path: Path, source: Path) -> None:
@@ -228,8 +235,9 @@ def test_processes_make_the_same_files_in_the_same_order(tmp_path: Path, source:
     together = list(cut_clips(clips, tmp_path / "together", num_workers=2))
     assert [Path(item.path).name for item in together] == [Path(item.path).name for item in alone]
     assert [type(item) for item in together] == [type(item) for item in alone] == [Clip, Clip, Dropped] * 3
-    files = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "together").iterdir()} == files
+    files = {path.name: path.read_bytes() for path in (tmp_path / "alone").glob("*.mp4")}
+    assert len(files) == 6
+    assert {path.name: path.read_bytes() for path in (tmp_path / "together").glob("*.mp4")} == files
 
 
 def test_a_clip_longer_than_a_chunk_is_whole(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,6 +35,8 @@ _KEY_FRAME_SECONDS = 1.0
 _MIN_FPS = 1.0
 #: Clips of one source that one task cuts: they share its decoder.
 _CLIPS_PER_TASK = 32
+#: Folder of files that are being written.
+_PARTS = "parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,13 @@ def cut_clips(
 
     Args:
         clips: Clips of source files; those of one file should follow each other, and are then read in one go.
-        folder: Where the files are; those that are there already are not cut again.
+        folder: Where the files are; those that are there already are not cut again. One run at a time.
         settings: See `MediaSettings`.
         num_workers: Processes that cut; 0 cuts in this one. The files are the same.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    # What a killed run left here is of no use: files are written from their begin.
+    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+    (folder / _PARTS).mkdir(parents=True)
     settings = settings or MediaSettings()
     tasks = _tasks(clips)
     if num_workers < 1:
@@ -155,7 +160,7 @@ def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) ->
         # Without frames that lean on later ones, and in one thread: the same bytes wherever and whenever it is made.
         extra_options={"g": max(1, round(fps * _KEY_FRAME_SECONDS)), "bf": 0, "threads": 1},
     )
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.mp4")
+    part = path.parent / _PARTS / f"{os.getpid()}-{path.name}"
     try:
         with encoder.open_file(part):
             for _, pixels in video.frames(clip.start_seconds, clip.end_seconds, fps, size):

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from longvpo_hf.filters import Dropped
 
 from .records import RECORD_SUFFIXES, CorpusError, Record, Scene, Source, json_record, read_records
-from .store import Archive, VideoStore, archives_under, is_video, leaves_root
+from .store import Archive, VideoStore, archives_under, is_video, leaves_root, stays_within
 
 Sources = Iterator[Source | Dropped]
 Reader = Callable[[Path, Path], Sources]
@@ -38,7 +38,7 @@ def read_videofolder(root: Path, cache: Path) -> Sources:
     said = _Said(root)
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not stays_within(path, root):
             yield Dropped("outside_root", str(path), name, f"a link to {path.resolve()}")
         elif is_video(name):
             caption, source_id, licence = said.take(name)

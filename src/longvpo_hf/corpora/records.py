@@ -24,6 +24,7 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _READ_BYTES = 1024**2
 #: No record of text is longer; a json file that seems to hold one is broken.
 _MAX_RECORD_CHARACTERS = 64 * 1024**2
+_BETWEEN = re.compile(r"[,\s]*")
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d+)?)")
 
 T = TypeVar("T")
@@ -238,21 +239,21 @@ def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
         buffer = file.read(_READ_BYTES).lstrip()
         if not buffer.startswith("["):
             raise CorpusError(f"{path}: a list of records is expected, got {_shown(buffer[:40])}.")
-        buffer, number = buffer[1:], 0
+        at, number = 1, 0
         while True:
-            buffer = buffer.lstrip(", \t\r\n")
-            if buffer.startswith("]"):
+            at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            if buffer.startswith("]", at):
                 return
             try:
-                value, end = decoder.raw_decode(buffer)
+                value, at = decoder.raw_decode(buffer, at)
             except json.JSONDecodeError as error:
-                more = file.read(_READ_BYTES) if len(buffer) < _MAX_RECORD_CHARACTERS else ""
+                more = file.read(_READ_BYTES) if len(buffer) - at < _MAX_RECORD_CHARACTERS else ""
                 if not more:
                     raise CorpusError(f"{path}, record {number}: no readable json: {error}.") from error
-                buffer += more
+                buffer, at = buffer[at:] + more, 0
                 continue
             yield f"record {number}", value
-            buffer, number = buffer[end:], number + 1
+            number += 1
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import tarfile
@@ -54,6 +55,16 @@ def leaves_root(name: str) -> bool:
     """Whether a name from outside would lead out of the folder that it is joined to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or bool(re.match(r"[A-Za-z]:", name)) or "\0" in name
+
+
+def stays_within(path: Path, root: Path) -> bool:
+    """Whether a file that is joined to a root lies under it, links followed.
+
+    A folder in Hugging Face's cache consists of links into the `blobs` beside its `snapshots`: these stay.
+    """
+    root, real = root.resolve(), path.resolve()
+    blobs = [parent.parent.parent / "blobs" for parent in (root, *root.parents) if parent.parent.name == "snapshots"]
+    return any(real.is_relative_to(folder) for folder in (root, *blobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +174,10 @@ class VideoStore:
         self.archives = archives_under(root) if archives is None else list(archives)
         self._files = cache / "videos"
         self._files.mkdir(parents=True, exist_ok=True)
+        # What a killed run left here is of no use: parts are written from their begin.
+        self._parts = cache / "parts"
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._parts.mkdir()
         self._index = sqlite3.connect(cache / "index.sqlite")
         self._index.executescript(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
@@ -184,7 +199,7 @@ class VideoStore:
         """
         suffix = PurePosixPath(name).suffix.lower()
         digest = hashlib.sha256()
-        handle, part = tempfile.mkstemp(dir=self._files, suffix=".part")
+        handle, part = tempfile.mkstemp(dir=self._parts)
         try:
             with os.fdopen(handle, "wb") as file:
                 while block := content.read(_COPY_BYTES):
@@ -220,11 +235,10 @@ class VideoStore:
         """
         if leaves_root(name):
             return Dropped("outside_root", name, source_id, "the record's name leads out of the corpus")
-        root = self.root.resolve()
         for folder in (self.root, self.root / "videos"):
             path = folder / name
             if path.is_file():
-                if path.resolve().is_relative_to(root):
+                if stays_within(path, self.root):
                     return path
                 return Dropped("outside_root", str(path), source_id, f"a link to {path.resolve()}")
         for candidate in self.archives:
