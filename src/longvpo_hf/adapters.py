@@ -1,7 +1,7 @@
 """Rows that other people publish, as rows that `LongVPOTrainer` takes: one function for each form.
 
 Takes a dataset as `load_dataset` gives it, and the folder its videos lie in; gives a `datasets.Dataset` with the
-columns of `preference.SCHEMA`. Each video becomes one clip that spans its file. What is published names neither
+columns of `preference.SCHEMA`. Each video becomes one clip that spans its file. What others publish names neither
 evidence nor a reference view, so policy and reference see the whole timeline (`LongVPOConfig(reference="row")`, the
 default).
 
@@ -9,6 +9,8 @@ default).
   which trains them as TRL does.
 - `from_longvpo`: `MCG-NJU/LongVPO-Training-Data`, configs `stage1` and `stage2`.
 - `from_longva_tpo`: `ruili0/LongVA-TPO-10k`.
+- `from_reference`: rows of this package that were published without their media (`--media reference`); evidence and
+  reference view are kept.
 
 A file name in a dataset is somebody else's text: none may lead out of the folder given. A record that is not as
 expected is an error that names row and field. Knows nothing of models or of how rows are made.
@@ -102,6 +104,30 @@ def from_longva_tpo(dataset: Dataset, video_root: str | Path) -> Dataset:
         ValueError: See `from_trl`.
     """
     return _from_flat(dataset, video_root, ("video", "question", "chosen", "rejected"), "temporal-longva")
+
+
+def from_reference(dataset: Dataset, video_root: str | Path) -> Dataset:
+    """Rows that were published without media, with the files of a corpus that is there.
+
+    Args:
+        dataset: Rows of `preference.SCHEMA` whose clips name files relative to the corpus' folder.
+        video_root: That folder: no file may lie outside of it.
+
+    Raises:
+        ValueError: If a file leads out of `video_root` or is not there; the message names the row and the field.
+    """
+    media = _Media(Path(video_root), None)
+    for row in dataset.select_columns(["id", "clips"]):
+        for number, clip in enumerate(row["clips"]):
+            where = f"row {row['id']}, field clips[{number}].file_name"
+            if not media.inside(clip["file_name"], where).is_file():
+                raise ValueError(f"{where}: {clip['file_name']} is not in video_root={video_root}.")
+
+    def located(row: dict[str, Any]) -> dict[str, Any]:
+        found = [{**clip, "file_name": str(media.inside(clip["file_name"], "clips"))} for clip in row["clips"]]
+        return {"clips": found}
+
+    return dataset.map(located, desc="Locating clips")
 
 
 def _from_flat(dataset: Dataset, video_root: str | Path, columns: tuple[str, ...], recipe: str) -> Dataset:
@@ -242,9 +268,9 @@ class _Media:
         if isinstance(value, Mapping) and value.get("bytes") is not None and self._cache is not None:
             name, path = value.get("path") or "", self._stored(self._cache, value["bytes"], value.get("path") or "")
         elif isinstance(value, Mapping) and value.get("path"):
-            name, path = value["path"], self._inside(value["path"], where, absolute=True)
+            name, path = value["path"], self.inside(value["path"], where, absolute=True)
         elif isinstance(value, str) and value:
-            name, path = value, self._inside(value, where, absolute=False)
+            name, path = value, self.inside(value, where)
         else:
             raise ValueError(f"{where} must be a video or the name of its file, got {value!r}.")
         key = str(path)
@@ -257,7 +283,7 @@ class _Media:
             self._clips[key] = Clip(key, found.start_seconds, found.end_seconds, source_id=source_id)
         return self._clips[key]
 
-    def _inside(self, name: str, where: str, *, absolute: bool) -> Path:
+    def inside(self, name: str, where: str, *, absolute: bool = False) -> Path:
         """The file that `name` names.
 
         Args:

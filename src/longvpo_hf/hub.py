@@ -32,6 +32,17 @@ from .preference import SCHEMA, VideoPreference
 from .timeline import Clip
 
 _ROWS_PER_WRITE = 1000
+_BY_REFERENCE = """\
+## Media
+
+These rows come without their media, which may not be redistributed. Get the corpus yourself, then:
+
+```python
+from longvpo_hf.adapters import from_reference
+
+rows = from_reference(rows, video_root="where/the/corpus/lies")
+```
+"""
 #: Stands in a card until `push_dataset` knows the dataset's name.
 _UNNAMED = "path/or/name/of/this/dataset"
 #: Names of sources that a card lists per licence; the rows name all of them.
@@ -64,10 +75,13 @@ class DatasetWriter:
 
     Args:
         folder: Where the dataset will stand; an earlier one there is replaced.
+        media_root: Leaves the media out, for corpora that may not be redistributed: rows then name each clip's file
+            relative to this folder, and `adapters.from_reference` finds them there again. None copies the media.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, media_root: Path | None = None) -> None:
         self.folder = folder
+        self._media_root = media_root
         self._part = folder.with_name(folder.name + ".part")
         self._names: dict[str, str] = {}
         self._rows: list[dict[str, Any]] = []
@@ -76,7 +90,7 @@ class DatasetWriter:
 
     def __enter__(self) -> DatasetWriter:
         shutil.rmtree(self._part, ignore_errors=True)
-        (self._part / "clips").mkdir(parents=True)
+        (self._part if self._media_root else self._part / "clips").mkdir(parents=True)
         self._parquet = pq.ParquetWriter(self._part / "train.parquet", SCHEMA)
         return self
 
@@ -95,6 +109,11 @@ class DatasetWriter:
     def write_card(self, text: str) -> None:
         """Writes the dataset card, with licence and sources of the clips of the rows that were added before."""
         card = DatasetCard(text)
+        if self._media_root is not None:
+            card.data["configs"] = [
+                {"config_name": "default", "data_files": [{"split": "train", "path": "train.parquet"}]}
+            ]
+            card.text = f"{card.text.rstrip()}\n\n{_BY_REFERENCE}"
         licence = _licence_ids(clip.licence for clip in self._clips)
         if licence is not None:
             card.data["license"] = licence
@@ -123,6 +142,9 @@ class DatasetWriter:
             source = Path(clip.path)
             if not source.is_file():
                 raise UnreadableVideo("missing_file", clip, "no such file")
+            if self._media_root is not None:
+                self._names[clip.path] = _relative(source, self._media_root)
+                return self._names[clip.path]
             with source.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
             name = f"clips/{digest}{source.suffix.lower() or '.mp4'}"
@@ -218,7 +240,9 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
     for path in (card, folder / "train.parquet"):
         if not path.is_file():
             raise ValueError(f"{folder} lacks {path.name}: it is no dataset of DatasetWriter, or one without a card.")
-    missing = sorted(name for name in _media_of(folder / "train.parquet") if not (folder / name).is_file())
+    by_reference = "metadata_filenames" not in DatasetCard.load(card).data["configs"][0]
+    named = set() if by_reference else _media_of(folder / "train.parquet")
+    missing = sorted(name for name in named if not (folder / name).is_file())
     if missing:
         raise ValueError(
             f"{len(missing)} media files that rows of {folder / 'train.parquet'} name are not in {folder}, e.g. "
@@ -282,6 +306,18 @@ def _sources(clips: Iterable[Clip]) -> str:
             f"| {markdown(licence) or 'not stated'} | {number} | {len(names) or 'not named'} | {shown}{more} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _relative(path: Path, root: Path) -> str:
+    """The path as rows name it: relative, with forward slashes.
+
+    Raises:
+        ValueError: If it lies outside of `root`.
+    """
+    try:
+        return path.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        raise ValueError(f"{path} lies outside of media_root={root}; rows name media below it only.") from None
 
 
 def _media_of(parquet: Path) -> set[str]:

@@ -6,6 +6,9 @@ import re
 
 VERSION = "stage1-1"
 
+#: How every prompt to a judge ends.
+YES_OR_NO = "Answer Yes or No."
+
 
 def question_from_clip(caption: str) -> str:
     """Asks for a question that only this clip answers (LongVPO: from the anchor and its caption, if there is one)."""
@@ -28,7 +31,7 @@ def is_specific(question: str, caption: str) -> str:
     return (
         f"You see one clip of a longer video.\n{hint}Question about it: {question}\n"
         "Does answering it depend on several distinct things seen in this clip, so that it could not be answered from "
-        "other clips? Answer Yes or No."
+        f"other clips? {YES_OR_NO}"
     )
 
 
@@ -36,7 +39,7 @@ def is_also_right(question: str, chosen: str, rejected: str) -> str:
     """Asks whether the rejected answer is right too, of the clip that holds the answer."""
     return (
         f"You see the clip a question is about.\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
-        "Is answer 2 also right? Answer Yes or No."
+        f"Is answer 2 also right? {YES_OR_NO}"
     )
 
 

@@ -8,7 +8,7 @@ build goes on where it was when it is called again. Knows nothing of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -73,6 +73,11 @@ class AnchoredSettings:
             raise ValueError(f"max_similarity is a cosine in [-1, 1], got {self.max_similarity}.")
 
 
+def log_folder(output: Path) -> Path:
+    """Where a build writes its drops and its funnel: beside the dataset, which holds nothing but itself."""
+    return output.with_name(output.name + ".log")
+
+
 def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
     """How many clips of median length fill a training budget of `num_frames` at `fps`: a `max_clips` that uses it."""
     median_seconds = float(np.median([clip.duration_seconds for clip in clips]))
@@ -108,6 +113,9 @@ def build_anchored(
     settings: AnchoredSettings,
     embed: Embedder | None = None,
     judge: Responder | None = None,
+    media_root: Path | None = None,
+    facts: Mapping[str, object] | None = None,
+    funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
     """Builds a Stage-1 dataset.
 
@@ -123,6 +131,9 @@ def build_anchored(
         embed: Embeds clips for the similarity filter; None leaves it out, which the card then says.
         judge: Says whether a question is specific to its anchor, and whether a rejected answer is right after all (the
             paper's optional LLM judge); None leaves that out, which the card then says.
+        media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
+        facts: What else the card shall say of how the clips came about.
+        funnel: One that has counted what came before the clips; it is closed here. None begins with the clips.
 
     Returns:
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
@@ -135,12 +146,15 @@ def build_anchored(
             f"A pool of {len(clips)} clips cannot fill timelines of up to max_clips={settings.max_clips}; "
             "add clips or lower max_clips."
         )
-    funnel = Funnel(output.with_name(output.name + ".log"))
+    funnel = funnel or Funnel(log_folder(output))
     funnel.count("clips", len(clips))
     build = _Build(
         clips, question_writer, answerer, judge, settings, funnel, embed, output.with_name(output.name + ".job")
     )
-    with DatasetWriter(output) as writer, tqdm(total=settings.num_rows, desc="Stage-1 rows", unit="row") as bar:
+    with (
+        DatasetWriter(output, media_root) as writer,
+        tqdm(total=settings.num_rows, desc="Stage-1 rows", unit="row") as bar,
+    ):
         for round_index in range(settings.max_rounds):
             missing = settings.num_rows - writer.num_rows
             if missing == 0:
@@ -167,6 +181,8 @@ def build_anchored(
                     "similarity filter": f"cosine ≤ {settings.max_similarity}" if embed else "not applied",
                     "prompt version": prompts.VERSION,
                     "seed": settings.seed,
+                    "anchor positions": _histogram(build.places),
+                    **(facts or {}),
                 },
             )
         )
@@ -203,6 +219,8 @@ class _Build:
         names = [responder.name if responder else "" for responder in (question_writer, answerer, judge)]
         self.job = Job(folder, [RECIPE, prompts.VERSION, asdict(settings), names])
         self.ids: set[str] = set()
+        #: Anchors of the rows, by tenth of the timeline.
+        self.places = [0] * 10
         # What is known of a clip as an anchor, by pool index: the same question and chosen answer in all its rows.
         self.questions: dict[int, str | _Drop] = {}
         self.chosen: dict[int, str | _Drop] = {}
@@ -228,6 +246,7 @@ class _Build:
                     self.funnel.drop("duplicate_row", id=row.id)
                 else:
                     self.ids.add(row.id)
+                    self.places[min(9, int(10 * row.timeline.centre(draft.anchor)))] += 1
                     made += 1
                     yield row
 
@@ -431,6 +450,12 @@ def _checked(text: str | _Drop, check: Callable[[str], str | None]) -> str | _Dr
         return text
     reason = check(text)
     return _Drop(reason, text) if reason else text
+
+
+def _histogram(places: Sequence[int]) -> str:
+    """Shares of the rows by tenth of the timeline, begin to end."""
+    total = max(1, sum(places))
+    return "by tenth of the timeline: " + ", ".join(f"{100 * place / total:.0f} %" for place in places)
 
 
 def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +60,9 @@ class LocalResponder:
         self.encoder = PromptEncoder(processor)
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self._name = name or model.config.name_or_path or type(model).__name__
+        path = model.config.name_or_path
+        # A local folder's place on this machine is nothing that rows should tell.
+        self._name = name or (Path(path).name if os.path.isdir(path) else path) or type(model).__name__
 
     @property
     def name(self) -> str:
