@@ -1,8 +1,8 @@
 """What a corpus says of its videos: records read one by one, and the `Source` a reader makes of each.
 
 Takes jsonl, json (a list), csv and parquet files; gives `Record`s whose fields are checked as they are asked for, so
-that an error names file, record and field. Memory does not grow with the file. Knows nothing of any one corpus, of
-archives or of video.
+that an error names file, record and field. Memory does not grow with the file; of Parquet, a row group may be held. Knows
+nothing of any one corpus, of archives or of video.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path, rows_at_a_time: int) -> Iterator[tuple[str, Any]]:
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    # Read page by page; but a writer may have put a whole row group into one page.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES) as file:
         number = 0
         for batch in file.iter_batches(batch_size=rows_at_a_time):
             for row in batch.to_pylist():
