@@ -253,6 +253,13 @@ def test_stage_2_row_has_several_evidence_clips_and_the_whole_as_reference(
     assert len(data["pictures"]) == len(COLOURS), "a clip that stands twice is one picture"
 
 
+def test_third_is_of_the_seconds_not_of_the_clips(tmp_path: Path) -> None:
+    timeline = Timeline(tuple(Clip("clips/gone.mp4", 0.0, seconds) for seconds in (8.0, 1.0, 1.0)))
+    rows = [VideoPreference(timeline, "Q?", "yes", "no", (index,)).to_row(lambda clip: clip.path) for index in range(3)]
+    data = inspected(write_rows(tmp_path / "rows", rows))
+    assert [row["thirds"] for row in data["rows"]] == [[1], [2], [2]]
+
+
 def test_clip_without_picture_says_why_and_stops_nothing(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
     folder = tmp_path / "rows"
     (folder / "clips").mkdir(parents=True)

@@ -21,7 +21,7 @@ from conftest import COLOURS
 from longvpo_hf.inspect_page import write_inspect_page
 from longvpo_hf.preference import Provenance, VideoPreference
 from longvpo_hf.timeline import Clip, Timeline
-from test_inspect import HOSTILE, HOSTILE_NAME, hostile_dataset, stage2_row, write_dataset, write_log
+from test_inspect import HOSTILE, HOSTILE_NAME, hostile_dataset, stage2_row, write_dataset, write_log, write_rows
 
 SHOWN = "[...document.querySelectorAll('article')].filter((row) => row.checkVisibility()).map((row) => {}).join('|')"
 QUESTIONS = SHOWN.format("row.querySelector('.question').textContent")
@@ -164,6 +164,15 @@ def test_every_clip_is_drawn_and_marks_are_words(browser: Chromium, page: Path) 
     provenance = browser.run("document.querySelectorAll('details')[1].textContent")
     for text in ("tiny@1", "without(1)", "answers_differ", "a green clip", "0.250"):
         assert text in provenance
+
+
+def test_dataset_without_rows_still_says_what_was_dropped(browser: Chromium, tmp_path: Path) -> None:
+    folder = write_rows(tmp_path / "rows", [])
+    write_log(folder, [{"reason": "refusal"}], {"stages": {"rows": 0}, "dropped": {"refusal": 1}})
+    browser.open(write_inspect_page(folder).path)
+    assert browser.run("document.getElementById('lead').textContent") == "Showing 0 of 0 rows"
+    assert browser.run("document.querySelectorAll('.drop').length") == 1
+    assert not events(browser, "Runtime.exceptionThrown")
 
 
 def test_plots_say_their_numbers(browser: Chromium, page: Path) -> None:
