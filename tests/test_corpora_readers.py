@@ -643,7 +643,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None
         return peak_bytes
 
     peak(write(10))  # imports and the like
-    small, large = peak(write(1_500)), peak(write(6_000))
+    small, large = peak(write(4_000)), peak(write(10_000))
     assert large < small + 1024**2, (small, large)
 
 

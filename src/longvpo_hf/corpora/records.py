@@ -1,8 +1,8 @@
 """What a corpus says of its videos: records read one by one, and the `Source` a reader makes of each.
 
 Takes jsonl, json (a list), csv and parquet files; gives `Record`s whose fields are checked as they are asked for, so
-that an error names file, record and field. Memory does not grow with the file; of Parquet, a row group may be held. Knows
-nothing of any one corpus, of archives or of video.
+that an error names file, record and field. Memory does not grow with the file; of Parquet, a row group may be held.
+Knows nothing of any one corpus, of archives or of video.
 """
 
 from __future__ import annotations
