@@ -809,8 +809,9 @@ _HOW = """\
   same frames, decoded by our sampler.
 - Peak memory on a CPU is the resident set's highest mark, reset before each step, in a process that does nothing else;
   on a GPU what the allocator gave out. Weights, optimizer state and the batch are held before it and not counted; the
-  batch of stock holds every frame twice, "anchor reference only" makes the second copy in the step. Saved for backward: bytes of all distinct storages that autograd keeps when the
-  loss is reached, weights left out, whatever the allocator; under checkpointing without what is recomputed.
+  batch of stock holds every frame twice, "anchor reference only" makes the second copy in the step. Saved for backward:
+  bytes of all distinct storages that autograd keeps when the loss is reached, weights left out, whatever the
+  allocator; under checkpointing without what is recomputed.
 - LoRA: rank 16 on the language model's linear layers. "everything on" also freezes the vision tower there."""
 
 
