@@ -257,6 +257,7 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
         repo_type="dataset",
         folder_path=folder,
         commit_message="Upload preference rows and their clips",
+        allow_patterns=["README.md", "train.parquet", "clips/*"],  # not what else lies there, e.g. inspect.html
         delete_patterns=["*.parquet", "clips/*"],
     )
     return str(commit.oid)
