@@ -18,6 +18,7 @@ The same command goes on where a killed run stopped. `--dry-run` says what a run
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ from longvpo_hf.filters import Dropped, Funnel
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.hub import push_dataset
 from longvpo_hf.media import MediaSettings, cut_clips
-from longvpo_hf.responders import Responder
+from longvpo_hf.responders import EndpointResponder, LocalResponder, Responder
+from longvpo_hf.responders.endpoint import EndpointError
 from longvpo_hf.timeline import Clip
 
 #: A frame of a model that is asked: InternVL's tile of 448 × 448; the paper samples clips at 1 fps, at most 64 frames.
@@ -63,6 +65,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="Vision model of the similarity filter, or `none`. The paper: DINOv2.")  # fmt: skip
     models.add_argument("--base-url", help="Address of the endpoint, e.g. http://localhost:8000/v1.")
     models.add_argument("--model", help="Name of the endpoint's model.")
+    models.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME",
+                        help="Variable that holds the endpoint's key; Hugging Face's own take HF_TOKEN.")  # fmt: skip
     models.add_argument("--concurrency", type=int, default=8, help="Requests under way at the endpoint at once.")
     models.add_argument("--batch-size", type=int, default=8, help="Requests per batch of a model of this machine.")
     models.add_argument("--max-new-tokens", type=int, default=128)
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             facts=facts,
             funnel=funnel,
         )
-    except (CorpusError, ValueError) as error:
+    except (CorpusError, EndpointError, ValueError) as error:
         sys.exit(f"stage1.py: {error}")
     print_funnel(counts)
     print(f"{counts['stages']['rows']} rows in {args.output}; look at them with: longvpo inspect {args.output}")
@@ -214,15 +218,11 @@ def _responder(name: str, args: argparse.Namespace) -> Responder:
         return rehearsal()
     kind, _, model = name.partition(":")
     if kind == "endpoint":
-        from longvpo_hf.responders import EndpointResponder
-
         return EndpointResponder(
             model or args.model, args.base_url, sampler, max_tokens=args.max_new_tokens,
-            concurrency=args.concurrency, seed=args.seed,
+            concurrency=args.concurrency, seed=args.seed, api_key=os.environ.get(args.api_key_env),
         )  # fmt: skip
     from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from longvpo_hf.responders import LocalResponder
 
     loaded = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").eval().to(_device(args))
     return LocalResponder(loaded, AutoProcessor.from_pretrained(name), sampler, args.max_new_tokens, args.batch_size)

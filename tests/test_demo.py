@@ -1,4 +1,4 @@
-"""`longvpo demo`: the whole method end to end at its fast setting; the same numbers twice; going on after an interrupt."""
+"""`longvpo demo`: the whole method end to end at its fast setting; the same numbers twice; resuming."""
 
 from __future__ import annotations
 
