@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             facts=facts,
             funnel=funnel,
         )
-    except (CorpusError, EndpointError, ValueError) as error:
+    except (CorpusError, EndpointError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"stage1.py: {error}")
     print_funnel(counts)
     print(f"{counts['stages']['rows']} rows in {args.output}; look at them with: longvpo inspect {args.output}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor
+from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
 import tiny_models
@@ -213,3 +214,43 @@ def test_rows_without_clips_train_as_in_trl(tmp_path: Path, family: str, rows: C
     first, second, *_ = [entry["loss"] for entry in stock if "loss" in entry]
     assert first == pytest.approx(math.log(2))
     assert second != pytest.approx(math.log(2), abs=1e-4)
+
+
+def _mixture_of_experts() -> tuple[Any, Any]:
+    """A tiny Qwen3-VL-MoE with the processor of Qwen3-VL."""
+    dense, processor = tiny_models.build("qwen3_vl")
+    facts = dense.config.to_dict()
+    text = {name: value for name, value in facts["text_config"].items() if name not in ("model_type", "architectures")}
+    vision = {name: value for name, value in facts["vision_config"].items() if name != "model_type"}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "output_router_logits": True}
+    tokens = {name: value for name, value in facts.items() if name.endswith("_token_id")}
+    config = Qwen3VLMoeConfig(text_config={**text, **experts}, vision_config=vision, **tokens)
+    torch.manual_seed(0)
+    return Qwen3VLMoeForConditionalGeneration(config), processor
+
+
+@pytest.mark.parametrize("tree_packing", [True, False])
+def test_a_mixture_of_experts_keeps_its_load_balancing_loss(
+    tmp_path: Path, preferences: list[VideoPreference], tree_packing: bool
+) -> None:
+    rows = make_dataset(preferences[:2])
+    trainers_made = []
+    for coefficient in (0.5, 0.0):
+        model, processor = _mixture_of_experts()
+        reference, _ = _mixture_of_experts()
+        model.config.text_config.router_aux_loss_coef = coefficient
+        trainers_made.append(
+            trainers.make(
+                tmp_path,
+                rows,
+                model=model,
+                processing_class=processor,
+                ref_model=reference,
+                tree_packing=tree_packing,
+                router_aux_loss_coef=coefficient,
+            )
+        )
+    with_aux, without = (trainers.loss_of(trainer, rows) for trainer in trainers_made)
+    aux = trainers_made[0]._metrics["train"]["aux_loss"][0]
+    assert aux > 0.5  # balanced over 4 experts with 2 chosen it is about 2
+    torch.testing.assert_close(with_aux - without, torch.tensor(0.5 * aux), rtol=1e-4, atol=1e-4)

@@ -444,10 +444,11 @@ class _Forward:
             return self.model(**kwargs)
         if self.batch is None:
             self.scored = self.model(**kwargs)
-        elif is_tree_packed(self.model):
-            self.scored = tree_forward(self.model, self.batch)
-        else:
-            self.scored = plain_forward(self.model, self.batch)
+            return self.scored
+        # What TRL asks of a mixture of experts, for its load-balancing loss; the inputs are our batch's own.
+        asked = {name: kwargs[name] for name in ("output_router_logits",) if name in kwargs}
+        forward = tree_forward if is_tree_packed(self.model) else plain_forward
+        self.scored = forward(self.model, self.batch, **asked)
         return self.scored
 
 
