@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from datasets import load_dataset
+from torchcodec.encoders import VideoEncoder
 
 from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored, clips_for_budget
 from longvpo_hf.builders.job import Job
 from longvpo_hf.filters import check_answer, check_pair, check_question
+from longvpo_hf.preference import undecoded
 from longvpo_hf.prompts import yes_or_no
 from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.timeline import Clip
@@ -250,3 +254,27 @@ def test_a_piece_is_worked_out_once_and_whole(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         job.piece("b", [], dies)
     assert not list(tmp_path.glob("b-*"))
+
+
+def test_a_dataset_built_again_is_loaded_anew_and_one_file_is_enough(tmp_path: Path) -> None:
+    video = tmp_path / "one.mp4"
+    VideoEncoder(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), frame_rate=4).to_file(str(video))
+    pool = [Clip(str(video), 0.0, 1.0), Clip(str(video), 1.0, 2.0)]
+    settings = AnchoredSettings(num_rows=2, max_clips=2, seed=1)
+    answers = []
+    for word in ("old", "new"):
+        answerer = ScriptedResponder(
+            word, lambda request, word=word: f"{word} {request.view.of(request.timeline).clips[0].start_seconds}"
+        )
+        build_anchored(pool, WRITER, answerer, tmp_path / "rows", settings)
+        rows = undecoded(load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache")))
+        answers.append(rows[0]["chosen"][0]["content"].split()[0])
+    assert answers == ["old", "new"]
+
+
+def test_no_row_at_all_is_an_error_that_says_why(pool: list[Clip], tmp_path: Path) -> None:
+    silent = ScriptedResponder("silent", lambda request: "")
+    with pytest.raises(ValueError, match=r"No row came of 40 clips; dropped: empty_question \d+\. See"):
+        build_anchored(pool, silent, ANSWERER, tmp_path / "rows", SETTINGS)
+    assert not (tmp_path / "rows").exists()
+    assert (tmp_path / "rows.log" / "funnel.json").exists()

@@ -86,6 +86,7 @@ class DatasetWriter:
         self._names: dict[str, str] = {}
         self._rows: list[dict[str, Any]] = []
         self._clips: set[Clip] = set()
+        self._content = hashlib.sha256()
         self.num_rows = 0
 
     def __enter__(self) -> DatasetWriter:
@@ -101,6 +102,7 @@ class DatasetWriter:
             UnreadableVideo: If a media file is missing.
         """
         self._rows.append(preference.to_row(self._store))
+        self._content.update(preference.id.encode())
         self._clips.update(preference.timeline.clips)
         self.num_rows += 1
         if len(self._rows) >= _ROWS_PER_WRITE:
@@ -117,6 +119,9 @@ class DatasetWriter:
         licence = _licence_ids(clip.licence for clip in self._clips)
         if licence is not None:
             card.data["license"] = licence
+        # `datasets` tells local folders apart by their last name alone: without a version of its own, a dataset that
+        # was built again would give the rows of the one before, from the cache.
+        card.data["configs"][0]["version"] = f"0.0.{int(self._content.hexdigest()[:7], 16)}"
         card.text = f"{card.text.rstrip()}\n\n{_sources(self._clips)}"
         card.save(self._part / "README.md")
 
@@ -129,6 +134,11 @@ class DatasetWriter:
         if kind is not None:
             shutil.rmtree(self._part, ignore_errors=True)
             return
+        media = [] if self._media_root else list((self._part / "clips").iterdir())
+        if len(media) == 1:
+            # `datasets` chooses its builder by the more numerous kind of file, Parquet in a draw: a second copy makes
+            # this a dataset of videos.
+            shutil.copyfile(media[0], media[0].with_stem(f"{media[0].stem}-again"))
         shutil.rmtree(self.folder, ignore_errors=True)
         self._part.rename(self.folder)
 

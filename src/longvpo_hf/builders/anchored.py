@@ -139,7 +139,7 @@ def build_anchored(
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
 
     Raises:
-        ValueError: If the pool is smaller than `max_clips`.
+        ValueError: If the pool is smaller than `max_clips`, or no row came out.
     """
     if len(clips) < settings.max_clips:
         raise ValueError(
@@ -164,6 +164,10 @@ def build_anchored(
                 bar.update()
         funnel.count("rows", writer.num_rows)
         counts = funnel.close()
+        if writer.num_rows == 0:
+            raise ValueError(
+                f"No row came of {len(clips)} clips; dropped: {_dropped(counts)}. See {log_folder(output)} for each."
+            )
         writer.write_card(
             dataset_card(
                 "LongVPO Stage 1: anchored preference rows",
@@ -187,10 +191,9 @@ def build_anchored(
             )
         )
     if writer.num_rows < settings.num_rows:
-        reasons = ", ".join(f"{reason} {number}" for reason, number in counts["dropped"].items())
         tqdm.write(
-            f"{writer.num_rows} of {settings.num_rows} rows after {settings.max_rounds} rounds; dropped: {reasons}. "
-            "Add clips, or raise max_rounds or max_similarity."
+            f"{writer.num_rows} of {settings.num_rows} rows after {settings.max_rounds} rounds; dropped: "
+            f"{_dropped(counts)}. Add clips, or raise max_rounds or max_similarity."
         )
     return counts
 
@@ -450,6 +453,10 @@ def _checked(text: str | _Drop, check: Callable[[str], str | None]) -> str | _Dr
         return text
     reason = check(text)
     return _Drop(reason, text) if reason else text
+
+
+def _dropped(counts: Mapping[str, Mapping[str, int]]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in counts["dropped"].items()) or "nothing"
 
 
 def _histogram(places: Sequence[int]) -> str:
