@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from longvpo_hf.builders.anchored import AnchoredSettings, Embedder, build_anchored, clips_for_budget, log_folder
 from longvpo_hf.builders.rehearsal import rehearsal
 from longvpo_hf.corpora import CORPORA, BenchmarkVideos, CorpusError, Cutting, Source, clips_of, read_corpus
+from longvpo_hf.embeddings import DEFAULT_MODEL, VisionEmbedder
 from longvpo_hf.filters import Dropped, Funnel
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.hub import push_dataset
@@ -61,8 +62,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     models.add_argument("--responder", required=True, help="Gives both answers: the model that will be trained.")
     models.add_argument("--question-writer", help="Default: the responder, as in the paper.")
     models.add_argument("--judge", help="Judges questions and pairs. Default: none (optional in the paper).")
-    models.add_argument("--embedder", default="facebook/dinov2-base",
-                        help="Vision model of the similarity filter, or `none`. The paper: DINOv2.")  # fmt: skip
+    models.add_argument("--embedder", help="Vision model of the similarity filter, or `none`. Default: "
+                        f"{DEFAULT_MODEL} (the paper: DINOv2); none with --responder scripted.")  # fmt: skip
     models.add_argument("--base-url", help="Address of the endpoint, e.g. http://localhost:8000/v1.")
     models.add_argument("--model", help="Name of the endpoint's model.")
     models.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME",
@@ -91,8 +92,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--responder endpoint needs --base-url, e.g. http://localhost:8000/v1")
     if "endpoint" in named and not args.model:
         parser.error("--responder endpoint needs --model, or write endpoint:MODEL")
-    if args.embedder != "none" and args.responder == "scripted":
-        args.embedder = "none"  # a rehearsal runs without any model
+    args.embedder = args.embedder or ("none" if args.responder == "scripted" else DEFAULT_MODEL)
     return args
 
 
@@ -232,8 +232,6 @@ def make_embedder(args: argparse.Namespace) -> Embedder | None:
     """The similarity filter's model."""
     if args.embedder == "none":
         return None
-    from longvpo_hf.embeddings import VisionEmbedder
-
     return VisionEmbedder(args.embedder, device=_device(args), cache=media_folder(args) / "embeddings")
 
 
