@@ -192,8 +192,8 @@ def main() -> None:
             for cell in cells
         ],
         "",
-        "A reader whose frames have other time stamps than asked is left out of the best. Ours keeps the aspect,",
-        "the others squash to a square. Where ours is behind, it is the scaling in torchcodec's filter graph, measured apart.",
+        "A reader whose frames have other time stamps than asked is left out of the best. Ours keeps the aspect, the",
+        "others squash to a square. Where ours is behind, it is the scaling in torchcodec's filter graph.",
         "",
     ]
     (RESULTS / "decode.md").write_text("\n".join(lines), encoding="utf-8")
