@@ -202,7 +202,8 @@ def _encode(frames: npt.NDArray[np.uint8], path: Path) -> None:
         pixel_format="yuv420p",
         crf=18,
         # Every clip starts with a key frame: reaching it decodes nothing before it. One thread: the files are tiny.
-        extra_options={"g": FRAMES_PER_CLIP, "bf": 0, "threads": 1},
+        # Without x264's lookahead and macroblock tree: with them some files came out otherwise in another process.
+        extra_options={"g": FRAMES_PER_CLIP, "bf": 0, "threads": 1, "x264-params": "mbtree=0:rc-lookahead=0"},
     )
 
 
