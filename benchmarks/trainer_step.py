@@ -560,7 +560,7 @@ def serve(connection: Connection, setup: Setup) -> None:
             connection.send(getattr(run, command)())
     except torch.OutOfMemoryError:
         connection.send(OUT_OF_MEMORY)
-    except Exception:
+    except Exception:  # told to the parent with its traceback, which raises it
         connection.send(RuntimeError(f"{setup}:\n{traceback.format_exc()}"))
 
 
@@ -577,7 +577,7 @@ def losses(connection: Connection, setup: Setup) -> None:
                 batch, _ = collate(setup, trainer, slice(start, start + size))
                 found.append(trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item())
         connection.send(found)
-    except Exception:
+    except Exception:  # as above
         connection.send(RuntimeError(f"{setup}:\n{traceback.format_exc()}"))
 
 
