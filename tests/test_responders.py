@@ -12,7 +12,7 @@ import torch
 
 import tiny_models
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import LocalResponder, Request, Responder, ScriptedResponder, local
+from longvpo_hf.responders import LocalResponder, Request, Responder, ScriptedResponder, json_object, local
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
 
@@ -118,3 +118,35 @@ def test_a_scripted_responder_is_a_responder() -> None:
     responder: Responder = ScriptedResponder("script", lambda request: request.text.upper())
     assert responder.name == "script"
     assert responder.respond([Request("a"), Request("b")]) == ["A", "B"]
+
+
+# ---------------------------------------------------------------------------------------------------- answers as JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        (' \n```json\n{"a": {"b": [1, 2]}}\n```\n', {"a": {"b": [1, 2]}}),
+        ('Sure! Here it is:\n{"a": "x}y{"}\nI hope that {this} helps.', {"a": "x}y{"}),
+        ('<think>Maybe {"a": 0}? No.</think>\n{"a": 1}', {"a": 1}),
+        ('The template opened it. {"a": 0}</think>{"a": 1}', {"a": 1}),
+        ('First {"a": 1}, or better {"a": 2}. {}', {"a": 2}),
+        ('{"a": "two\nlines"}', {"a": "two\nlines"}),
+        ('{"a": 1, "b": ', None),
+        ("no object", None),
+        ("", None),
+        ("[1, 2]", None),
+        ("{'a': 1}", None),
+        ("<think>{}", None),
+        ('{"a":' * 3000, None),
+    ],
+)
+def test_the_object_in_an_answer(text: str, found: dict[str, Any] | None) -> None:
+    assert json_object(text) == found
+
+
+def test_requests_with_a_schema_can_be_keys() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert {Request("?", schema=schema): 1}[Request("?", schema=dict(schema))] == 1
+    assert Request("?", schema=schema) != Request("?")

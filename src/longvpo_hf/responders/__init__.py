@@ -7,9 +7,11 @@ function. Knows nothing of rows or filters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.timeline import Timeline, View
@@ -27,6 +29,7 @@ __all__ = [
     "Result",
     "ScriptedResponder",
     "Unanswered",
+    "json_object",
 ]
 
 
@@ -38,11 +41,14 @@ class Request:
         text: The user's message.
         timeline: The timeline asked about; None for a question about no video.
         view: Which part of it is shown.
+        schema: The JSON schema of the wanted answer; None for free text. Who cannot hold a model to it leaves it out,
+            so the text must ask for it too, and the answer must be read with `json_object` and checked.
     """
 
     text: str
     timeline: Timeline | None = None
     view: View = field(default_factory=View.whole)
+    schema: Mapping[str, Any] | None = field(default=None, hash=False)  # a dict has no hash; requests have
 
 
 class NoAnswer(RuntimeError):
@@ -105,6 +111,29 @@ class ScriptedResponder:
     def respond(self, requests: Sequence[Request]) -> list[str]:
         """See `Responder.respond`."""
         return [self.answer(request) for request in requests]
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object in an answer, without the thoughts, code fences and words around it; None where there is none.
+
+    Of several the last counts: models draft first.
+    """
+    text = re.sub(r"^.*</think(ing)?>", "", text, flags=re.DOTALL)
+    found: dict[str, Any] | None = None
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = _JSON.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            found = value or found
+        start = text.find("{", end)
+    return found
+
+
+#: Answers break lines within strings, and the rest of what JSON forbids there does no harm.
+_JSON = json.JSONDecoder(strict=False)
 
 
 def __getattr__(name: str) -> object:
