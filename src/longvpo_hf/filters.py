@@ -21,11 +21,13 @@ REASONS = {
     "question_too_long": "the question is far longer than a question",
     "names_position": "the question says where in the video its clip is",
     "not_specific": "the judge: the question can be answered without its anchor, or asks for too little of it",
-    "refusal": "the model declined instead of asking or answering",
+    "refusal": "the model declined instead of asking, answering or describing",
     "answer_too_long": "an answer is far longer than an answer",
     "repeats_question": "an answer repeats the question",
     "rejected_is_right": "the judge: the rejected answer is right too",
     "empty_answer": "an answer has no text",
+    "empty_caption": "a scene's caption has no text",
+    "no_captions": "no scene of the video got a caption",
     "answers_agree": "chosen and rejected say the same, so there is nothing to prefer",
     "duplicate_row": "the same timeline with the same question and answers is there already",
     "no_answer": "the model was not reached, or gave nothing that can be read, however often it was asked",
@@ -91,6 +93,15 @@ def check_answer(question: str, answer: str) -> str | None:
         return "refusal"
     if normalise(answer) == normalise(question):
         return "repeats_question"
+    return None
+
+
+def check_caption(caption: str) -> str | None:
+    """Reason to drop a scene's caption, or None."""
+    if not normalise(caption):
+        return "empty_caption"
+    if _REFUSAL.search(caption):
+        return "refusal"
     return None
 
 
