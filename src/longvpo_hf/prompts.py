@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 VERSION = "stage1-1"
+
+#: Version of the texts of recursive captioning.
+CAPTIONS_VERSION = "captions-1"
 
 #: How every prompt to a judge ends.
 YES_OR_NO = "Answer Yes or No."
@@ -40,6 +44,37 @@ def is_also_right(question: str, chosen: str, rejected: str) -> str:
     return (
         f"You see the clip a question is about.\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
         f"Is answer 2 also right? {YES_OR_NO}"
+    )
+
+
+def caption_scene(history: Sequence[str], max_words: int) -> str:
+    """Asks for the caption of the scene that is shown (LongVPO, Stage 2: from its frames and the captions before it).
+
+    Args:
+        history: What came before, in order, a line each; empty for the first scene.
+        max_words: How long the caption may be.
+    """
+    told = "What came before it:\n" + "\n".join(history) + "\n\n" if history else ""
+    return (
+        f"You see one scene of a longer video. {told}"
+        f"Describe this scene in at most {max_words} words: who and what is seen, what they do and what changes. Name "
+        "people, things and places that were there before as they were named before, and tell nothing again that only "
+        "happened before. Answer with the description only."
+    )
+
+
+def summarise_captions(descriptions: Sequence[str], max_words: int) -> str:
+    """Asks for a summary of what happens in neighbouring scenes, so that a later one can be described with it.
+
+    Args:
+        descriptions: Their captions or summaries, in order, a line each.
+        max_words: How long the summary may be.
+    """
+    lines = "\n".join(descriptions)
+    return (
+        f"These are descriptions of neighbouring scenes of one video, in order:\n{lines}\n\n"
+        f"Sum them up in at most {max_words} words, in order of time: who and what appears, what they do and what "
+        "changes. Keep the names of people, things and places. Answer with the summary only."
     )
 
 
