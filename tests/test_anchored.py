@@ -166,7 +166,7 @@ def test_no_distractor_is_like_an_anchor_and_rows_say_how_like(pool: list[Clip],
 def test_too_few_unlike_clips_are_counted_and_said(pool: list[Clip], tmp_path: Path) -> None:
     alike = {"num_rows": 10, "min_clips": 2, "max_clips": 3, "max_similarity": 0.4, "max_rounds": 2}
     # All clips are alike at a bound of 0.4.
-    with pytest.raises(ValueError, match="No row came of 24 clips; dropped: no_distractors 20"):
+    with pytest.raises(ValueError, match="No row came out; dropped: no_distractors 20"):
         build(pool, tmp_path / "rows", embed, **alike)
     funnel = json.loads((tmp_path / "rows.log" / "funnel.json").read_text())
     assert funnel["dropped"] == {"no_distractors": 20}

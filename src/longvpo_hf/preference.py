@@ -57,6 +57,8 @@ SCHEMA = pa.schema(
                     ("similarities", pa.list_(pa.float64())),
                     ("verdicts", pa.list_(pa.string())),
                     ("seed", pa.int64()),
+                    ("question_type", pa.string()),
+                    ("reasoning", pa.string()),
                 ]
             ),
         ),
@@ -81,6 +83,8 @@ class Provenance:
         similarities: Cosine of each clip's embedding with the anchor's, in timeline order; empty where not measured.
         verdicts: What each filter said of the row that it kept.
         seed: Seed of the run.
+        question_type: Kind of question, where the recipe has kinds.
+        reasoning: Why the evidence answers the question, in the question writer's words (Stage 2: citing scenes).
     """
 
     recipe: str = ""
@@ -92,6 +96,8 @@ class Provenance:
     similarities: tuple[float, ...] = ()
     verdicts: tuple[str, ...] = ()
     seed: int = 0
+    question_type: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-VERSION = "stage1-1"
+#: Version of the texts of each recipe.
+STAGE1_VERSION = "stage1-1"
 
 #: Version of the texts of recursive captioning.
 CAPTIONS_VERSION = "captions-1"

@@ -95,7 +95,8 @@ class Timeline:
 class View:
     """Which clips of a timeline one model call sees, and at most how many frames of them.
 
-    Make one with `View.whole()`, `View.only(clips)`, `View.without(clips)` or `View.sparse(num_frames)`.
+    Make one with `View.whole()`, `View.only(clips)`, `View.ordered(clips)`, `View.without(clips)` or
+    `View.sparse(num_frames)`.
 
     Args:
         keep: Indices of the clips that are seen; `None` for all.
@@ -126,6 +127,11 @@ class View:
         return cls(keep=tuple(sorted(set(clips))))
 
     @classmethod
+    def ordered(cls, clips: Iterable[int]) -> View:
+        """The named clips alone, in the order they are named."""
+        return cls(keep=tuple(clips))
+
+    @classmethod
     def without(cls, clips: Iterable[int]) -> View:
         """All clips but the named ones."""
         return cls(drop=tuple(sorted(set(clips))))
@@ -136,7 +142,7 @@ class View:
         return cls(num_frames=num_frames)
 
     def indices(self, num_clips: int) -> tuple[int, ...]:
-        """Indices of the seen clips in a timeline of `num_clips`, ascending.
+        """Indices of the seen clips in a timeline of `num_clips`: ascending, but for `ordered` views.
 
         Raises:
             ValueError: If an index is outside `[0, num_clips)` or no clip is left.
