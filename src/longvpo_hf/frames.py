@@ -254,17 +254,26 @@ class FrameSampler:
         """
         import torch
 
+        seen, counts = self._plan(timeline, view)
+        size = self._canvas(seen)
+        pixels = [self._clip_frames(clip, count, size) for clip, count in zip(seen.clips, counts, strict=True)]
+        clip_indices = tuple(i for i, count in enumerate(counts) for _ in range(count))
+        return Frames(torch.cat(pixels), _seconds(seen, counts), clip_indices, seen.duration_seconds)
+
+    def timeline_seconds(self, timeline: Timeline, view: View | None = None) -> tuple[float, ...]:
+        """When the frames of `view` will be, as `Frames.timeline_seconds` has it, without decoding anything.
+
+        Raises:
+            ValueError: If the budget is too small for the clips, or the view does not fit the timeline.
+        """
+        return _seconds(*self._plan(timeline, view))
+
+    def _plan(self, timeline: Timeline, view: View | None) -> tuple[Timeline, list[int]]:
+        """The clips that are seen, and how many frames of each."""
         view = view or View.whole()
         seen = view.of(timeline)
         budget = self.num_frames if view.num_frames is None else min(self.num_frames, view.num_frames)
-        counts = spread_frames([clip.duration_seconds for clip in seen.clips], budget, self.fps)
-        size = self._canvas(seen)
-        pixels, seconds, clip_indices = [], [], []
-        for i, (clip, count, start) in enumerate(zip(seen.clips, counts, seen.starts_timeline_seconds, strict=True)):
-            pixels.append(self._clip_frames(clip, count, size))
-            seconds += [start + offset for offset in _offsets_seconds(clip, count)]
-            clip_indices += [i] * count
-        return Frames(torch.cat(pixels), tuple(seconds), tuple(clip_indices), seen.duration_seconds)
+        return seen, spread_frames([clip.duration_seconds for clip in seen.clips], budget, self.fps)
 
     def _canvas(self, timeline: Timeline) -> tuple[int, int]:
         seconds_by_size: Counter[tuple[int, int]] = Counter()
@@ -345,6 +354,12 @@ def _stream_seconds(decoder: VideoDecoder) -> tuple[float, float] | None:
     """When the first frame of a stream appears and the last one ends, in source seconds; None of an empty stream."""
     begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
     return None if begin is None or end is None or end <= begin else (float(begin), float(end))
+
+
+def _seconds(timeline: Timeline, counts: Sequence[int]) -> tuple[float, ...]:
+    """When the frames are, on the timeline's clock."""
+    clips = zip(timeline.clips, counts, timeline.starts_timeline_seconds, strict=True)
+    return tuple(start + offset for clip, count, start in clips for offset in _offsets_seconds(clip, count))
 
 
 def _offsets_seconds(clip: Clip, count: int) -> list[float]:
