@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 #: Version of the texts of each recipe.
 STAGE1_VERSION = "stage1-1"
+STAGE2_VERSION = "stage2-1"
+TEMPORAL_VERSION = "temporal-1"
 
 #: Version of the texts of recursive captioning.
 CAPTIONS_VERSION = "captions-1"
@@ -76,6 +79,119 @@ def summarise_captions(descriptions: Sequence[str], max_words: int) -> str:
         f"These are descriptions of neighbouring scenes of one video, in order:\n{lines}\n\n"
         f"Sum them up in at most {max_words} words, in order of time: who and what appears, what they do and what "
         "changes. Keep the names of people, things and places. Answer with the summary only."
+    )
+
+
+#: What a writer of questions over scenes answers; `json_object` reads it.
+QUESTION_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("question", "answer", "reasoning")},
+    "required": ["question", "answer", "reasoning"],
+    "additionalProperties": False,
+}
+
+
+def question_over_scenes(
+    scenes: Sequence[tuple[int, str]], overview: Sequence[str], focus: int | None, refused: str
+) -> str:
+    """Asks for a question that takes several scenes to answer, with the reasoning (LongVPO, Stage 2).
+
+    Args:
+        scenes: Number and caption of the scenes that may be cited, in order.
+        overview: What happens in the whole video, a line each; empty where `scenes` are all there are.
+        focus: A scene the question must need; None leaves the choice free.
+        refused: What was wrong with the answer before; empty at the first try.
+    """
+    told = "What happens in the whole video:\n" + "\n".join(overview) + "\n\n" if overview else ""
+    lines = "\n".join(f"Scene #{number}: {caption}" for number, caption in scenes)
+    needed = f" One of them must be Scene #{focus}." if focus is not None else ""
+    again = f"\nYour last answer was refused: {refused}. Write another one." if refused else ""
+    return (
+        f"{told}These are scenes of one long video, in order:\n{lines}\n\n"
+        "Write one question about the video that can only be answered by whoever has seen two or more of these scenes "
+        f"and puts together what they show.{needed} Ask as somebody would who watches the video: describe people, "
+        "things and events, never name scenes by their numbers nor say where in the video they are. Write the answer, "
+        "and the reasoning that leads to it, which cites every scene that is needed, and no other, as "
+        '"Scene #N".\nAnswer with a JSON object and nothing else: '
+        f'{{"question": "...", "answer": "...", "reasoning": "..."}}{again}'
+    )
+
+
+def is_supported(question: str, answer: str, captions: Sequence[str]) -> str:
+    """Asks whether an answer holds, given the captions of the scenes it is about."""
+    lines = "\n".join(captions)
+    return (
+        f"What a video shows:\n{lines}\n\nQuestion about it: {question}\nAnswer: {answer}\n"
+        f"Do these descriptions support the answer, and contradict no part of it? {YES_OR_NO}"
+    )
+
+
+#: Kinds of question a temporal preference may be about. The paper has eight kinds; their names are not public, so these
+#: are ours: kinds that the benchmarks of long video ask for.
+QUESTION_TYPES: Mapping[str, str] = {
+    "action": "what somebody does",
+    "object": "what a thing looks like, or which thing is used",
+    "person": "who somebody is, or how a person looks",
+    "attribute": "a detail such as a colour, a number or a written text",
+    "place": "where something happens",
+    "order": "what happens before or after something else",
+    "cause": "why something happens, or what follows from it",
+    "summary": "what goes on as a whole",
+}
+
+TEMPORAL_QUESTION_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"question": {"type": ["string", "null"]}},
+    "required": ["question"],
+    "additionalProperties": False,
+}
+
+
+def temporal_question(captions: Sequence[str], question_type: str, is_segment: bool) -> str:
+    """Asks for a question of one of `QUESTION_TYPES`, or none (TPO: "answers None").
+
+    Args:
+        captions: What the segment, or the whole video, shows, a line each.
+        question_type: Key of `QUESTION_TYPES`.
+        is_segment: Whether the question is about one segment of a longer video.
+    """
+    lines = "\n".join(captions)
+    what = "one short segment of a longer video" if is_segment else "a whole video, in order"
+    where = (
+        "whoever has seen this segment, and nobody else, can answer it: name distinct things that are seen in it"
+        if is_segment
+        else "only whoever has seen all of the video can answer it, not somebody who saw a few pictures of it"
+    )
+    return (
+        f"This is what {what} shows:\n{lines}\n\n"
+        f"Write one question about it that asks {QUESTION_TYPES[question_type]}, so that {where}. It must have one "
+        "right answer. Do not say where in the video something is. If no such question can be asked, answer null.\n"
+        'Answer with a JSON object and nothing else: {"question": "..."} or {"question": null}'
+    )
+
+
+POST_FILTER_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "better": {"enum": ["Yes", "No", "Equally"]},
+        "ambiguous": {"enum": ["Yes", "No"]},
+        "correct": {"enum": ["Yes", "No"]},
+    },
+    "required": ["better", "ambiguous", "correct"],
+    "additionalProperties": False,
+}
+
+
+def post_filter(captions: Sequence[str], question: str, chosen: str, rejected: str) -> str:
+    """Asks the three questions of TPO's post-filter at once."""
+    lines = "\n".join(captions)
+    return (
+        f"What a video shows:\n{lines}\n\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
+        "better: Is answer 1 better than answer 2? Yes, No or Equally.\n"
+        "ambiguous: Does the question with answer 1 contradict what the video shows, or has the question another "
+        "possible answer? Yes or No.\n"
+        "correct: Is answer 1 correct, given what the video shows? Yes or No.\n"
+        'Answer with a JSON object and nothing else: {"better": "...", "ambiguous": "...", "correct": "..."}'
     )
 
 

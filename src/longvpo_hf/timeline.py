@@ -164,12 +164,14 @@ class View:
         return Timeline(tuple(timeline.clips[index] for index in self.indices(len(timeline))))
 
     def __str__(self) -> str:
-        """Short form for provenance: `whole`, `only(3)`, `without(0,3)`, `sparse(8)`."""
+        """Short form for provenance: `whole`, `only(3)`, `without(0,3)`, `sparse(8)`, `sparse(2) of only(0,3)`."""
+        clips = ""
         if self.keep is not None:
-            return f"only({','.join(map(str, self.keep))})"
-        if self.drop:
-            return f"without({','.join(map(str, self.drop))})"
-        return f"sparse({self.num_frames})" if self.num_frames is not None else "whole"
+            clips = f"only({','.join(map(str, self.keep))})"
+        elif self.drop:
+            clips = f"without({','.join(map(str, self.drop))})"
+        frames = f"sparse({self.num_frames})" if self.num_frames is not None else ""
+        return " of ".join(part for part in (frames, clips) if part) or "whole"
 
 
 def check_indices(indices: Sequence[int], length: int, what: str) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from longvpo_hf.builders.job import Job, Record
-from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question
+from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question, normalise
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import Provenance, VideoPreference
@@ -293,6 +293,7 @@ class _Build:
         self.job = job
         self.ask = Asker()
         self.ids: set[str] = set()
+        self.questions: set[bytes] = set()
         self._places = [0] * 10  # of evidence in the rows, by tenth of the timeline
         self._rejected_from: Counter[str] = Counter()
         self._types: Counter[str] = Counter()
@@ -306,9 +307,12 @@ class _Build:
             self.funnel.count("timelines", sum(bool(timeline) for timeline in piece))
             self.funnel.count("drafts", len(drafts))
             inputs = [
-                [_identity(draft.timeline), draft.evidence, draft.number, draft.question_type, draft.similarities]
+                [
+                    _identity(draft.timeline), [clip.caption for clip in draft.timeline.clips],
+                    draft.evidence, draft.number, draft.question_type, draft.similarities,
+                ]
                 for draft in drafts
-            ]
+            ]  # fmt: skip
             name = f"{part_index}-{round_index:02d}-{piece_index:05d}"
             asked, *records = self.job.piece(name, inputs, partial(self._work, part.recipe, drafts))
             self.ask.learn(asked)
@@ -320,8 +324,11 @@ class _Build:
                     self.funnel.drop(**record["drop"], **record["of"])
                 elif (row := self._row(part.recipe, draft, record)).id in self.ids:
                     self.funnel.drop("duplicate_row", id=row.id)
+                elif (question := _question_id(row)) in self.questions:
+                    self.funnel.drop("duplicate_question", id=row.id, question=row.question)
                 else:
                     self.ids.add(row.id)
+                    self.questions.add(question)
                     self._count(draft, record)
                     made += 1
                     yield row
@@ -466,6 +473,11 @@ def degradation(view: View, draft: Draft) -> str:
     if len(found) < len(draft.evidence):
         return "part of the evidence"
     return "all evidence" if view.num_frames is None else "sparse frames"
+
+
+def _question_id(row: VideoPreference) -> bytes:
+    content = [_identity(row.timeline), normalise(row.question)]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).digest()[:16]
 
 
 def _identity(timeline: Timeline) -> list[Any]:
