@@ -8,8 +8,9 @@ later builds share:
     captions.json    settings, models, version of the prompts, what came out
 
 What stands before a scene's own prompt has a bound in characters, whatever the models answer. Where it is outgrown,
-neighbouring captions are summed up, then neighbouring summaries: at most one summary per scene, so cost grows linearly.
-A killed run goes on where it was when it is called again. Knows nothing of questions or rows.
+neighbouring captions are summed up, then neighbouring summaries: one for three scenes at most by default, never more
+than one for each, so cost grows linearly. A killed run goes on where it was when it is called again. Knows nothing of
+questions or rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -497,15 +497,19 @@ def _with_caption(history: tuple[_Node, ...], scene: int, caption: str) -> tuple
 def _to_sum_up(history: tuple[_Node, ...], settings: CaptioningSettings) -> tuple[_Node, ...]:
     """What has to be summed up next for the history to fit, none if it does.
 
-    The oldest neighbours of the level that has most, and of equal ones the lowest: so levels grow like the digits of a
-    number. The newest caption always stays: the next scene goes on from it.
+    Levels fall along a history. The lowest ones that hold half of `captions_per_summary` texts give their oldest: so
+    few summaries are made, and each text is summed up about as often as any other. The newest caption always stays:
+    the next scene goes on from it.
     """
     if _length(history) <= settings.max_history_characters:
         return ()
     older = history[:-1]
-    level, number = max(Counter(node.level for node in older).items(), key=lambda item: (item[1], -item[0]))
-    level_nodes = [node for node in older if node.level == level] if number > 1 else list(older[:2])
-    nodes = level_nodes[: settings.captions_per_summary]
+    nodes: list[_Node] = []
+    for level in sorted({node.level for node in older}):
+        nodes = [node for node in older if node.level <= level]
+        if len(nodes) >= max(2, settings.captions_per_summary // 2):
+            break
+    nodes = nodes[: settings.captions_per_summary]
     while _length(nodes) > settings.max_history_characters:
         nodes.pop()
     return tuple(nodes)
