@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from longvpo_hf.evaluation.probes import Filler, ProbeQuestion
 
 app = typer.Typer(
     help="Preference optimisation for long video-language models.",
@@ -15,6 +20,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+probe_app = typer.Typer(help="Shows whether a model understands long videos.", no_args_is_help=True)
+app.add_typer(probe_app, name="probe")
 
 
 class Scale(StrEnum):
@@ -92,6 +101,170 @@ def inspect(
         typer.echo(f"longvpo inspect: {error}", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"Showing {page.num_rows:,} of {page.total_rows:,} rows: {page.path}")
+
+
+_Checkpoint = Annotated[str, typer.Argument(help="A model or a LoRA adapter: a folder or a name on the Hub.")]
+_World = Annotated[
+    Path | None, typer.Option(help="A miniature's world, for a miniature's model: <demo>/world/evaluation.")
+]
+_Haystack = Annotated[Path | None, typer.Option(help="Any video, whose frames stand around the asked ones.")]
+_Number = Annotated[int, typer.Option(min=1, help="Questions drawn of the world, where no others are given.")]
+_MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Larger frames are scaled down; give what the model was trained on.")
+]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one call, as long as they fit in memory.")]
+_NewTokens = Annotated[int, typer.Option(min=1, help="Bound on an answer; thinking models need more.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Draws questions and places.")]
+
+
+@probe_app.command()
+def needle(
+    checkpoint: _Checkpoint,
+    frames: Annotated[str, typer.Option(help="Lengths of the video, e.g. 64,256,1024.")] = "64,256,1024",
+    depths: Annotated[int, typer.Option(min=1, help="Places of the needle, from begin to end.")] = 10,
+    needle: Annotated[
+        Path | None, typer.Option(help="A picture or video to hide, with --question and --answer.")
+    ] = None,
+    question: Annotated[str, typer.Option(help="What is asked about the needle.")] = "",
+    answer: Annotated[str, typer.Option(help="The right answer: an option, its letter, or a text.")] = "",
+    option: Annotated[list[str] | None, typer.Option(help="An option of the question; give each of them.")] = None,
+    needle_frames: Annotated[int, typer.Option(min=1, help="Frames of a needle that is a video.")] = 1,
+    needles: Annotated[
+        Path | None, typer.Option(help="JSON lines: video, question, answer and perhaps options.")
+    ] = None,
+    haystack: _Haystack = None,
+    world: _World = None,
+    number: _Number = 10,
+    max_pixels: _MaxPixels = 448 * 448,
+    batch_size: _BatchSize = 1,
+    max_new_tokens: _NewTokens = 16,
+    seed: _Seed = 0,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/needle"),
+) -> None:
+    """Needle in a haystack: right answers by number of frames and depth, as a heat map and JSON.
+
+    Without a needle, clips of the miniature's world are hidden and asked about in plain English; without a haystack,
+    among other clips of that world. The same command goes on where it was stopped.
+    """
+    with _told("longvpo probe needle"):
+        lengths = [int(length) for length in frames.split(",")]
+        from longvpo_hf.evaluation.probes import make_question, read_questions
+
+        questions = None
+        if needle is not None and needles is None:
+            questions = [make_question(needle, question, answer, option or [], needle_frames, output / "media")]
+        elif needles is not None and needle is None:
+            questions = read_questions(needles, needle_frames, output / "media")
+        elif needle is not None:
+            raise ValueError("--needle and --needles exclude each other; give one of them.")
+        questions, filler = _probed(questions, haystack, world, number, max(lengths), seed, output)
+
+        from longvpo_hf.evaluation.checkpoint import load_responder, weights_digest
+        from longvpo_hf.evaluation.needle import probe_needle
+
+        responder = load_responder(checkpoint, max(lengths), max_pixels, batch_size, max_new_tokens)
+        facts = {"weights": weights_digest(checkpoint), "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+        result = probe_needle(responder, questions, filler, lengths, depths, output, facts)
+    if result["stopped"] is not None:
+        typer.echo(f"Stopped at {result['stopped']['frames']} frames: {result['stopped']['reason']}")
+    typer.echo(f"Heat map: {output / 'needle.png'}, numbers: {output / 'needle.json'}")
+
+
+@probe_app.command()
+def position(
+    checkpoint: _Checkpoint,
+    questions: Annotated[
+        Path | None, typer.Option(help="Short videos, JSON lines: video, question, answer and perhaps options.")
+    ] = None,
+    video_frames: Annotated[int, typer.Option(min=1, help="Frames of each short video.")] = 8,
+    frames: Annotated[int, typer.Option(min=2, help="Frames in all; the paper has 10 × 10 and 12 × 12.")] = 100,
+    placements: Annotated[int, typer.Option(min=1, help="Random places for each question.")] = 4,
+    haystack: _Haystack = None,
+    distractors: Annotated[
+        bool, typer.Option("--distractors", help="Other clips of the world instead of black frames.")
+    ] = False,
+    world: _World = None,
+    number: _Number = 100,
+    max_pixels: _MaxPixels = 448 * 448,
+    batch_size: _BatchSize = 1,
+    max_new_tokens: _NewTokens = 16,
+    seed: _Seed = 0,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/position"),
+) -> None:
+    """Position bias: accuracy against a short video's distance to the question, with the upper bound and the dip.
+
+    The short video stands among black frames, or among those of --haystack. Without questions, clips of the miniature's
+    world are asked about in plain English. The same command goes on where it was stopped.
+    """
+    with _told("longvpo probe position"):
+        from longvpo_hf.evaluation.probes import BlankFiller, read_questions
+
+        given = None if questions is None else read_questions(questions, video_frames, output / "media")
+        if distractors and (haystack is not None or given is not None):
+            raise ValueError("--distractors are clips of the world: give neither --haystack nor --questions with it.")
+        black = haystack is None and not distractors
+        asked, filler = _probed(
+            given, haystack, world, number, frames, seed, output, BlankFiller(output / "media") if black else None
+        )
+
+        from longvpo_hf.evaluation.checkpoint import load_responder, weights_digest
+        from longvpo_hf.evaluation.position import probe_position
+
+        responder = load_responder(checkpoint, frames, max_pixels, batch_size, max_new_tokens)
+        facts = {"weights": weights_digest(checkpoint), "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+        result = probe_position(responder, asked, filler, frames, placements, output, seed, facts)
+    upper, dip = result["upper_bound"], result["dip"]
+    typer.echo(f"Video alone {upper['percent']:.1f} %, dip in the middle {dip['percent']:.1f} points {dip['band_95']}")
+    typer.echo(f"Curve: {output / 'position.png'}, numbers: {output / 'position.json'}")
+
+
+def _probed(
+    questions: list[ProbeQuestion] | None,
+    haystack: Path | None,
+    world: Path | None,
+    number: int,
+    num_frames: int,
+    seed: int,
+    output: Path,
+    filler: Filler | None = None,
+) -> tuple[list[ProbeQuestion], Filler]:
+    """What a probe asks, and among what: as given, and else of a miniature's world."""
+    from longvpo_hf.evaluation.probes import VideoFiller
+    from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
+    from longvpo_hf.miniature.world import TRUTH_FILE, read_world, write_world
+
+    if haystack is not None:
+        filler = VideoFiller(haystack)
+    if questions is not None:
+        if world is not None:
+            raise ValueError("--world has questions of its own; leave it out, or the other questions.")
+        if filler is None:
+            raise ValueError("A needle of your own needs a --haystack: any long video.")
+        return questions, filler
+    if world is not None:
+        clips = read_world(world)
+    else:
+        folder = output / "media" / f"world-{clips_needed(num_frames)}-{seed}"
+        written = (folder / TRUTH_FILE).is_file()
+        clips = read_world(folder) if written else write_world(folder, clips_needed(num_frames), seed)
+    per_clip = {} if haystack is None else {"frames_per_clip": 1}  # a film's clips are one frame each
+    questions = world_questions(clips, number, seed, plain_english=world is None, **per_clip)
+    return questions, filler or WorldFiller(clips, seed)
+
+
+@contextmanager
+def _told(command: str) -> Iterator[None]:
+    """Errors that a user can mend, in one line."""
+    from longvpo_hf.evaluation.probes import DoesNotFit
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command goes on where this one stopped.", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, DoesNotFit) as error:
+        typer.echo(f"{command}: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 def _delete_run(output: Path) -> None:

@@ -1,0 +1,163 @@
+"""Needle in a haystack: is the question about a few frames still answered among many, wherever they stand?
+
+Takes a responder, questions (the needles) and a filler (the haystack); gives right answers by number of frames and
+depth, as `needle.json` and the heat map `needle.png`. Depth 0 % is the video's begin, 100 % its end, right before the
+question. Lengths are probed from the shortest on; at the first that does not fit in memory the probe ends and says so
+in both files. A killed run goes on where it was: the output folder keeps each cell.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
+from longvpo_hf.evaluation.probes import DoesNotFit, Filler, Journal, ProbeQuestion, ask, settings_of, write_json
+from longvpo_hf.responders import Responder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def probe_needle(
+    responder: Responder,
+    questions: Sequence[ProbeQuestion],
+    filler: Filler,
+    frames: Sequence[int],
+    num_depths: int,
+    output: Path,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Asks every question at every depth of every length.
+
+    Args:
+        responder: Answers; its sampler must grant as many frames as the longest video has.
+        questions: The needles.
+        filler: The haystack.
+        frames: Lengths: frames of the whole video, the needle's among them.
+        num_depths: Number of depths, spread evenly from begin to end; one is the middle.
+        output: Folder of the results.
+        facts: More of what they depend on; see `settings_of`.
+
+    Returns:
+        What `needle.json` holds.
+
+    Raises:
+        ValueError: If there are no questions, a length is too short for a needle or no whole number of clips, or the
+            folder holds another probe.
+    """
+    _check(questions, frames, num_depths)
+    settings = settings_of("needle", responder, questions, filler, facts or {})
+    journal = Journal(output / "needle.journal.jsonl", settings)
+    depths = [place / (num_depths - 1) if num_depths > 1 else 0.5 for place in range(num_depths)]
+    lengths = sorted(set(frames))
+    cells: list[dict[str, Any]] = []
+    stopped: dict[str, Any] | None = None
+    with tqdm(total=len(lengths) * len(depths), desc=f"needles, {responder.name}", unit="cell") as bar:
+        for length in lengths:
+            try:
+                for depth in depths:
+                    cells.append(_cell(responder, questions, filler, length, depth, journal))
+                    bar.set_postfix(frames=length, right=f"{cells[-1]['percent']:.0f} %")
+                    bar.update()
+            except DoesNotFit as error:
+                stopped = {"frames": length, "reason": f"does not fit in memory: {error}"}
+                tqdm.write(f"{length} frames do not fit in memory ({error}); the probe ends here.")
+                break
+    result = {
+        **settings,
+        "frames": lengths,
+        "depths_percent": [round(100 * depth, 2) for depth in depths],
+        "stopped": stopped,
+        "cells": cells,
+    }
+    write_json(output / "needle.json", result)
+    plot_needle([result]).savefig(output / "needle.png", dpi=150)
+    return result
+
+
+def _check(questions: Sequence[ProbeQuestion], frames: Sequence[int], num_depths: int) -> None:
+    if not questions or not frames or num_depths < 1:
+        raise ValueError(
+            f"The needle probe needs questions, lengths and depths, got {len(questions)} questions, frames={frames}, "
+            f"depths={num_depths}."
+        )
+    for question in questions:
+        for length in frames:
+            if length <= question.num_frames or length % question.frames_per_clip:
+                raise ValueError(
+                    f"A video of {length} frames has no room for a needle of {question.num_frames} frames in clips of "
+                    f"{question.frames_per_clip}; give lengths that are larger, in steps of a clip."
+                )
+
+
+def _cell(
+    responder: Responder,
+    questions: Sequence[ProbeQuestion],
+    filler: Filler,
+    length: int,
+    depth: float,
+    journal: Journal,
+) -> dict[str, Any]:
+    key = f"{length} frames, depth {depth:.6f}"
+    if key not in journal:
+        requests = []
+        for question in questions:
+            others = filler.clips(question, length // question.frames_per_clip - len(question.clips))
+            requests.append(question.laid_among(others, round(depth * len(others))))
+        verdicts = ask(responder, questions, requests)
+        journal[key] = [sum(verdict.right for verdict in verdicts), sum(not verdict.parsed for verdict in verdicts)]
+    right, unparsed = journal[key]
+    number = len(questions)
+    return {
+        "frames": length,
+        "depth_percent": round(100 * depth, 2),
+        "right": right,
+        "number": number,
+        "unparsed": unparsed,
+        "percent": round(100 * right / number, 2),
+        "interval_95": [round(100 * bound, 2) for bound in wilson_interval(right, number)],
+    }
+
+
+def plot_needle(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Heat maps of one or more models, side by side. Each cell says its percentage; what was not run is hatched."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    widest = max(len(result["frames"]) for result in results)
+    tallest = max(len(result["depths_percent"]) for result in results)
+    width_inches = (1.3 + max(2.6, 0.75 * widest)) * len(results) + 1.2
+    figure = Figure(figsize=(width_inches, 2.1 + 0.36 * tallest), layout="constrained")
+    all_axes = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, result in zip(all_axes, results, strict=True):
+        lengths, depths = result["frames"], result["depths_percent"]
+        percents = np.full((len(depths), len(lengths)), np.nan)
+        for cell in result["cells"]:
+            percents[depths.index(cell["depth_percent"]), lengths.index(cell["frames"])] = cell["percent"]
+        image = axes.imshow(percents, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+        for row, column in np.ndindex(percents.shape):
+            if np.isnan(percents[row, column]):
+                # A length that broke off at some depth counts as one that did not fit.
+                axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color="#dddddd", hatch="///")
+            else:
+                # The map is dark at both ends.
+                ink = "black" if 15 < percents[row, column] < 90 else "white"
+                axes.text(column, row, f"{percents[row, column]:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axes.set_yticks(range(len(depths)), [f"{depth:.0f}" for depth in depths])
+        axes.set(xlabel="frames of the video", ylabel="depth of the needle (%)", title=result["model"])
+        if result["stopped"] is not None:
+            axes.set_xlabel(
+                f"frames of the video\n{result['stopped']['frames']} frames did not fit in memory (hatched)"
+            )
+    figure.colorbar(image, ax=list(all_axes), label="right answers (%)")
+    first = results[0]
+    asked = "1 needle" if first["questions"] == 1 else f"{first['questions']} needles a cell"
+    title = f"Needles among {first['filler']}; {asked}"
+    figure.suptitle(textwrap.fill(title, round(13 * width_inches)), fontsize=9)
+    return figure

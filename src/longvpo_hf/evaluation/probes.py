@@ -1,0 +1,403 @@
+"""What the needle probe and the position probe share: a question's clips laid among others, asked, judged and kept.
+
+Takes questions about a few frames (`ProbeQuestion`), something to lay them among (`Filler`) and a responder; gives
+right or wrong. Frames are those of the one sampler, answers those of any responder: a place in a long video is a
+`Timeline`, each of whose clips gets the same number of frames. Knows nothing of models, and nothing of what the answers
+are summed up to.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Protocol
+
+from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
+from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
+from longvpo_hf.responders import Request, Responder
+from longvpo_hf.timeline import Clip, Timeline, View
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BY_LETTER = "Answer with the option's letter only."
+_IN_SHORT = "Answer with a single word or phrase."
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeQuestion:
+    """A question about a few frames, which the probes lay among others.
+
+    Args:
+        clips: What it is about, in order; each is shown as `frames_per_clip` frames.
+        text: The question, as it is asked.
+        answer: The truth: one of `letters`, or a text.
+        letters: The letters of its options; empty where the reply must be the answer's text.
+        frames_per_clip: Frames of each clip, of the question's and of those it is laid among.
+
+    Raises:
+        ValueError: If there is no clip, no text, or an answer that is none of the letters.
+    """
+
+    clips: tuple[Clip, ...]
+    text: str
+    answer: str
+    letters: str = ""
+    frames_per_clip: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.clips or not self.text.strip() or not self.answer.strip():
+            raise ValueError(f"A probe's question needs clips, a text and an answer, got {self}.")
+        if self.letters and self.answer not in tuple(self.letters):
+            raise ValueError(f"The answer must be one of the letters {self.letters}, got {self.answer!r}.")
+        if self.frames_per_clip < 1:
+            raise ValueError(f"frames_per_clip must be ≥ 1, got {self.frames_per_clip}.")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of its own clips."""
+        return len(self.clips) * self.frames_per_clip
+
+    def laid_among(self, others: Sequence[Clip], place: int) -> Request:
+        """The question about a timeline in which `place` of the other clips stand before its own.
+
+        Raises:
+            ValueError: If the sampler would not show each clip as `frames_per_clip` frames.
+        """
+        clips = (*others[:place], *self.clips, *others[place:])
+        budget = len(clips) * self.frames_per_clip
+        counts = spread_frames([clip.duration_seconds for clip in clips], budget)
+        if set(counts) != {self.frames_per_clip}:
+            raise ValueError(
+                f"Each clip must be shown as {self.frames_per_clip} frames, but by their lengths clips would get "
+                f"{min(counts)} to {max(counts)}; give clips of one length, or frames_per_clip=1."
+            )
+        return Request(self.text, Timeline(clips), View.sparse(budget))
+
+
+class Filler(Protocol):
+    """What a question's clips are laid among."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for titles and results; with `name` equal the clips must be equal too."""
+        ...
+
+    def clips(self, question: ProbeQuestion, number: int) -> Sequence[Clip]:
+        """`number` clips that do not hold the question's answer; the same ones whenever they are asked for.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        ...
+
+
+class VideoFiller:
+    """Frames of one video, spread evenly over all of it.
+
+    Args:
+        path: The video file.
+
+    Raises:
+        longvpo_hf.frames.UnreadableVideo: If it is missing or no video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._video = VideoFile(str(path))
+
+    @property
+    def name(self) -> str:
+        """See `Filler.name`."""
+        return f"frames of {self._path.name} ({self._video.num_frames} frames, {self._video.end_seconds:g} s)"
+
+    def clips(self, question: ProbeQuestion, number: int) -> Sequence[Clip]:
+        """See `Filler.clips`."""
+        if number > self._video.num_frames:
+            raise ValueError(
+                f"{self._path.name} has {self._video.num_frames} frames, and {number} are asked for; name a longer "
+                "video or fewer frames."
+            )
+        return _parts(Clip(str(self._path), max(0.0, self._video.begin_seconds), self._video.end_seconds), number)
+
+
+class BlankFiller:
+    """Black frames, of the size and length of the question's own.
+
+    Args:
+        folder: Where their files are written.
+    """
+
+    name = "black frames"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def clips(self, question: ProbeQuestion, number: int) -> Sequence[Clip]:
+        """See `Filler.clips`."""
+        import torch
+
+        shown, seconds = question.clips[0].path, question.clips[0].duration_seconds
+        if shown not in self._sizes:
+            self._sizes[shown] = VideoFile(shown).size
+        height, width = self._sizes[shown]
+        path = self._folder / f"black-{width}x{height}-{math.ceil(seconds)}s.mp4"
+        if not path.is_file():
+            _encode(torch.zeros((math.ceil(seconds), 3, height, width), dtype=torch.uint8), path)
+        return (Clip(str(path), 0.0, seconds),) * number
+
+
+def read_questions(path: Path, num_frames: int, media: Path) -> list[ProbeQuestion]:
+    """Questions about short videos or pictures, from a file of JSON lines.
+
+    Args:
+        path: Each line an object with `video` (a video or picture, relative to the file's folder and inside of it),
+            `question`, `answer`, and perhaps `options`: a list of texts, of which `answer` is one, or its letter.
+        num_frames: Frames of each video, spread evenly over it; a picture is one frame.
+        media: Folder where pictures are written as videos of one frame.
+
+    Raises:
+        ValueError: If a line is not as described; the message names it.
+    """
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            video = _inside(path.parent, record["video"])
+            question = make_question(
+                video, record["question"], record["answer"], record.get("options") or (), num_frames, media
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path.name}, line {number}: {what}") from error
+        questions.append(question)
+    if not questions:
+        raise ValueError(f"{path.name} holds no questions; each line is a JSON object with video, question, answer.")
+    return questions
+
+
+def make_question(
+    video: Path, question: str, answer: str, options: Sequence[str], num_frames: int, media: Path
+) -> ProbeQuestion:
+    """A question about one video or picture; the arguments are those of `read_questions`' records.
+
+    Raises:
+        ValueError: If the video cannot be opened, or the answer is none of the options.
+    """
+    letters = LETTERS[: len(options)]
+    if options:
+        if answer not in (*options, *letters):
+            raise ValueError(f"answer must be one of the options {list(options)} or its letter, got {answer!r}.")
+        answer = letters[list(options).index(answer)] if answer in options else answer
+        lines = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+        text = "\n".join([question, *lines, _BY_LETTER])
+    else:
+        text = f"{question}\n{_IN_SHORT}"
+    if video.suffix.lower() in _IMAGES:
+        clips = [whole_clip(str(_as_video(video, media)))]
+    else:
+        clips = _parts(whole_clip(str(video)), num_frames)
+    return ProbeQuestion(tuple(clips), text, answer, letters)
+
+
+# -------------------------------------------------------------------------------------------------------------- asking
+
+
+class DoesNotFit(Exception):
+    """Not even one request alone fits in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one request.
+
+    Args:
+        right: Whether the reply was the answer.
+        parsed: Whether it named an option; True for questions without options.
+    """
+
+    right: bool
+    parsed: bool
+
+
+def ask(responder: Responder, questions: Sequence[ProbeQuestion], requests: Sequence[Request]) -> list[Verdict]:
+    """Asks the requests, one for each of the questions, and judges the replies.
+
+    Raises:
+        DoesNotFit: If a request alone does not fit in memory. Requests that only do not fit together are asked one by
+            one.
+    """
+    replies = _replies(responder, requests)
+    return [
+        Verdict(
+            is_right(reply, question.answer, question.letters),
+            not question.letters or bool(letter_of(reply, question.letters)),
+        )
+        for reply, question in zip(replies, questions, strict=True)
+    ]
+
+
+def _replies(responder: Responder, requests: Sequence[Request]) -> list[str]:
+    try:
+        return responder.respond(requests)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+    # Out of the except block, so that the traceback no longer holds the call's tensors.
+    _free_memory()
+    if len(requests) == 1:
+        raise DoesNotFit(said)
+    return [reply for request in requests for reply in _replies(responder, [request])]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------------------------------------------------- keeping
+
+
+class Journal:
+    """Results by key in a file of JSON lines, each written as soon as it is known: a killed run goes on after it.
+
+    Args:
+        path: The file.
+        settings: What all results depend on.
+
+    Raises:
+        ValueError: If the file holds results of other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._values: dict[str, Any] = {}
+        mine = json.loads(json.dumps(settings))
+        # A line without its end is one that was being written when the run was killed.
+        whole = [line for line in _lines(path) if line.endswith("\n")]
+        if whole and (theirs := json.loads(whole[0])) != mine:
+            differing = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+            raise ValueError(
+                f"{path.parent} holds a probe with other settings ({', '.join(differing)}); name another --output, or "
+                "delete it."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not whole:
+            path.write_text(json.dumps(mine) + "\n", encoding="utf-8")
+        elif whole != _lines(path):
+            path.write_text("".join(whole), encoding="utf-8")
+        for line in whole[1:]:
+            key, value = json.loads(line)
+            self._values[key] = value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, value]) + "\n")
+
+
+def settings_of(
+    probe: str, responder: Responder, questions: Sequence[ProbeQuestion], filler: Filler, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a probe's results depend on, beside frames and places; folders of this machine are not told.
+
+    Args:
+        facts: More of it: what the caller knows of the model, frame sizes and seeds.
+    """
+    asked = [
+        [[Path(clip.path).name, clip.start_seconds, clip.end_seconds] for clip in question.clips]
+        + [question.text, question.answer, question.letters, question.frames_per_clip]
+        for question in questions
+    ]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    return {
+        "probe": probe,
+        "model": responder.name,
+        "filler": filler.name,
+        "questions": len(questions),
+        "questions_digest": digest,
+        **facts,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a result so that it appears whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+# --------------------------------------------------------------------------------------------------------------- media
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+
+
+def _parts(clip: Clip, number: int) -> list[Clip]:
+    """The clip in `number` parts of equal length."""
+    if number < 1:
+        raise ValueError(f"A clip is parted into ≥ 1 parts, got {number}.")
+    bounds = [clip.start_seconds + clip.duration_seconds * part / number for part in range(number + 1)]
+    return [Clip(clip.path, start, end) for start, end in itertools.pairwise(bounds)]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of a folder, and of no other: names come with a file that may be somebody else's."""
+    path = (folder / name).resolve()
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
+    if absolute or not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"video must name a file inside of the folder of the questions, got {name!r}.")
+    return path
+
+
+def _as_video(image: Path, media: Path) -> Path:
+    """A picture as a video of one frame, one second long."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    content = image.read_bytes()
+    path = media / f"{hashlib.sha256(content).hexdigest()[:20]}.mp4"
+    if not path.is_file():
+        with Image.open(image) as opened:
+            pixels = torch.from_numpy(np.array(opened.convert("RGB")))
+        _encode(pixels.permute(2, 0, 1)[None].contiguous(), path)
+    return path
+
+
+def _encode(frames: Any, path: Path) -> None:
+    """Writes uint8 frames `[N, 3, H, W]` as a video of one frame a second, with hardly any loss."""
+    from torchcodec.encoders import VideoEncoder
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"part-{path.name}")
+    # yuv444p: any size, and colours keep their edges.
+    VideoEncoder(frames, frame_rate=1).to_file(
+        str(part), codec="libx264", pixel_format="yuv444p", crf=8, extra_options={"threads": 1}
+    )
+    part.replace(path)
