@@ -6,6 +6,7 @@ named: `source_seconds` counts inside a source file, `timeline_seconds` counts a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,18 @@ class Timeline:
             starts.append(now)
             now += clip.duration_seconds
         return tuple(starts)
+
+    def parts(self, max_clips: int) -> list[Timeline]:
+        """Consecutive parts of at most so many clips, of numbers as even as can be; one part where it fits.
+
+        Raises:
+            ValueError: If `max_clips` < 1.
+        """
+        if max_clips < 1:
+            raise ValueError(f"max_clips of a part must be ≥ 1, got {max_clips}.")
+        number = -(-len(self) // max_clips)
+        bounds = [len(self) * part // number for part in range(number + 1)]
+        return [Timeline(self.clips[start:end]) for start, end in itertools.pairwise(bounds)]
 
     def centre(self, index: int) -> float:
         """Where the middle of clip `index` lies on the timeline, from 0 (begin) to 1 (end)."""

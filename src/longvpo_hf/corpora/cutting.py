@@ -37,11 +37,14 @@ class Cutting:
             the paper samples of a clip.
         method: Where a long video without scenes of its corpus is cut: `scenes` (PySceneDetect's adaptive detector;
             needs the extra `scenes`) or `windows` (equal parts).
+        every_scene: Cut where scenes end in videos of any length, not only in those that are too long: for rows whose
+            timelines are the scenes of one video.
     """
 
     min_seconds: float = 3.0
     max_seconds: float = 64.0
     method: Literal["scenes", "windows"] = "scenes"
+    every_scene: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_seconds <= self.max_seconds / 2 < math.inf:
@@ -99,7 +102,7 @@ def _scenes(source: Source, video: VideoFile, cutting: Cutting) -> list[Scene]:
     if source.scenes:
         clamped = (Scene(max(s.start_seconds, begin), min(s.end_seconds, end), s.caption) for s in source.scenes)
         return sorted(clamped, key=lambda scene: (scene.start_seconds, scene.end_seconds))
-    if cutting.method == "scenes" and end - begin > cutting.max_seconds:
+    if cutting.method == "scenes" and (cutting.every_scene or end - begin > cutting.max_seconds):
         cuts = _detected_cuts(video, begin, end)
         return [Scene(*span, "" if cuts else source.caption) for span in itertools.pairwise([begin, *cuts, end])]
     return [Scene(begin, end, source.caption)]

@@ -1,0 +1,91 @@
+"""A transformers language model of this process as a responder: reads and writes text, sees no video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TextResponder:
+    """Answers with a language model of this process, greedily: a writer of questions from captions, or a judge of them.
+
+    Args:
+        model: A causal language model in evaluation mode, on its device.
+        tokenizer: Its tokenizer, with a chat template.
+        max_new_tokens: Bound on an answer's length.
+        batch_size: Requests per `generate` call.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int = 512,
+        batch_size: int = 8,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be ≥ 1, got {batch_size}.")
+        if tokenizer.chat_template is None:
+            raise ValueError(f"{tokenizer.name_or_path} has no chat template; choose a model that was taught to chat.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        path = model.config.name_or_path
+        # A local folder's place on this machine is nothing that rows should tell.
+        self._name = (Path(path).name if os.path.isdir(path) else path) or type(model).__name__
+
+    @property
+    def name(self) -> str:
+        """See `Responder.name`."""
+        return self._name
+
+    def respond(self, requests: Sequence[Request]) -> list[str]:
+        """See `Responder.respond`. Requests of like length are answered together, whatever their order.
+
+        Raises:
+            ValueError: If a request shows a video.
+        """
+        if any(request.timeline is not None for request in requests):
+            raise ValueError(f"{self.name} is a language model and sees no video; ask a vision-language model.")
+        answers = [""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].text))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for index, answer in zip(batch, self._generate([requests[i].text for i in batch]), strict=True):
+                answers[index] = answer
+        return answers
+
+    def _generate(self, texts: Sequence[str]) -> list[str]:
+        tokenizer = self.tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        inputs = tokenizer.apply_chat_template(
+            [[{"role": "user", "content": text}] for text in texts],
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+            tokenizer_kwargs={"padding_side": "left"},
+        ).to(self.model.device)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
