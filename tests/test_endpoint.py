@@ -226,6 +226,22 @@ def test_what_is_sent(serve: Serve) -> None:
     assert answerer.name == f"tiny/model@{server.base_url.split('/')[2]}"
 
 
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+    ],
+)
+def test_where_requests_go(serve: Serve, base_url: str, path: str) -> None:
+    server = serve(lambda call: Reply("yes"))
+    responder(server.base_url.removesuffix("/v1") + base_url).respond([Request("?")])
+    assert server.calls[0].path == path
+
+
 @pytest.mark.parametrize("view", [View.whole(), View.only([2]), View.without([1]), View.sparse(3)], ids=str)
 def test_frames_of_the_view_arrive_in_order_as_jpegs(serve: Serve, clips: dict[str, Clip], view: View) -> None:
     server = serve(lambda call: Reply("a clip"))
@@ -295,6 +311,62 @@ def test_works_where_an_event_loop_runs(serve: Serve) -> None:
         return responder(server).respond([Request("a"), Request("b")])
 
     assert asyncio.run(notebook()) == ["A", "B"]
+
+
+# ----------------------------------------------------------------------------------------------------- JSON schemas
+
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+REFUSAL = b'{"error": "response_format: json_schema is not supported"}'
+
+
+def has_schema(call: Call) -> bool:
+    return "response_format" in call.body
+
+
+def test_the_schema_goes_as_openai_vllm_and_sglang_read_it(serve: Serve) -> None:
+    server = serve(lambda call: Reply('{"answer": "red"}'))
+    asked = responder(server)
+    assert asked.respond([Request("Which?", schema=SCHEMA)]) == ['{"answer": "red"}']
+    asked.respond([Request("Which?")])
+    with_schema, without = (call.body for call in server.calls)
+    assert with_schema.pop("response_format") == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": SCHEMA},
+    }
+    assert with_schema == without
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_schemas_is_asked_without(serve: Serve, caplog: pytest.LogCaptureFixture, status: int) -> None:
+    server = serve(lambda call: Reply(status=status, body=REFUSAL) if has_schema(call) else Reply("red"))
+    asked = responder(server, concurrency=4)
+    requests = [Request(f"question {index}", schema=SCHEMA) for index in range(12)]
+    assert asked.respond(requests) == ["red"] * 12
+    refused = sum(map(has_schema, server.calls))
+    assert 1 <= refused <= 4, "those that were under way at once"
+    assert len(server.calls) == 12 + refused
+    assert asked.respond(requests) == ["red"] * 12
+    assert sum(map(has_schema, server.calls)) == refused, "the endpoint is remembered"
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "takes no JSON schema (status" in record.getMessage()
+    assert "json_schema is not supported" in record.getMessage()
+
+
+def test_a_refusal_that_is_not_the_schemas_stays_one(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(lambda call: Reply(status=400, body=b"prompt too long") if "long" in call.text else Reply("red"))
+    asked = responder(server)
+    with pytest.raises(EndpointError, match="prompt too long"):
+        asked.respond([Request("a long one", schema=SCHEMA)])
+    assert [has_schema(call) for call in server.calls] == [True, False]
+    assert asked.respond([Request("a short one", schema=SCHEMA)]) == ["red"]
+    assert has_schema(server.calls[-1]), "it may still take schemas"
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_what_may_pass_is_tried_again_with_the_schema(serve: Serve) -> None:
+    server = serve(lambda call: Reply("red") if call.number else Reply(status=503))
+    assert responder(server).respond([Request("?", schema=SCHEMA)]) == ["red"]
+    assert [has_schema(call) for call in server.calls] == [True, True]
 
 
 # ------------------------------------------------------------------------------------------------------ trying again
@@ -669,3 +741,8 @@ def test_a_real_server_sees_the_frames_and_answers(served: str, model_folder: Pa
 def test_a_real_server_refuses_another_model(served: str) -> None:
     with pytest.raises(EndpointError, match=r"^another/model at http://.*: status 400: .*Server is pinned to"):
         EndpointResponder("another/model", served, sampler()).respond([Request("?")])
+
+
+def test_a_real_server_that_leaves_schemas_out_answers_all_the_same(served: str, model_folder: Path) -> None:
+    asked = EndpointResponder(str(model_folder), served, sampler(), max_tokens=12)
+    assert asked.respond([Request("Who?", schema=SCHEMA)]) == asked.respond([Request("Who?")])

@@ -12,7 +12,15 @@ import torch
 
 import tiny_models
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import LocalResponder, Request, Responder, ScriptedResponder, json_object, local
+from longvpo_hf.responders import (
+    LocalResponder,
+    Request,
+    Responder,
+    ScriptedResponder,
+    Unanswered,
+    json_object,
+    local,
+)
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
 
@@ -99,10 +107,14 @@ def test_a_tokenizer_without_a_padding_token(video: str) -> None:
     assert answers == respond("internvl", make_requests(video))
 
 
-def test_unreadable_videos_are_the_callers_to_judge(video: str, tmp_path: Path) -> None:
-    requests = [*make_requests(video), Request("Who?", Timeline((Clip(str(tmp_path / "no.mp4"), 0.0, 1.0),)))]
-    with pytest.raises(UnreadableVideo, match="missing_file"):
-        respond("internvl", requests)
+def test_unreadable_videos_cost_nobody_else_an_answer(video: str, tmp_path: Path) -> None:
+    good, missing = make_requests(video), Request("Who?", Timeline((Clip(str(tmp_path / "no.mp4"), 0.0, 1.0),)))
+    with pytest.raises(Unanswered, match=r"^2 of 11 requests have no answer; the first: missing_file") as error:
+        respond("internvl", [missing, *good, missing])
+    first, *others, last = error.value.results
+    assert others == respond("internvl", good)
+    assert isinstance(first, UnreadableVideo)
+    assert isinstance(last, UnreadableVideo)
 
 
 def test_names_and_settings(video: str) -> None:

@@ -3,7 +3,8 @@
 Takes requests; gives their answers in order, or says which have none and why (`Unanswered`). A request's frames go as
 JPEG data URLs in order of time, then its text. Several requests are under way at once; what may pass (rate limits,
 server errors, broken connections, time-outs, answers that are none) is tried again, what cannot (a wrong key, an
-unknown model, a prompt too long) ends the call. Knows nothing of what is asked, and never shows the key.
+unknown model, a prompt too long) ends the call. A server that cannot hold its model to a JSON schema is asked without.
+Knows nothing of what is asked, and never shows the key.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import base64
 import io
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import AsyncInferenceClient, ChatCompletionOutputMessage, get_token
+from huggingface_hub import (
+    ChatCompletionOutput,
+    ChatCompletionOutputMessage,
+    get_async_session,
+    get_token,
+    hf_raise_for_status,
+)
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image
 
@@ -48,8 +55,7 @@ _OUTAGE_REQUESTS = 16
 #: httpx2 opens no more connections at once.
 _MOST_CONCURRENT = 100
 _SHOWN_CHARACTERS = 300
-#: Sent when there is no key, as vLLM's documentation does. With none huggingface_hub would send the user's own token,
-#: whoever's server it is.
+#: Sent when there is no key, as vLLM's documentation does.
 _NO_KEY = "EMPTY"
 _REMEDIES = {
     401: "Give an api_key that this server takes; HF_TOKEN goes to Hugging Face's own servers only.",
@@ -113,6 +119,7 @@ class EndpointResponder:
         if sampler.max_pixels is None:
             raise ValueError("The sampler bounds what is sent: give FrameSampler max_pixels, e.g. 448 * 448.")
         self._host = _host(base_url)
+        self._url = _chat_url(base_url)
         self._api_key = _checked_key(api_key if api_key is not None else _own_token(base_url))
         self.model = model
         self.base_url = base_url
@@ -123,6 +130,7 @@ class EndpointResponder:
         self.timeout_seconds = timeout_seconds
         self.seed = seed
         self._given_up_in_a_row = 0
+        self._takes_schemas = True
 
     @property
     def name(self) -> str:
@@ -147,15 +155,14 @@ class EndpointResponder:
     async def _respond(self, requests: Sequence[Request]) -> list[Result]:
         results: list[Result] = [NoAnswer("not asked")] * len(requests)
         queue = enumerate(requests)
-        client = AsyncInferenceClient(base_url=self.base_url, api_key=self._api_key or _NO_KEY)
 
         async def work() -> None:
             for index, request in queue:  # one iterator for all: a request is taken when there is room for its frames
-                results[index] = await self._answer(client, decoder, index, request)
+                results[index] = await self._answer(session, decoder, index, request)
 
         # One thread decodes: a sampler is of one thread at a time, and the event loop must not wait for it.
         with ThreadPoolExecutor(1) as decoder:
-            async with client:
+            async with get_async_session() as session:
                 try:
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(min(self.concurrency, len(requests))):
@@ -165,7 +172,7 @@ class EndpointResponder:
         return results
 
     async def _answer(
-        self, client: AsyncInferenceClient, decoder: ThreadPoolExecutor, index: int, request: Request
+        self, session: httpx2.AsyncClient, decoder: ThreadPoolExecutor, index: int, request: Request
     ) -> Result:
         """One request's answer, after as many tries as it takes or there are."""
         try:
@@ -175,7 +182,7 @@ class EndpointResponder:
         chance = random.Random(f"{self.seed} {index}")
         tries = 0
         while True:
-            outcome = await self._try(client, parts)
+            outcome = await self._try(session, parts, request.schema if self._takes_schemas else None)
             tries += 1
             if isinstance(outcome, str):
                 self._given_up_in_a_row = 0
@@ -196,24 +203,38 @@ class EndpointResponder:
             )
         return NoAnswer(why)
 
-    async def _try(self, client: AsyncInferenceClient, parts: list[dict[str, Any]]) -> str | _Failure:
+    async def _try(
+        self, session: httpx2.AsyncClient, parts: list[dict[str, Any]], schema: Mapping[str, Any] | None
+    ) -> str | _Failure:
         """The answer's text, or why there is none yet.
 
         Raises:
             EndpointError: If there will be none.
         """
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": self.max_tokens,
+            "temperature": 0.0,
+            "seed": self.seed,
+            "stream": False,
+        }
+        if schema is not None:
+            # As OpenAI, vLLM and SGLang read it. huggingface_hub's own client would send its servers' former
+            # `{"type": "json_object", "value": schema}` to every base_url, of which the others drop the schema without
+            # a word; so the request is posted here, with that package's session, errors and answer types.
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                output = await client.chat_completion(
-                    [{"role": "user", "content": parts}],
-                    model=self.model,
-                    max_tokens=self.max_tokens,
-                    temperature=0.0,
-                    seed=self.seed,
-                )
+                headers = {"Authorization": f"Bearer {self._api_key or _NO_KEY}"}
+                response = await session.post(self._url, json=body, headers=headers)
+            hf_raise_for_status(response)
+            output = ChatCompletionOutput.parse_obj_as_instance(response.content)
         except TimeoutError:
             return _Failure(f"no answer within timeout_seconds={self.timeout_seconds}")
         except HfHubHTTPError as error:
+            if schema is not None and error.response.status_code in (400, 422):
+                return await self._try_without_schema(session, parts, error.response)
             return self._refused(error.response)
         except httpx2.RequestError as error:
             return _Failure(f"{type(error).__name__}: {self._shown(str(error))}")
@@ -232,6 +253,21 @@ class EndpointResponder:
             return _Failure("malformed answer: choices[0].message.content is no text")
         # A model that says nothing (it was cut off while thinking, it refused) has null there: an empty answer.
         return (content or "").strip()
+
+    async def _try_without_schema(
+        self, session: httpx2.AsyncClient, parts: list[dict[str, Any]], refusal: httpx2.Response
+    ) -> str | _Failure:
+        """A try of a request that was refused with its schema. If it is answered, the schema was why."""
+        outcome = await self._try(session, parts, None)
+        if isinstance(outcome, str) and self._takes_schemas:
+            self._takes_schemas = False
+            logger.warning(
+                "%s takes no JSON schema (status %d: %s); asked without from now on.",
+                self.name,
+                refusal.status_code,
+                self._shown(refusal.text),
+            )
+        return outcome
 
     def _refused(self, response: httpx2.Response) -> _Failure:
         status = response.status_code
@@ -282,6 +318,12 @@ def _host(base_url: str) -> str:
         raise ValueError(f"base_url must hold no user, query or fragment; give the key of {parts.hostname} as api_key.")
     _ = parts.port  # raises where it is no number
     return parts.netloc
+
+
+def _chat_url(base_url: str) -> str:
+    """Where requests go; a server named without a path has them under `/v1`."""
+    parts = urlsplit(base_url)
+    return parts._replace(path=(parts.path.rstrip("/") or "/v1") + "/chat/completions").geturl()
 
 
 def _own_token(base_url: str) -> str | None:

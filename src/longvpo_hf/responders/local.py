@@ -1,4 +1,7 @@
-"""A transformers image-text-to-text model of this process as a responder: batched, greedy, deterministic."""
+"""A transformers image-text-to-text model of this process as a responder: batched, greedy, deterministic.
+
+It answers in free text: the JSON schema of a request is left out.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from longvpo_hf.frames import FrameSampler
+from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
 
-from . import Request
+from . import Request, Result, Unanswered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -71,17 +74,27 @@ class LocalResponder:
         return self._name
 
     def respond(self, requests: Sequence[Request]) -> list[str]:
-        """See `Responder.respond`. Requests of like length are answered together, whatever their order."""
-        answers = [""] * len(requests)
+        """See `Responder.respond`. Requests of like length are answered together, whatever their order.
+
+        Raises:
+            Unanswered: If a request's video cannot be decoded; it holds the others' answers.
+        """
+        results: list[Result] = [""] * len(requests)
         held: list[_Prompt] = []
         held_bytes = 0
         for index, request in enumerate(requests):
-            held.append(self._encode(index, request))
-            held_bytes += sum(tensor.nbytes for tensor in held[-1].visual.values())
+            try:
+                held.append(self._encode(index, request))
+                held_bytes += sum(tensor.nbytes for tensor in held[-1].visual.values())
+            except UnreadableVideo as error:
+                results[index] = error
             if held_bytes >= _HELD_BYTES or index == len(requests) - 1:
                 for prompt, answer in self._answer(held):
-                    answers[prompt.index] = answer
+                    results[prompt.index] = answer
                 held, held_bytes = [], 0
+        answers = [result for result in results if isinstance(result, str)]
+        if len(answers) < len(results):
+            raise Unanswered(results)
         return answers
 
     def _encode(self, index: int, request: Request) -> _Prompt:
