@@ -1,0 +1,263 @@
+"""What the three recipes share: arguments, rows, the model they start from, checkpoints to resume, and the end.
+
+Takes a command line (`--config FILE.yaml`, and options that override it); gives what `LongVPOTrainer` takes. Knows
+nothing of how rows are made, but for the miniature's, which a recipe can make for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from peft import LoraConfig, PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.utils import find_adapter_config_file
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from longvpo_hf import LongVPOConfig, LongVPOTrainer
+from longvpo_hf.adapters import from_longva_tpo, from_longvpo, from_reference, from_trl
+from longvpo_hf.preference import undecoded
+
+logger = get_logger(__name__)
+
+#: LoRA's default here: every linear layer of the text model and none of the vision tower's, in all families of
+#: docs/families.md. SmolVLM calls its text model `text_model`.
+TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
+
+_FORMS: dict[str, Callable[[Dataset, str], Dataset]] = {
+    "reference": from_reference,
+    "longvpo": from_longvpo,
+    "longva-tpo": from_longva_tpo,
+    "trl": from_trl,
+}
+
+_MERGED_FROM = "merged_from.json"
+
+
+@dataclass
+class RecipeArguments:
+    """What to train on, and what to do beside training."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Preference rows: a dataset on the Hub, a folder, or one of save_to_disk."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split that eval_strategy evaluates on. None: nothing is held out."}
+    )
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Stream the rows instead of downloading them first; needs max_steps."}
+    )
+    video_root: str | None = field(
+        default=None, metadata={"help": "Folder that the rows' videos lie in, for rows that come without their media."}
+    )
+    dataset_form: str = field(
+        default="reference",
+        metadata={
+            "help": "Whose form rows without media have: `reference` this package's, `longvpo` and `longva-tpo` those "
+            "of the two papers' releases, `trl` TRL's rows with videos. See longvpo_hf.adapters.",
+            "choices": ["reference", "longvpo", "longva-tpo", "trl"],
+        },
+    )
+    miniature: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the miniature's run: its model and rows are made there first, where they are not yet. "
+            "The seed is that of the training."
+        },
+    )
+    miniature_fast: bool = field(
+        default=False, metadata={"help": "A miniature of a minute, which learns nothing, to see that everything runs."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is None:
+            raise ValueError("dataset_name is missing: the rows to train on, a dataset on the Hub or a folder.")
+        if self.video_root is not None and self.dataset_streaming:
+            raise ValueError("video_root is for rows that are all there: leave dataset_streaming=false.")
+        if self.video_root is None and self.dataset_form != "reference":
+            raise ValueError(f"dataset_form={self.dataset_form} needs video_root, the folder that its videos lie in.")
+
+
+def parse(
+    argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None
+) -> tuple[RecipeArguments, ModelConfig, LongVPOConfig]:
+    """The arguments of a recipe: those of the `--config` file, overridden by those of the command line.
+
+    Args:
+        argv: The command line; None for the process's own.
+        defaults: Settings of `LongVPOConfig` where neither says anything.
+
+    Raises:
+        ValueError: If a setting is not known, or does not go with the others.
+    """
+    parser = TrlParser((RecipeArguments, ModelConfig, LongVPOConfig))
+    parser.set_defaults_with_config(**defaults or {})
+    recipe, model, training = parser.parse_args_and_config(argv)
+    if model.model_name_or_path is None:
+        raise ValueError("model_name_or_path is missing: the model to train, a name on the Hub or a folder.")
+    if model.load_in_4bit or model.load_in_8bit:
+        if not model.use_peft:
+            raise ValueError("load_in_4bit and load_in_8bit keep the base as it is: train an adapter, use_peft=true.")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "load_in_4bit and load_in_8bit need bitsandbytes, which is not here: pip install bitsandbytes"
+            )
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        **(training.model_init_kwargs or {}),
+    }
+    return recipe, model, training
+
+
+def lora(model: ModelConfig) -> LoraConfig | None:
+    """The adapter to train, on `TEXT_LAYERS` unless the arguments name other layers; None for the whole model."""
+    if model.lora_target_modules is None and model.lora_target_parameters is None:
+        model.lora_target_modules = TEXT_LAYERS
+    return get_peft_config(model)
+
+
+def quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
+    """How the base is quantised; None for not at all."""
+    return get_quantization_config(model)
+
+
+# ----------------------------------------------------------------------------------------------------- rows
+
+
+def make_miniature(recipe: RecipeArguments, training: LongVPOConfig) -> None:
+    """Makes the miniature's base and its Stage-1 rows in the folder named, where they are not there yet."""
+    if recipe.miniature is None:
+        return
+    from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread
+
+    settings = DemoSettings.fast(training.seed) if recipe.miniature_fast else DemoSettings(training.seed)
+    with PartialState().main_process_first(), one_thread():
+        demo = Demo(Path(recipe.miniature), settings)
+        demo.worlds()
+        demo.base()
+        demo.rows()
+
+
+def load_rows(recipe: RecipeArguments) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """The rows to train on, and those to evaluate on if a split is named."""
+    return _split(recipe, recipe.dataset_train_split), (
+        _split(recipe, recipe.dataset_test_split) if recipe.dataset_test_split else None
+    )
+
+
+def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
+    name = str(recipe.dataset_name)
+    if (Path(name) / "state.json").is_file():  # of `save_to_disk`, e.g. rows with their reference scores
+        return load_from_disk(name)
+    rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming)
+    return _FORMS[recipe.dataset_form](rows, recipe.video_root) if recipe.video_root else undecoded(rows)
+
+
+# ---------------------------------------------------------------------------------------------------- model
+
+
+def start_from(model: ModelConfig, training: LongVPOConfig) -> str:
+    """The checkpoint that policy and reference start from, as `from_pretrained` takes it.
+
+    A LoRA adapter is merged into its base first, and the whole is written to `<output_dir>-base`: the reference is then
+    the adapted model, not the bare base, and an adapter trained on top names a base that is really its own.
+    """
+    name = str(model.model_name_or_path)
+    config_file = find_adapter_config_file(name, revision=model.model_revision)
+    if config_file is None:
+        return name
+    folder = Path(f"{str(training.output_dir).rstrip('/')}-base")
+    with PartialState().main_process_first():
+        digest = _digest(Path(config_file).parent)
+        if not _holds(folder, digest):
+            _merge(name, model, folder, digest)
+    # What is in the folder has no revision of its own.
+    training.model_init_kwargs = {**(training.model_init_kwargs or {}), "revision": "main"}
+    return str(folder)
+
+
+def _digest(folder: Path) -> str:
+    """Of an adapter: its settings and weights."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("adapter_*")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    stamp = folder / _MERGED_FROM
+    return stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["adapter"] == digest
+
+
+def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
+    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json).")
+    logger.info(f"Merging the adapter {name} into {base}: {folder}")
+    # In float32: half precision would round what the adapter adds.
+    whole = AutoModelForImageTextToText.from_pretrained(base, revision=config.revision, dtype=torch.float32)
+    kept = whole.config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
+    merged = PeftModel.from_pretrained(whole, name, revision=model.model_revision).merge_and_unload().to(kept)
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
+    except (OSError, ValueError):  # an adapter's folder need not hold one
+        processor = AutoProcessor.from_pretrained(base, revision=config.revision)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    merged.save_pretrained(part)
+    processor.save_pretrained(part)
+    (part / _MERGED_FROM).write_text(json.dumps({"adapter": digest}), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+# ----------------------------------------------------------------------------------- before and after training
+
+
+def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
+    """The checkpoint that training goes on from; None to begin.
+
+    `resume_from_checkpoint=true` means the last whole one in `output_dir`, if there is any: a killed run may leave a
+    checkpoint that was not written to its end.
+
+    Raises:
+        ValueError: If `output_dir` holds checkpoints and nothing was said of resuming.
+    """
+    asked = training.resume_from_checkpoint
+    if asked is not None and str(asked).lower() not in ("true", "false"):
+        return str(asked)
+    folders = Path(training.output_dir).glob("checkpoint-*")
+    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]  # written last
+    if not whole:
+        return None
+    if str(asked).lower() != "true":
+        raise ValueError(
+            f"{training.output_dir} holds checkpoints of an earlier run: go on with --resume_from_checkpoint true, "
+            "name another --output_dir, or delete them."
+        )
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
+
+
+def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
+    """Saves model, processor and card into `output_dir`, and pushes them where `push_to_hub` says so."""
+    trainer.save_model()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=recipe.dataset_name)
+    else:
+        trainer.create_model_card(dataset_name=recipe.dataset_name)
+    trainer.accelerator.print(f"{trainer._name}: model and card are in {trainer.args.output_dir}")

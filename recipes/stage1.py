@@ -1,0 +1,39 @@
+"""LongVPO Stage 1: a short-context model learns from anchored rows, the reference scored on the anchor clip alone.
+
+    accelerate launch --config_file recipes/accelerate/one_gpu.yaml recipes/stage1.py \\
+        --config recipes/configs/internvl3_8b/stage1_lora.yaml
+    accelerate launch --cpu recipes/stage1.py --config recipes/configs/miniature/stage1.yaml --max_steps 2
+
+Takes rows of `dataset_scripts/stage1.py`; gives a model, or an adapter, with processor and card in `output_dir`. All
+options: `--help`; those of the file are overridden by those of the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parts import checkpoint_to_resume, finish, load_rows, lora, make_miniature, parse, quantization, start_from
+
+from longvpo_hf import LongVPOTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
+    """Trains; gives the trainer."""
+    recipe, model, training = parse(argv)
+    make_miniature(recipe, training)
+    rows, held_out = load_rows(recipe)
+    trainer = LongVPOTrainer(
+        model=start_from(model, training),
+        args=training,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        quantization_config=quantization(model),
+        peft_config=lora(model),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training))
+    finish(trainer, recipe)
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""LongVPO Stage 2: the Stage-1 model learns from questions about many scenes of one real long video.
+
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/stage2.py \\
+        --config recipes/configs/internvl3_8b/stage2_full.yaml --model_name_or_path ./stage1
+
+Takes the Stage-1 checkpoint and rows of `dataset_scripts/stage2.py`; gives a model, or an adapter, with processor and
+card in `output_dir`. The checkpoint is policy and reference. Where it is a LoRA adapter it is merged into its base
+first (`<output_dir>-base`), and an adapter that is trained on top belongs to that. The reference sees the whole
+timeline, as in the paper; `--reference anchor` scores it on the evidence scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parts import checkpoint_to_resume, finish, load_rows, lora, make_miniature, parse, quantization, start_from
+
+from longvpo_hf import LongVPOTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
+    """Trains; gives the trainer."""
+    recipe, model, training = parse(argv)
+    make_miniature(recipe, training)
+    rows, held_out = load_rows(recipe)
+    trainer = LongVPOTrainer(
+        model=start_from(model, training),
+        args=training,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        quantization_config=quantization(model),
+        peft_config=lora(model),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training))
+    finish(trainer, recipe)
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

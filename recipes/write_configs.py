@@ -1,0 +1,250 @@
+"""Writes `recipes/configs/`: one file for each base, recipe and way to train. `python recipes/write_configs.py`
+
+Takes the tables below: bases, recipes, modes, and what they cost; gives the YAML files, which a test compares with
+these tables and loads. Change a number here, not there. The miniature's files differ in kind and are written by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model to begin with.
+
+    Args:
+        title: As people call it.
+        name: Its transformers-native repository.
+        num_frames: Most frames of a LongVPO timeline.
+        tokens_per_frame: Visual tokens of a frame of 448 × 448, or of the processor's own tile.
+        about: What a user has to know of the repository.
+        layers: Layers FSDP wraps, for a model that itself names some which it does not have.
+    """
+
+    title: str
+    name: str
+    tokens_per_frame: float
+    num_frames: int = 128
+    about: str = ""
+    layers: str = ""
+
+
+BASES = {
+    "internvl2_5_8b": Base(
+        "InternVL2.5-8B",
+        "OpenGVLab/InternVL2_5-8B-MPO-hf",
+        256,
+        about="The paper's base. InternVL2_5-8B itself exists with remote code only, which is never run here; this is "
+        "the native repository there is, of the same model after a preference optimisation on images (MPO).",
+    ),
+    "internvl3_8b": Base("InternVL3-8B", "OpenGVLab/InternVL3-8B-hf", 256, about="The base of the authors' release."),
+    "internvl3_2b": Base("InternVL3-2B", "OpenGVLab/InternVL3-2B-hf", 256),
+    "qwen2_5_vl_7b": Base("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", 128, about="Two frames share their tokens."),
+    "qwen2_5_vl_3b": Base("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", 128, about="Two frames share their tokens."),
+    "qwen3_vl_8b": Base("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", 98, about="Two frames share their tokens."),
+    "llava_video_7b": Base(
+        "LLaVA-Video-7B",
+        "Isotr0py/LLaVA-Video-7B-Qwen2-hf",
+        196,
+        about="The authors' lmms-lab/LLaVA-Video-7B-Qwen2 is no transformers repository; this conversion to "
+        "LlavaOnevisionForConditionalGeneration is a community's. LLaVA-Video's own code ends each row of a frame with "
+        "a newline token and tells the times in words; this class does neither. What that costs was not measured.",
+        layers="Qwen2DecoderLayer,SiglipEncoderLayer",
+    ),
+    "smolvlm2_500m": Base(
+        "SmolVLM2-500M",
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        64,
+        num_frames=64,
+        about="64 frames, because its context is 8,192 tokens and each frame also has its time in words. Its processor "
+        "needs `pip install num2words`.",
+    ),
+}
+
+#: LongVPO on every base; TPO on the base of its paper that transformers can load, and on one more.
+RECIPES = dict.fromkeys(BASES, ("stage1", "stage2"))
+RECIPES["llava_video_7b"] += ("temporal",)
+RECIPES["qwen2_5_vl_7b"] += ("temporal",)
+
+TITLES = {
+    "stage1": "LongVPO Stage 1",
+    "stage2": "LongVPO Stage 2",
+    "temporal": "Temporal Preference Optimization",
+}
+MODES = {"lora": "LoRA on one GPU", "full": "the whole model on 8 GPUs, FSDP2 or ZeRO-3"}
+
+LOSS = {
+    "stage1": [
+        ("reference", "anchor", "LongVPO, Stage 1: the reference is scored on the anchor clip alone"),
+        ("beta", "0.01", "LongVPO"),
+        ("sft_weight", "1.0", "LongVPO: α"),
+    ],
+    "stage2": [
+        ("reference", "full", "LongVPO, Stage 2: on the whole video; `anchor` scores it on the evidence scenes"),
+        ("beta", "0.01", "LongVPO"),
+        ("sft_weight", "1.0", "LongVPO: α"),
+    ],
+    "temporal": [
+        ("reference", "full", "TPO: on the whole video"),
+        ("beta", "0.2", "TPO, LLaVA-Video (LongVA: 0.3)"),
+        ("sft_weight", "1.0", "TPO, LLaVA-Video: α (LongVA: 0.5)"),
+    ],
+}
+
+#: A setting, its value, and where the value is from.
+Line = tuple[str, str, str]
+
+
+def write(folder: Path = CONFIGS) -> None:
+    """Writes all files."""
+    for (base, recipe, mode), text in texts().items():
+        path = folder / base / f"{recipe}_{mode}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def texts() -> dict[tuple[str, str, str], str]:
+    """The text of every file, by base, recipe and mode."""
+    return {
+        (name, recipe, mode): _text(name, recipe, mode) for name in BASES for recipe in RECIPES[name] for mode in MODES
+    }
+
+
+def _text(name: str, recipe: str, mode: str) -> str:
+    base = BASES[name]
+    groups = [
+        _model(name, base, recipe, mode),
+        [*LOSS[recipe], _tower(recipe, mode)],
+        _frames(base, recipe),
+        _optimizer(recipe, mode),
+        _memory(mode),
+        _LOGS,
+    ]
+    body = "\n\n".join("\n".join(_line(*line) for line in group) for group in groups)
+    return f"{_header(name, base, recipe, mode)}\n\n{body}\n"
+
+
+def _line(name: str, value: str, source: str) -> str:
+    setting = f"{name}: {value}"
+    return f"{setting:<30}  # {source}" if source else setting
+
+
+def _header(name: str, base: Base, recipe: str, mode: str) -> str:
+    config = f"recipes/configs/{name}/{recipe}_{mode}.yaml"
+    lines = [f"{base.title}, {TITLES[recipe]}, {MODES[mode]}.", ""]
+    launches = {"lora": ["one_gpu"], "full": ["fsdp2", "zero3"]}[mode]
+    for accelerate in launches:
+        wrap = ["    --fsdp_transformer_layer_cls_to_wrap " + base.layers + " \\"] if base.layers else []
+        lines += [
+            f"    accelerate launch --config_file recipes/accelerate/{accelerate}.yaml \\",
+            *(["    " + line for line in wrap] if accelerate == "fsdp2" else []),
+            f"        recipes/{recipe}.py --config {config}",
+        ]
+    lines += ["", *_wrapped(_costs(name, base, recipe, mode))]
+    if base.about:
+        lines += ["", *_wrapped(base.about)]
+    lines += ["", "Written by recipes/write_configs.py."]
+    return "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def _costs(name: str, base: Base, recipe: str, mode: str) -> str:
+    frames = 32 if recipe == "temporal" else base.num_frames
+    return f"At most {frames} frames, {round(frames * base.tokens_per_frame):,} visual tokens."
+
+
+def _model(name: str, base: Base, recipe: str, mode: str) -> list[Line]:
+    start = (base.name, "") if recipe != "stage2" else (f"runs/{name}/stage1_{mode}", "an adapter is merged first")
+    return [
+        ("model_name_or_path", *start),
+        ("dataset_name", f"data/{recipe}", f"of dataset_scripts/{recipe}.py; or a dataset on the Hub"),
+        ("output_dir", f"runs/{name}/{recipe}_{mode}", ""),
+        ("dtype", "bfloat16", "of the frozen base; the adapter is float32")
+        if mode == "lora"
+        else ("dtype", "float32", "master weights: steps this small are lost in bfloat16"),
+    ]
+
+
+def _tower(recipe: str, mode: str) -> Line:
+    if recipe == "temporal":
+        return ("freeze_vision_tower", "true", "TPO")
+    if mode == "lora":
+        return ("freeze_vision_tower", "true", "the adapter is on the text model; LongVPO trains the whole model")
+    return ("freeze_vision_tower", "false", "LongVPO trains the whole model; true saves memory")
+
+
+def _frames(base: Base, recipe: str) -> list[Line]:
+    if recipe == "temporal":
+        frames = ("num_frames", "32", "TPO")
+        rate = ("fps", "null", "ours: 32 frames of the whole video, however long")
+    else:
+        paper = "LongVPO: 128, 256 or 512" if base.num_frames >= 128 else "LongVPO: 128 or more"
+        frames = ("num_frames", f"{base.num_frames}", paper)
+        rate = ("fps", "1.0", "LongVPO samples clips at 1 fps")
+    return [frames, rate, ("max_pixels", "200704", "ours: 448 × 448, InternVL's tile")]
+
+
+def _optimizer(recipe: str, mode: str) -> list[Line]:
+    paper, rows, rate, warmup = ("TPO", 64, 3e-7, "0.1") if recipe == "temporal" else ("LongVPO", 8, 5e-7, "0.01")
+    processes = 1 if mode == "lora" else 8
+    whole = "TPO, LLaVA-Video (LongVA: 4e-6)" if recipe == "temporal" else "LongVPO"
+    return [
+        ("learning_rate", _number(rate), whole)
+        if mode == "full"
+        else ("learning_rate", _number(10 * rate), f"ours, not tuned: ten times the {_number(rate)} of {paper}"),
+        ("lr_scheduler_type", "cosine", paper),
+        ("warmup_steps", warmup, f"{paper}: a share of the steps"),
+        ("num_train_epochs", "1", paper),
+        ("per_device_train_batch_size", "1", ""),
+        ("gradient_accumulation_steps", f"{rows // processes}", f"{paper}: {rows} rows, on {processes} GPU"),
+        *(_LORA if mode == "lora" else []),
+    ]
+
+
+_LORA: list[Line] = [
+    ("use_peft", "true", "on the linear layers of the text model"),
+    ("lora_r", "32", "ours, not tuned"),
+    ("lora_alpha", "64", "ours, not tuned"),
+    ("lora_dropout", "0.0", "TRL's DPO switches dropout off in any case"),
+]
+
+
+_LOGS: list[Line] = [
+    ("logging_steps", "10", ""),
+    ("save_steps", "100", ""),
+    ("save_total_limit", "2", ""),
+    ("report_to", "none", "trackio, wandb, tensorboard, …"),
+]
+
+
+def _memory(mode: str) -> list[Line]:
+    lines = [
+        ("gradient_checkpointing", "true", ""),
+        ("activation_offloading", "false", "true: activations wait in main memory"),
+        ("dataloader_num_workers", "4", ""),
+    ]
+    scored = ("precompute_ref_log_probs", "true", "scored once, then the reference leaves the memory")
+    return [*lines, scored] if mode == "full" else lines
+
+
+def _number(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _wrapped(text: str, width: int = 116) -> list[str]:
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return [*lines, line]
+
+
+if __name__ == "__main__":
+    write()
