@@ -267,6 +267,71 @@ def _told(command: str) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...",
+            help="Folder or name on the Hub of a model or a LoRA adapter. Several stand side by side in the table; "
+            "STAGE=MODEL gives one a name, e.g. base=… stage1=… stage2=…",
+        ),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Of longvideobench, mlvu, videomme (without and with subtitles), mvbench, lvbench.")
+    ] = "longvideobench,mlvu,videomme,mvbench",
+    frames: Annotated[
+        str | None, typer.Option(help="Numbers of frames, e.g. 64,128,512. Default: as each model was trained.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of annotations and videos. Default: HF_HOME, as for lmms-eval.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/eval"),
+    fps: Annotated[
+        str | None, typer.Option(help="Most frames per second, `none` for no bound. Default: as in training.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of a frame. Default: as in training.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per call of the model.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions of each task, to try.")] = None,
+    tasks_dir: Annotated[
+        bool, typer.Option("--tasks-dir", help="Print the folder for lmms-eval's --include_path, and do nothing else.")
+    ] = False,
+) -> None:
+    """Runs benchmarks of long video through lmms-eval, with the frames of training, and prints the table."""
+    if tasks_dir:
+        typer.echo(Path(__file__).parent / "evaluation" / "tasks")
+        return
+    if not models:
+        raise typer.BadParameter("name at least one model.")
+    from importlib.util import find_spec
+
+    if find_spec("lmms_eval") is None:
+        typer.echo("longvpo eval: lmms-eval is missing: pip install 'longvpo-hf[eval]'", err=True)
+        raise typer.Exit(2)
+    from longvpo_hf.evaluation.benchmarks import data_root as default_root
+    from longvpo_hf.evaluation.preflight import benchmarks_named
+    from longvpo_hf.evaluation.run import Contestant
+    from longvpo_hf.evaluation.run import evaluate as run_evaluation
+    from longvpo_hf.evaluation.run import table as results_table
+
+    with _told("longvpo eval"):
+        results = run_evaluation(
+            [Contestant.of(model) for model in models],
+            benchmarks_named(tasks.split(",")),
+            data_root or default_root(),
+            output,
+            frames=[int(number) for number in frames.split(",")] if frames else [],
+            fps=fps,
+            max_pixels=max_pixels,
+            batch_size=batch_size,
+            limit=limit,
+        )
+    if results:
+        typer.echo(f"\n{results_table(results)}\n\nScores, answers and a section for the model card: {output}")
+
+
 def _delete_run(output: Path) -> None:
     """Deletes an earlier demo, and nothing that is not one."""
     if not output.exists():

@@ -1,0 +1,192 @@
+"""The model `longvpo` of lmms-eval: a checkpoint of this package's trainer, seen through its own sampler and prompts.
+
+Takes lmms-eval's requests; gives answers in their order, one after the other. All that matters is done elsewhere:
+frames by `FrameSampler`, prompts by `PromptEncoder`, batches by `LocalResponder`, weights by `load_checkpoint`. An
+error is raised as it is, never turned into an answer.
+
+Answers are given as an iterator, so that lmms-eval's response cache keeps each as soon as it is there: a run that was
+interrupted goes on behind the last one it kept (see `docs/evaluation.md`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from tqdm.auto import tqdm
+
+from longvpo_hf.evaluation.checkpoint import load_checkpoint, weights_digest
+from longvpo_hf.evaluation.sampling import Sampling
+from longvpo_hf.evaluation.subtitles import shown_at
+from longvpo_hf.frames import whole_clip
+from longvpo_hf.hub import public_name
+from longvpo_hf.responders import LocalResponder, Request
+from longvpo_hf.timeline import Clip, Timeline
+
+#: Requests looked at together, in batches: among them those of equally many frames share a call.
+_WINDOW_BATCHES = 8
+#: How long a process waits for the slowest; lmms-eval's own bound.
+_TIMEOUT = timedelta(hours=24)
+
+
+class LongVPO(lmms):
+    """A checkpoint that answers about videos, greedily.
+
+    Under `accelerate launch` or `torchrun` every process loads the model onto its own device and answers its share.
+
+    Args:
+        pretrained: Folder or name on the Hub of a model, or of a PEFT adapter, whose base model is loaded with it.
+        num_frames: At most so many frames per video. Like `fps` and `max_pixels`, by default what the checkpoint's card
+            says it was trained with, else as `Sampling`.
+        fps: At most so many frames per second; "none" for no such bound.
+        max_pixels: At most so many pixels per frame; "none" keeps the source's size.
+        batch_size: Requests per call of the model.
+        device: Where the model runs; by default the accelerator of the process, else the CPU.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        num_frames: int | None = None,
+        fps: float | str | None = None,
+        max_pixels: int | str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.pretrained = str(pretrained)
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)])
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self._device = torch.device(device) if device else self.accelerator.device
+        trained = Sampling.of_training(self.pretrained) or Sampling()
+        self.sampling = Sampling(
+            num_frames=trained.num_frames if num_frames is None else num_frames,
+            fps=trained.fps if fps is None else _bound(fps, float),
+            max_pixels=trained.max_pixels if max_pixels is None else _bound(max_pixels, int),
+        )
+        model, processor = load_checkpoint(self.pretrained)
+        self._responder = LocalResponder(
+            model.to(self._device),
+            processor,
+            self.sampling.sampler(),
+            batch_size=_whole_number(batch_size),
+            name=public_name(self.pretrained),
+        )
+        self._clips: dict[str, Clip] = {}
+
+    def __repr__(self) -> str:
+        """What its answers depend on: a name for the response cache."""
+        weights = weights_digest(self.pretrained)
+        return f"longvpo({self.pretrained}{f' {weights}' * bool(weights)}, {self.sampling})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs; lmms-eval asks for it where there are several processes."""
+        return self._device
+
+    @property
+    def batch_size(self) -> int:
+        """Requests per call of the model."""
+        return self._responder.batch_size
+
+    def use(self, sampling: Sampling) -> None:
+        """From now on, see videos as `sampling` says; the weights stay where they are."""
+        self.sampling = sampling
+        self._responder.sampler = sampling.sampler()
+
+    def clean(self) -> None:
+        """Nothing: the weights serve the next evaluation. They go with this object."""
+
+    def generate_until(self, requests: Sequence[Instance]) -> Iterator[str]:
+        """The answers, in order, as they come.
+
+        Raises:
+            longvpo_hf.frames.UnreadableVideo: If a video cannot be decoded.
+            ValueError: If a request asks for sampling or several beams, or is no single turn about videos.
+        """
+        window = _WINDOW_BATCHES * self._responder.batch_size
+        with tqdm(total=len(requests), desc="answering", unit="question", disable=self.rank != 0) as bar:
+            for limit, group in itertools.groupby(requests, _max_new_tokens):
+                self._responder.max_new_tokens = limit
+                while batch := list(itertools.islice(group, window)):
+                    answers = self._responder.respond([self._request(instance) for instance in batch])
+                    bar.update(len(batch))
+                    for instance, answer in zip(batch, answers, strict=True):
+                        yield _until(answer, _settings(instance).get("until"))
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: the benchmarks of long video are answered in words."""
+        raise NotImplementedError("The model longvpo answers in words (generate_until); it gives no log-likelihoods.")
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        """Not offered: rows of this package hold one question."""
+        raise NotImplementedError("The model longvpo answers single questions (generate_until), not conversations.")
+
+    def _request(self, instance: Instance) -> Request:
+        _, doc_to_messages, _, doc_id, task, split = instance.args
+        messages = doc_to_messages(self.task_dict[task][split][doc_id])
+        if [message["role"] for message in messages] != ["user"]:
+            raise ValueError(f"{task}: the model longvpo takes one turn of the user, got {messages}.")
+        content = messages[0]["content"]
+        unknown = [part["type"] for part in content if part["type"] not in ("video", "text")]
+        if unknown:
+            raise ValueError(f"{task}: the model longvpo takes videos and text, got {', '.join(unknown)}.")
+        clips = tuple(self._clip(part["url"]) for part in content if part["type"] == "video")
+        timeline = Timeline(clips) if clips else None
+        texts = [self._text(part, timeline) for part in content if part["type"] == "text"]
+        return Request("".join(texts), timeline)
+
+    def _text(self, part: Mapping[str, Any], timeline: Timeline | None) -> str:
+        """A text, or of subtitles the lines that belong to the frames of a timeline of one clip."""
+        if "subtitles" not in part or timeline is None:
+            return part["text"]
+        begin = timeline.clips[0].start_seconds
+        instants = [begin + seconds for seconds in self._responder.sampler.timeline_seconds(timeline)]
+        return "\n".join(shown_at(part["subtitles"], instants)) or "No subtitles available"
+
+    def _clip(self, path: str) -> Clip:
+        """A video as a clip. Kept: opening a file reads all its packets."""
+        if path not in self._clips:
+            self._clips[path] = whole_clip(path)
+        return self._clips[path]
+
+
+def _settings(instance: Instance) -> Mapping[str, Any]:
+    return instance.args[2]
+
+
+def _max_new_tokens(instance: Instance) -> int:
+    """Bound on an answer's length; refuses what is not greedy."""
+    settings = _settings(instance)
+    if settings.get("do_sample") or settings.get("temperature") or (settings.get("num_beams") or 1) > 1:
+        raise ValueError(
+            f"The model longvpo answers greedily; sampling and beams are not offered, got {dict(settings)}."
+        )
+    return int(settings.get("max_new_tokens", 128))
+
+
+def _until(answer: str, stops: str | Sequence[str] | None) -> str:
+    """The answer up to the first of `stops`."""
+    for stop in [stops] if isinstance(stops, str) else stops or ():
+        answer = answer.split(stop)[0]
+    return answer
+
+
+def _bound(value: float | str, kind: type[Any]) -> Any:
+    return None if str(value).lower() == "none" else kind(value)
+
+
+def _whole_number(batch_size: int | str) -> int:
+    try:
+        return int(batch_size)
+    except ValueError:
+        raise ValueError(f"batch_size must be a whole number, got {batch_size!r}.") from None

@@ -1,0 +1,109 @@
+"""The class of all tasks here: questions of a `Benchmark` as lmms-eval asks and scores them.
+
+Takes a task's YAML, which names the benchmark under `metadata`; gives lmms-eval its rows, messages, records and
+metrics. Differs from lmms-eval's own tasks in that nothing is downloaded or unpacked behind one's back, an error is
+raised as it is instead of retried into a `RetryError`, and media are looked for under the data root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from datasets import DatasetDict
+from lmms_eval.api.task import ConfigurableMessagesTask
+
+from longvpo_hf.evaluation import scoring
+from longvpo_hf.evaluation.benchmarks import BENCHMARKS, Question, data_root, locate
+from longvpo_hf.evaluation.preflight import check
+from longvpo_hf.evaluation.subtitles import read_srt
+
+#: As much as the longest of lmms-eval's own (LongVideoBench's): room for "The best answer is (C)", and some more.
+_MAX_NEW_TOKENS = 32
+
+
+class MultipleChoice(ConfigurableMessagesTask):
+    """A benchmark, or one subset of it (`dataset_name`), as a task.
+
+    Args:
+        config: The task's YAML.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.benchmark = BENCHMARKS[config["metadata"]["benchmark"]]
+        self.root = data_root()
+        self.subset: str = config.get("dataset_name") or ""
+        metrics: dict[str, Callable[..., float]] = {"score": scoring.mean_score, "unparsed": scoring.unparsed}
+        if not self.subset:
+            metrics |= {f"score_{group}": partial(scoring.group_score, group=group) for group in self.benchmark.groups}
+        if self.benchmark.name == "mlvu":
+            metrics["m_avg"] = scoring.mean_of_groups
+        super().__init__(
+            config={
+                "dataset_path": self.benchmark.dataset,
+                "test_split": self.benchmark.split,
+                "output_type": "generate_until",
+                "generation_kwargs": {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "until": []},
+                "process_results": self.process_results,
+                "cluster_key": "video",
+                "metric_list": [
+                    {"metric": name, "aggregation": metric, "higher_is_better": name != "unparsed"}
+                    for name, metric in metrics.items()
+                ],
+                **{key: value for key, value in config.items() if key != "class"},
+            }
+        )
+
+    def download(self, dataset_kwargs: object = None) -> None:
+        """Loads the rows, once all is there that the task needs; the name is lmms-eval's."""
+        check([self.benchmark], self.root)
+        rows = self.benchmark.rows(self.root, self.subset)
+        self.dataset = self.dataset_no_image = DatasetDict({self.benchmark.split: rows})
+
+    def question(self, doc: Mapping[str, Any]) -> Question:
+        """What a row asks."""
+        return self.benchmark.question(doc, self.subset)
+
+    def doc_to_text(self, doc: Mapping[str, Any]) -> str:
+        """The question without its subtitles."""
+        return self.question(doc).text
+
+    def doc_to_target(self, doc: Mapping[str, Any]) -> str:
+        """The right letter."""
+        return self.question(doc).answer
+
+    def doc_to_visual(self, doc: Mapping[str, Any]) -> list[str]:
+        """The path of the video."""
+        question = self.question(doc)
+        path = locate(self.root, *question.videos)
+        if path is None:
+            raise FileNotFoundError(f"{self.config.task}: {self.root / question.videos[0]} is missing.")
+        return [str(path)]
+
+    def doc_to_messages(self, doc: Mapping[str, Any], **_: Any) -> list[dict[str, Any]]:
+        """One turn of the user: the video, its subtitles where the benchmark has them, the question.
+
+        The part with the subtitles holds all of them as its text, for models that take a text as it is, and as
+        `subtitles` with their times, for those that show the ones of the frames they sample.
+        """
+        question = self.question(doc)
+        content: list[dict[str, Any]] = [{"type": "video", "url": path} for path in self.doc_to_visual(doc)]
+        if question.subtitles:
+            path = locate(self.root, question.subtitles)
+            subtitles = read_srt(path) if path else []
+            content += [
+                {"type": "text", "text": "This video's subtitles are listed below: \n"},
+                {"type": "text", "text": "\n".join(line.text for line in subtitles), "subtitles": subtitles},
+                {"type": "text", "text": "\n"},
+            ]
+        content.append({"type": "text", "text": question.text})
+        return [{"role": "user", "content": content}]
+
+    def process_results(
+        self, doc: Mapping[str, Any], results: Sequence[str], full_docs: object = None
+    ) -> dict[str, scoring.Record]:
+        """The record of one answer, for each metric."""
+        question = self.question(doc)
+        record = scoring.record(results[0], question.letters, question.answer, question.group, question.videos[0])
+        return {metric["metric"]: record for metric in self.config.metric_list}
