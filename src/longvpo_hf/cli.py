@@ -214,7 +214,8 @@ def position(
         facts = {"weights": weights_digest(checkpoint), "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
         result = probe_position(responder, asked, filler, frames, placements, output, seed, facts)
     upper, dip = result["upper_bound"], result["dip"]
-    typer.echo(f"Video alone {upper['percent']:.1f} %, dip in the middle {dip['percent']:.1f} points {dip['band_95']}")
+    middle = f"{dip['percent']:.1f} points {dip['band_95']}" if dip["percent"] is not None else "not measured"
+    typer.echo(f"Video alone {upper['percent']:.1f} %, dip in the middle: {middle}")
     typer.echo(f"Curve: {output / 'position.png'}, numbers: {output / 'position.json'}")
 
 
@@ -244,9 +245,10 @@ def _probed(
     if world is not None:
         clips = read_world(world)
     else:
-        folder = output / "media" / f"world-{clips_needed(num_frames)}-{seed}"
-        written = (folder / TRUTH_FILE).is_file()
-        clips = read_world(folder) if written else write_world(folder, clips_needed(num_frames), seed)
+        # Of one size however many frames are asked for, so that longer videos can be added to a finished probe.
+        num_clips = max(2048, clips_needed(num_frames))
+        folder = output / "media" / f"world-{num_clips}-{seed}"
+        clips = read_world(folder) if (folder / TRUTH_FILE).is_file() else write_world(folder, num_clips, seed)
     per_clip = {} if haystack is None else {"frames_per_clip": 1}  # a film's clips are one frame each
     questions = world_questions(clips, number, seed, plain_english=world is None, **per_clip)
     return questions, filler or WorldFiller(clips, seed)
@@ -265,6 +267,57 @@ def _told(command: str) -> Iterator[None]:
     except (ValueError, OSError, DoesNotFit) as error:
         typer.echo(f"{command}: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+class Shards(StrEnum):
+    """How processes share weights, gradients and optimizer."""
+
+    none = "none"
+    fsdp2 = "fsdp2"
+    zero2 = "zero2"
+    zero3 = "zero3"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="A recipe's YAML. Options of the recipe after it override it.")],
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of one device. Default: this machine's, else 80.", show_default=False)
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Devices, one process each.")] = 1,
+    sharding: Annotated[Shards, typer.Option(help="How the processes share the model.")] = Shards.none,
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="TFLOP/s a device achieves. Default: 300, 30 % of an H100's peak.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimates tokens, memory and time of a training run before anything is loaded; says what does not fit."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.simplefilter("ignore")
+    from longvpo_hf import budget
+
+    try:
+        model, training, _ = budget.read_config(config, context.args)
+        machine = budget.Machine(
+            gpu_memory_gib=gpu_memory or budget.device_memory_gib(),
+            processes=processes,
+            sharding=budget.Sharding(sharding.value),
+            tflops=tflops or budget.DEFAULT_TFLOPS,
+        )
+        shapes = budget.find_model_config(str(model.model_name_or_path), model.model_revision)
+        found = budget.estimate(shapes, model, training, machine)
+    except (ValueError, OSError) as error:
+        typer.echo(f"longvpo check: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(found.to_json() if as_json else budget.report(found))
+    if not found.fits:
+        raise typer.Exit(1)
 
 
 @app.command("eval")

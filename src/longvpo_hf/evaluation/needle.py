@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
 from longvpo_hf.evaluation.probes import DoesNotFit, Filler, Journal, ProbeQuestion, ask, settings_of, write_json
-from longvpo_hf.responders import Responder
+from longvpo_hf.responders import Request, Responder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def probe_needle(
         ValueError: If there are no questions, a length is too short for a needle or no whole number of clips, or the
             folder holds another probe.
     """
-    _check(questions, frames, num_depths)
+    _check(questions, filler, frames, num_depths)
     settings = settings_of("needle", responder, questions, filler, facts or {})
     journal = Journal(output / "needle.journal.jsonl", settings)
     depths = [place / (num_depths - 1) if num_depths > 1 else 0.5 for place in range(num_depths)]
@@ -80,7 +80,8 @@ def probe_needle(
     return result
 
 
-def _check(questions: Sequence[ProbeQuestion], frames: Sequence[int], num_depths: int) -> None:
+def _check(questions: Sequence[ProbeQuestion], filler: Filler, frames: Sequence[int], num_depths: int) -> None:
+    """Raises ValueError for what would fail later, perhaps after hours of shorter videos."""
     if not questions or not frames or num_depths < 1:
         raise ValueError(
             f"The needle probe needs questions, lengths and depths, got {len(questions)} questions, frames={frames}, "
@@ -93,6 +94,7 @@ def _check(questions: Sequence[ProbeQuestion], frames: Sequence[int], num_depths
                     f"A video of {length} frames has no room for a needle of {question.num_frames} frames in clips of "
                     f"{question.frames_per_clip}; give lengths that are larger, in steps of a clip."
                 )
+            _request(question, filler, length, 0.5)
 
 
 def _cell(
@@ -105,10 +107,7 @@ def _cell(
 ) -> dict[str, Any]:
     key = f"{length} frames, depth {depth:.6f}"
     if key not in journal:
-        requests = []
-        for question in questions:
-            others = filler.clips(question, length // question.frames_per_clip - len(question.clips))
-            requests.append(question.laid_among(others, round(depth * len(others))))
+        requests = [_request(question, filler, length, depth) for question in questions]
         verdicts = ask(responder, questions, requests)
         journal[key] = [sum(verdict.right for verdict in verdicts), sum(not verdict.parsed for verdict in verdicts)]
     right, unparsed = journal[key]
@@ -122,6 +121,11 @@ def _cell(
         "percent": round(100 * right / number, 2),
         "interval_95": [round(100 * bound, 2) for bound in wilson_interval(right, number)],
     }
+
+
+def _request(question: ProbeQuestion, filler: Filler, length: int, depth: float) -> Request:
+    others = filler.clips(question, length // question.frames_per_clip - len(question.clips))
+    return question.laid_among(others, round(depth * len(others)))
 
 
 def plot_needle(results: Sequence[Mapping[str, Any]]) -> Figure:

@@ -192,13 +192,14 @@ def plot_position(results: Mapping[str, Mapping[str, Any]]) -> Figure:
         middles = [longest * (part["from_share"] + part["to_share"]) / 2 for part in parts]
         lows, highs = zip(*[part["band_95"] for part in parts], strict=True)
         axes.fill_between(middles, lows, highs, color=colour, alpha=0.2, linewidth=0)
-        dip, (low, high) = result["dip"]["percent"], result["dip"]["band_95"]
+        dip, band = result["dip"]["percent"], result["dip"]["band_95"]
+        dipped = "no answer in the middle" if dip is None else f"dip {dip:.0f} points ({band[0]:.0f} to {band[1]:.0f})"
         axes.plot(
             middles,
             [part["percent"] for part in parts],
             "o-",
             color=colour,
-            label=f"{label}: dip {dip:.0f} points ({low:.0f} to {high:.0f})",
+            label=f"{label}: {dipped}",
         )
         upper = result["upper_bound"]["percent"]
         axes.axhline(upper, color=colour, linestyle="--", linewidth=1, label=f"{label}: video alone, {upper:.0f} %")
