@@ -29,8 +29,6 @@ from longvpo_hf.timeline import Clip, Timeline
 MAX_PIXELS, FPS, FRAMES = 448 * 448, 1.0, 64
 #: Rough sizes for --dry-run: visual tokens of a frame of 448 × 448 in InternVL, and of a question with its answer.
 TOKENS_PER_FRAME, TOKENS_PER_TEXT = 256, 200
-#: A question with its answer and reasoning, as JSON.
-WRITER_TOKENS = 512
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -64,6 +62,8 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
                           "scenes. Default: --frame-budget, one frame for each scene.")  # fmt: skip
     captions.add_argument("--max-history-characters", type=int, default=CaptioningSettings().max_history_characters,
                           help="Of captions and summaries before a scene, when it is captioned.")  # fmt: skip
+    captions.add_argument("--writer-max-new-tokens", type=int, default=512,
+                          help="Of a question with its answer and reasoning, a summary or a verdict.")  # fmt: skip
 
 
 def add_models(parser: argparse.ArgumentParser, roles: dict[str, tuple[Sequence[str], str]]) -> None:
@@ -224,7 +224,7 @@ class Models:
 
     def reading(self, name: str) -> Responder:
         """The model that reads captions: writes questions, sums up, judges. May be a language model."""
-        return self._responder(name, max(self._args.max_new_tokens, WRITER_TOKENS))
+        return self._responder(name, self._args.writer_max_new_tokens)
 
     def _responder(self, name: str, max_new_tokens: int) -> Responder:
         key = (name, max_new_tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -21,19 +20,12 @@ from torchcodec.encoders import VideoEncoder
 from longvpo_hf.adapters import from_reference
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference, undecoded
-
-SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "stage1.py"
+from scripts import SCRIPTS, load
 
 
 @pytest.fixture(scope="module")
 def stage1() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("stage1", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stage1"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("stage1")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +129,7 @@ def test_an_empty_corpus_ends_in_one_line(stage1, tmp_path: Path) -> None:
 
 def test_killed_while_cutting_it_goes_on_with_the_same_result(stage1, videos: Path, tmp_path: Path) -> None:
     stage1.main(arguments(videos, tmp_path / "whole"))
-    command = [sys.executable, str(SCRIPT), *arguments(videos, tmp_path / "cut")]
+    command = [sys.executable, str(SCRIPTS / "stage1.py"), *arguments(videos, tmp_path / "cut")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     clips = tmp_path / "cut.media" / "clips"
     while process.poll() is None and len(list(clips.glob("*.mp4"))) < 3:
