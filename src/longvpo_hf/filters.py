@@ -66,7 +66,7 @@ _REFUSAL = re.compile(
 )
 _NAMES_POSITION = re.compile(
     r"\b((first|second|third|last|final|next|previous) (clip|scene|segment|part of the video)"
-    r"|(beginning|start|end|middle) of the (video|clip|timeline)|(clip|scene|segment) (number )?#?\d+"
+    r"|(beginning|start|end|middle) of the (video|clip|timeline)|(clip|scene|segment)s?\s*(number\s*)?#?\s*\d+"
     r"|at \d+:\d\d|\d+(\.\d+)? seconds? into)\b",
     re.IGNORECASE,
 )

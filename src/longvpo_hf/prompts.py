@@ -197,5 +197,5 @@ def post_filter(captions: Sequence[str], question: str, chosen: str, rejected: s
 
 def yes_or_no(verdict: str) -> bool | None:
     """What a judge said: True for yes, False for no, None where it is neither or both."""
-    words = re.findall(r"[a-z]+", verdict.casefold())[:1]
+    words = re.findall(r"[a-z]+", verdict.casefold().rpartition("</think>")[2])[:1]
     return {"yes": True, "no": False}.get(words[0]) if words else None

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longvpo_hf import prompts
 from longvpo_hf.builders.captioning import CaptionedVideo
@@ -39,7 +40,15 @@ from longvpo_hf.timeline import View
 
 RECIPE = "longvpo-stage2"
 
-_CITED = re.compile(r"#\s*(\d+)|\bscenes?\s+(\d+)", re.IGNORECASE)
+#: "Scene #3", "#3", "scene 3", "#3-#5", "Scenes #3, 4 and #7", "Scenes #3 to #5".
+_CITED = re.compile(
+    r"\bscenes\s+#?\s*\d{1,6}(?:\s*(?:,\s*and\b|,|&|\band\b|\bto\b|\bthrough\b|[-–])\s*(?:scenes?\s*)?#?\s*\d{1,6})*"
+    r"|(?:#\s*|\bscene\s+)\d{1,6}(?:\s*[-–]\s*#?\d{1,6})?",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"(\bto\b|\bthrough\b|[-–])?\s*(?:scenes?\s*)?#?\s*(\d{1,6})", re.IGNORECASE)
+#: Fewest characters of a line that still says something.
+_LINE_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +165,7 @@ def build_reasoning(
         title="LongVPO Stage 2: preference rows over several scenes",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=[asdict(settings), judge.name if judge else ""],
+        follows_from=what_rows_follow_from(settings, usable, judge),
         funnel=funnel,
         media_root=media_root,
         facts={
@@ -192,11 +201,18 @@ def with_captions(videos: Sequence[CaptionedVideo], at_least: int, funnel: Funne
             funnel.drop("too_few_captions", path=clip.path, source_id=clip.source_id, scenes=len(video.timeline))
     funnel.count("videos with captions", len(usable))
     if not usable:
+        funnel.close()
         raise ValueError(
             f"None of {len(videos)} videos has {at_least} captioned scenes or more. Lower the length of a scene, or "
             "look at the captions with longvpo inspect."
         )
     return usable
+
+
+def what_rows_follow_from(settings: Any, videos: Sequence[CaptionedVideo], judge: Responder | None) -> list[Any]:
+    """See `recipe.build`. How many rows are asked for is not among it, so that more of them keep what is there."""
+    named = {name: value for name, value in asdict(settings).items() if name not in ("num_rows", "max_rounds")}
+    return [named, judge.name if judge else "", [video.history for video in videos if video.summaries]]
 
 
 class Rotation:
@@ -206,13 +222,19 @@ class Rotation:
         self._videos = videos
         self._seed = seed
         self._drawn = 0
+        self._order = (-1, np.arange(0))
+
+    def order(self, number: int) -> NDArray[np.int_]:
+        """In which order the videos come the given time."""
+        if self._order[0] != number:
+            self._order = (number, np.random.default_rng([self._seed, number]).permutation(len(self._videos)))
+        return self._order[1]
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
         """As many drafts as rows are missing, going on where the round before stopped."""
         for place in range(self._drawn, self._drawn + missing):
             number, position = divmod(place, len(self._videos))
-            order = np.random.default_rng([self._seed, number]).permutation(len(self._videos))
-            yield [Draft(self._videos[order[position]].timeline, number=number)]
+            yield [Draft(self._videos[self.order(number)[position]].timeline, number=number)]
         self._drawn += missing
 
 
@@ -240,7 +262,9 @@ class _Writer:
                 )
                 outcomes[i] = outcome
                 if isinstance(outcome, Drop) and not isinstance(answer, Drop):
-                    waiting[i] = REASONS[outcome.reason]
+                    # With all reasons so far, no try is the same as one before, which would only be remembered.
+                    before = f", and the one before: {waiting[i]}" if waiting[i] else ""
+                    waiting[i] = REASONS[outcome.reason] + before
                 else:  # written, or the model was not reached: asking on will not help
                     del waiting[i]
             if not waiting:
@@ -252,37 +276,47 @@ class _Writer:
         if draft.number == 0:
             return None
         scenes = self._videos[draft.timeline].captioned_scenes
-        return int(draft.random(self._settings.seed, "focus").choice(scenes))
+        order = replace(draft, number=0).random(self._settings.seed, "focus").permutation(scenes)
+        return int(order[(draft.number - 1) % len(order)])
 
     def _shown(self, draft: Draft) -> list[int]:
         """The scenes the writer is shown: all, or a spread of as many as fit."""
         scenes = self._videos[draft.timeline].captioned_scenes
-        lengths = [len(draft.timeline.clips[scene].caption) + len(f"Scene #{scene}: \n") for scene in scenes]
+        lengths = {scene: len(draft.timeline.clips[scene].caption) + len(f"Scene #{scene}: \n") for scene in scenes}
         most = self._settings.max_context_characters
-        if sum(lengths) <= most:
+        if sum(lengths.values()) <= most:
             return list(scenes)
         rng = draft.random(self._settings.seed, "scenes")
         # Half of the room is the summaries'. One scene of each of so many equal parts.
-        number = max(2, int(len(scenes) * (most / 2) / sum(lengths)))
-        picked = {int(place) for place in (np.arange(number) + rng.random(number)) * len(scenes) / number}
+        number = max(2, int(len(scenes) * (most / 2) / sum(lengths.values())))
+        picked = [scenes[int(place)] for place in (np.arange(number) + rng.random(number)) * len(scenes) / number]
         focus = self._focus(draft)
-        return sorted({scenes[place] for place in picked} | ({focus} if focus is not None else set()))
+        shown = [] if focus is None else [focus]
+        for scene in rng.permutation(picked).tolist():
+            fits = sum(lengths[other] for other in (*shown, scene)) <= most // 2
+            if scene not in shown and (fits or len(shown) < 2):
+                shown.append(scene)
+        return sorted(shown)
 
     def _prompt(self, draft: Draft, shown: Sequence[int], refused: str) -> str:
         video = self._videos[draft.timeline]
-        is_all = len(shown) == len(video.captioned_scenes)
+        captions, overview = [draft.timeline.clips[scene].caption for scene in shown], []
+        if len(shown) < len(video.captioned_scenes):
+            half = self._settings.max_context_characters // 2
+            labels = sum(len(f"Scene #{scene}: ") for scene in shown)
+            captions, overview = within(captions, half - labels), within(video.history, half)
         return prompts.question_over_scenes(
-            [(scene, draft.timeline.clips[scene].caption) for scene in shown],
-            [] if is_all else _within(video.history, self._settings.max_context_characters // 2),
-            self._focus(draft),
-            refused,
+            list(zip(shown, captions, strict=True)), overview, self._focus(draft), refused
         )
 
 
-def _within(lines: Sequence[str], most: int) -> list[str]:
-    """The lines, each cut so that together they have at most so many characters."""
-    room = max(1, most // max(1, len(lines)) - 1)
-    return [line[:room] for line in lines]
+def within(lines: Sequence[str], most: int) -> list[str]:
+    """The lines, cut so that together they have at most so many characters; a spread of them where they are many."""
+    if sum(len(line) + 1 for line in lines) <= most:
+        return list(lines)
+    number = max(1, min(len(lines), most // _LINE_CHARACTERS))
+    spread = [lines[(2 * place + 1) * len(lines) // (2 * number)] for place in range(number)]
+    return [line[: most // number - 1] for line in spread]
 
 
 def _read(draft: Draft, answer: str, shown: Sequence[int], focus: int | None) -> Draft | Drop:
@@ -292,7 +326,7 @@ def _read(draft: Draft, answer: str, shown: Sequence[int], focus: int | None) ->
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return Drop("malformed_question", answer)
     question, sketch, reasoning = (str(text).strip() for text in texts)
-    cited = sorted({int(first or second) for first, second in _CITED.findall(reasoning)})
+    cited = _cited(reasoning)
     detail = f"{question} — {reasoning}"
     if not set(cited) <= set(shown):
         return Drop("unknown_scene", detail)
@@ -303,6 +337,18 @@ def _read(draft: Draft, answer: str, shown: Sequence[int], focus: int | None) ->
     if reason := check_question(question):
         return Drop(reason, question)
     return replace(draft, question=question, evidence=tuple(cited), reasoning=f"{reasoning} Answer: {sketch}")
+
+
+def _cited(reasoning: str) -> list[int]:
+    """The scenes a reasoning cites, in order."""
+    cited: set[int] = set()
+    for match in _CITED.finditer(reasoning):
+        begin = None
+        for through, number in _NUMBER.findall(match[0]):
+            scene = int(number)
+            cited.update(range(begin, scene) if through and begin is not None else (), [scene])
+            begin = scene
+    return sorted(cited)
 
 
 def _degraded(partial_share: float, draft: Draft, rng: np.random.Generator) -> View:
@@ -330,11 +376,13 @@ def _judged(
     ]
     drops: list[Drop | None] = []
     for (_, answer), verdict in zip(answers, ask(judge, requests, "judging pairs"), strict=True):
-        if isinstance(verdict, Drop):
-            drops.append(verdict)
+        said = verdict if isinstance(verdict, Drop) else prompts.yes_or_no(verdict)
+        if isinstance(said, Drop):
+            drops.append(said)
+        elif said is wanted:
+            drops.append(None)
         else:
-            is_wanted = prompts.yes_or_no(verdict) is wanted
-            drops.append(None if is_wanted else Drop(reason, f"{answer} — judge: {verdict}"))
+            drops.append(Drop("malformed_verdict" if said is None else reason, f"{answer} — judge: {verdict}"))
     return drops
 
 

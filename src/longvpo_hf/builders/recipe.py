@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,8 +57,9 @@ class Draft:
     similarities: tuple[float, ...] = ()
 
     def random(self, seed: int, purpose: str) -> np.random.Generator:
-        """Randomness that follows from the draft alone, whatever came before it."""
-        content = [seed, purpose, *_identity(self.timeline), self.number, self.evidence, self.question]
+        """Randomness that follows from the draft alone, whatever came before it and wherever its files lie."""
+        spans = [[PurePath(path).name, *span] for path, *span in _identity(self.timeline)]
+        content = [seed, purpose, *spans, self.number, self.evidence, self.question]
         digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
@@ -127,7 +128,7 @@ ViewOf: TypeAlias = Callable[[Draft, np.random.Generator], View]
 #: far as the writer decides them), or is dropped.
 QuestionWriter: TypeAlias = Callable[[Sequence[Draft], Asker], Sequence[Draft | Drop]]
 #: Gives drafts, a list for each timeline (an empty one where a timeline came to nothing), for a round (0, 1, …) that
-#: is to make so many more rows. Same round and number, same drafts.
+#: is to make so many more rows. It is called once for each round, in order, and what it gives then is always the same.
 DraftSource: TypeAlias = Callable[[int, int], Iterator[list[Draft]]]
 
 
@@ -180,8 +181,9 @@ class Recipe:
         write: Writes them.
         chosen: View the chosen answer is given from.
         rejected: View the rejected answer is given from.
-        policy: View the policy is trained on: the row's timeline. It must show all evidence.
-        reference: View the reference model is scored on: clips of the policy's view, or all of it.
+        policy: Clips the policy is trained on: the row's timeline, which must show all evidence. The views in a row's
+            provenance go on counting the draft's clips.
+        reference: Clips the reference model is scored on: some of the policy's, or all of them.
         question_filters: Applied before answers are asked for.
         pair_filters: Applied to pairs that differ.
     """
@@ -258,7 +260,11 @@ def build(
                 if missing == 0:
                     break
                 for row in run.round(part_index, round_index, part, missing):
-                    writer.add(row)
+                    try:
+                        writer.add(row)
+                    except UnreadableVideo as error:  # of a clip that neither answer saw
+                        funnel.drop(error.reason, id=row.id, path=error.path, detail=str(error))
+                        continue
                     bar.update()
                     missing -= 1
         funnel.count("rows", writer.num_rows)
@@ -308,8 +314,8 @@ class _Build:
             self.funnel.count("drafts", len(drafts))
             inputs = [
                 [
-                    _identity(draft.timeline), [clip.caption for clip in draft.timeline.clips],
-                    draft.evidence, draft.number, draft.question_type, draft.similarities,
+                    _identity(draft.timeline), [clip.caption for clip in draft.timeline.clips], draft.evidence,
+                    draft.number, draft.question, draft.question_type, draft.reasoning, draft.similarities,
                 ]
                 for draft in drafts
             ]  # fmt: skip
@@ -420,21 +426,34 @@ class _Build:
         return {"drop": asdict(outcome), "of": of}
 
     def _row(self, recipe: Recipe, draft: Draft, record: Record) -> VideoPreference:
-        written = replace(draft, question=record["question"], evidence=tuple(record["evidence"]))
-        shown = recipe.policy(written, written.random(self.seed, "policy")).indices(len(draft.timeline))
-        place = {index: position for position, index in enumerate(shown)}
-        hidden = [index for index in written.evidence if index not in place]
-        if hidden:
-            raise ValueError(f"{recipe.name}: the policy's view must show all evidence; it lacks clips {hidden}.")
+        written = replace(
+            draft,
+            question=record["question"],
+            evidence=tuple(record["evidence"]),
+            question_type=record["question_type"],
+            reasoning=record["reasoning"],
+        )
+        policy = recipe.policy(written, written.random(self.seed, "policy"))
         scored = recipe.reference(written, written.random(self.seed, "reference"))
-        reference = () if scored == View.whole() else tuple(place[i] for i in scored.indices(len(draft.timeline)))
+        place = {index: position for position, index in enumerate(policy.indices(len(draft.timeline)))}
+        reference = () if scored == View.whole() else scored.indices(len(draft.timeline))
+        for whose, view, needed in (("policy", policy, written.evidence), ("reference", scored, reference)):
+            hidden = [index for index in needed if index not in place]
+            if hidden:
+                what = "all evidence" if whose == "policy" else "all that the reference is scored on"
+                raise ValueError(f"{recipe.name}: the policy's view must show {what}; it lacks clips {hidden}.")
+            if view.num_frames is not None:
+                raise ValueError(
+                    f"{recipe.name}: the {whose}'s view is {view}, but a row holds clips, not frames: choose clips "
+                    "here, and frames in the training's settings."
+                )
         return VideoPreference(
-            timeline=Timeline(tuple(draft.timeline.clips[index] for index in shown)),
+            timeline=Timeline(tuple(draft.timeline.clips[index] for index in place)),
             question=record["question"],
             chosen=record["chosen"],
             rejected=record["rejected"],
             evidence=tuple(place[index] for index in written.evidence),
-            reference=reference,
+            reference=tuple(place[index] for index in reference),
             provenance=Provenance(
                 recipe=recipe.name,
                 chosen_view=record["views"][0],

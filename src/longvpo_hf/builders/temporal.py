@@ -10,7 +10,7 @@ Preference Optimization).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ import numpy as np
 
 from longvpo_hf import prompts
 from longvpo_hf.builders.captioning import CaptionedVideo
-from longvpo_hf.builders.reasoning import Rotation, evidence_captions, with_captions
+from longvpo_hf.builders.reasoning import Rotation, evidence_captions, what_rows_follow_from, with_captions, within
 from longvpo_hf.builders.recipe import (
     Asker,
     Draft,
@@ -44,6 +44,9 @@ COMPREHENSIVE = "temporal-comprehensive"
 
 Mode = Literal["localized", "comprehensive", "mixed"]
 
+#: What stands for null where a model cannot be held to a schema.
+_DECLINED = ("none", "null")
+
 
 @dataclass(frozen=True, slots=True)
 class TemporalSettings:
@@ -58,7 +61,7 @@ class TemporalSettings:
         sparse_frames: Frames a comprehensive row's rejected answer is given from. The paper: a sparse downsample,
             without a number; four, an eighth of its 32 frames, is ours.
         max_context_characters: Most characters of captions the question writer and the judge are shown, about 6,000
-            tokens; of a longer video they are shown the summaries.
+            tokens; of a longer video they are shown the summaries, each cut where these are too long together.
         max_rounds: How often more questions are asked for to make up for dropped ones before giving up.
         seed: Same seed, same videos, same models: same rows.
     """
@@ -146,8 +149,7 @@ def build_temporal(
     """Builds a dataset of temporal preferences; see `recipe.build` for how it resumes.
 
     Args:
-        videos: What questions are asked about, as often as it takes. Those with fewer than two scenes, or without a
-            caption, are dropped.
+        videos: What questions are asked about, as often as it takes. Those with fewer than two captions are dropped.
         question_writer: Writes a question of a given type from captions, or says that there is none; sees no frame.
         answerer: Gives both answers: the model that will be trained.
         output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
@@ -166,8 +168,8 @@ def build_temporal(
     """
     funnel = funnel or Funnel(log_folder(output))
     usable = with_captions(videos, 2, funnel)
-    segments = _Segments(usable, settings.seed, Rotation(usable, settings.seed))
-    wholes = _Typed(settings.seed, Rotation(usable, settings.seed))
+    segments = _Segments(usable, settings.seed)
+    wholes = _Typed(usable, settings.seed)
     num_localized = settings.num_localized
     parts = [
         Part(localized(usable, question_writer, settings, judge), segments, num_localized),
@@ -181,7 +183,7 @@ def build_temporal(
         title="Temporal preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=[asdict(settings), judge.name if judge else ""],
+        follows_from=what_rows_follow_from(settings, usable, judge),
         funnel=funnel,
         media_root=media_root,
         facts={
@@ -203,25 +205,25 @@ def build_temporal(
 
 
 class _Typed:
-    """Gives each draft a type of question, drawn evenly."""
+    """Goes round the videos; types come evenly, and each of them once before one comes again for a video."""
 
-    def __init__(self, seed: int, rotation: Rotation) -> None:
-        self._seed = seed
-        self._rotation = rotation
+    def __init__(self, videos: Sequence[CaptionedVideo], seed: int) -> None:
+        self._rotation = Rotation(videos, seed)
+        self._first = {videos[index].timeline: place for place, index in enumerate(self._rotation.order(0))}
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
         types = list(prompts.QUESTION_TYPES)
         for (draft,) in self._rotation(round_index, missing):
-            yield [replace(draft, question_type=str(draft.random(self._seed, "type").choice(types)))]
+            yield [replace(draft, question_type=types[(self._first[draft.timeline] + draft.number) % len(types)])]
 
 
 class _Segments:
     """Gives each draft a segment, so that segments stand everywhere in the timelines alike, and a type."""
 
-    def __init__(self, videos: Sequence[CaptionedVideo], seed: int, rotation: Rotation) -> None:
+    def __init__(self, videos: Sequence[CaptionedVideo], seed: int) -> None:
         self._captioned = {video.timeline: video.captioned_scenes for video in videos}
         self._seed = seed
-        self._typed = _Typed(seed, rotation)
+        self._typed = _Typed(videos, seed)
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
         rng = np.random.default_rng([self._seed, round_index])
@@ -241,9 +243,9 @@ class _Context:
 
     def __call__(self, draft: Draft) -> list[str]:
         lines = evidence_captions(draft)
-        if sum(len(line) + 1 for line in lines) <= self._max_characters:
-            return lines
-        return list(self._videos[draft.timeline].history)
+        if not draft.evidence and sum(len(line) + 1 for line in lines) > self._max_characters:
+            lines = list(self._videos[draft.timeline].history)
+        return within(lines, self._max_characters)
 
 
 def _write(writer: Responder, context: _Context, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
@@ -262,12 +264,12 @@ def _read(draft: Draft, answer: str | Drop) -> Draft | Drop:
     if isinstance(answer, Drop):
         return answer
     fields = json_object(answer)
-    if fields is None or "question" not in fields:
-        return Drop("declined" if answer.strip().strip(".").casefold() == "none" else "malformed_question", answer)
-    question = fields["question"]
-    if question is None or str(question).strip().strip(".").casefold() in ("none", "null", ""):
-        return Drop("declined", f"{draft.question_type}")
-    return replace(draft, question=str(question).strip())
+    question = fields.get("question", 0) if fields is not None else answer.rpartition("</think>")[2]
+    if question is None or (isinstance(question, str) and question.strip().strip(".").casefold() in _DECLINED):
+        return Drop("declined", draft.question_type)
+    if fields is None or not isinstance(question, str):
+        return Drop("malformed_question", answer)
+    return replace(draft, question=question.strip())
 
 
 def _sparse(num_frames: int, draft: Draft, rng: np.random.Generator) -> View:
