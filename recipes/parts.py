@@ -1,4 +1,4 @@
-"""What the three recipes share: arguments, rows, the model they start from, checkpoints to resume, and the end.
+"""What the three recipes share: arguments, rows, the model they start from, checkpoints to resume from.
 
 Takes a command line (`--config FILE.yaml`, and options that override it); gives what `LongVPOTrainer` takes. Knows
 nothing of how rows are made, but for the miniature's, which a recipe can make for itself.
@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.utils import find_adapter_config_file
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from longvpo_hf import LongVPOConfig, LongVPOTrainer
+from longvpo_hf import LongVPOConfig
 from longvpo_hf.adapters import from_longva_tpo, from_longvpo, from_reference, from_trl
 from longvpo_hf.preference import undecoded
 
@@ -70,6 +70,39 @@ class RecipeArguments:
             "choices": ["reference", "longvpo", "longva-tpo", "trl"],
         },
     )
+    probe_steps: int | None = field(
+        default=None, metadata={"help": "Probe long context before training, every so many steps, and at the end."}
+    )
+    probe_frames: int = field(default=100, metadata={"help": "Frames of a probe's videos; LongVPO has 10 x 10."})
+    probe_questions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Short videos with questions, JSON lines (`longvpo probe position --help`). None: clips of a "
+            "synthetic world, asked about in plain English."
+        },
+    )
+    probe_video_frames: int = field(default=8, metadata={"help": "Frames of each of the short videos."})
+    probe_haystack: str | None = field(
+        default=None, metadata={"help": "A video whose frames stand around them. None: black frames."}
+    )
+    probe_world: str | None = field(
+        default=None, metadata={"help": "A miniature's world, for a miniature's model: FOLDER/world/evaluation."}
+    )
+    probe_number: int = field(default=24, metadata={"help": "Clips of a world that are asked about."})
+    probe_placements: int = field(default=3, metadata={"help": "Random places for each short video."})
+    benchmarks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Benchmarks after training, e.g. longvideobench,mlvu,videomme,mvbench: `longvpo eval`, from the "
+            "recipe. Their data are looked for before training."
+        },
+    )
+    benchmark_frames: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of frames to evaluate at. None: that of training."}
+    )
+    benchmark_data: str | None = field(
+        default=None, metadata={"help": "Folder of the benchmarks' data. None: HF_HOME, as for lmms-eval."}
+    )
     miniature: str | None = field(
         default=None,
         metadata={
@@ -86,6 +119,10 @@ class RecipeArguments:
             raise ValueError("dataset_name is missing: the rows to train on, a dataset on the Hub or a folder.")
         if self.video_root is not None and self.dataset_streaming:
             raise ValueError("video_root is for rows that are all there: leave dataset_streaming=false.")
+        if self.probe_haystack is not None and self.probe_questions is None:
+            raise ValueError("probe_haystack stands around your own short videos: give probe_questions too.")
+        if self.probe_steps is not None and self.probe_steps < 1:
+            raise ValueError(f"probe_steps must be ≥ 1, or left out, got {self.probe_steps}.")
         if self.video_root is None and self.dataset_form != "reference":
             raise ValueError(f"dataset_form={self.dataset_form} needs video_root, the folder that its videos lie in.")
 
@@ -226,7 +263,7 @@ def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
     part.rename(folder)
 
 
-# ----------------------------------------------------------------------------------- before and after training
+# -------------------------------------------------------------------------------------------------- resuming
 
 
 def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
@@ -251,13 +288,3 @@ def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
             "name another --output_dir, or delete them."
         )
     return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
-
-
-def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
-    """Saves model, processor and card into `output_dir`, and pushes them where `push_to_hub` says so."""
-    trainer.save_model()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=recipe.dataset_name)
-    else:
-        trainer.create_model_card(dataset_name=recipe.dataset_name)
-    trainer.accelerator.print(f"{trainer._name}: model and card are in {trainer.args.output_dir}")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parts import checkpoint_to_resume, finish, load_rows, lora, make_miniature, parse, quantization, start_from
+from hooks import PositionProbe, check_benchmarks, finish
+from parts import checkpoint_to_resume, load_rows, lora, make_miniature, parse, quantization, start_from
 
 from longvpo_hf import LongVPOTrainer
 
@@ -20,6 +21,7 @@ from longvpo_hf import LongVPOTrainer
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains; gives the trainer."""
     recipe, model, training = parse(argv)
+    check_benchmarks(recipe)
     make_miniature(recipe, training)
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
@@ -30,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
         quantization_config=quantization(model),
         peft_config=lora(model),
     )
+    if recipe.probe_steps is not None:
+        trainer.add_callback(PositionProbe(trainer, recipe))
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training))
     finish(trainer, recipe)
     return trainer

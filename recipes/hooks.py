@@ -1,0 +1,176 @@
+"""What a recipe does beside training: probes of long context in between; saving, card, push and benchmarks after it.
+
+Takes the recipe's arguments and its trainer. What is asked, how it is judged and written down is
+`longvpo_hf.evaluation`'s.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, HfApi
+from parts import RecipeArguments
+from transformers import TrainerCallback
+
+from longvpo_hf import LongVPOTrainer
+from longvpo_hf.evaluation.benchmarks import data_root
+from longvpo_hf.evaluation.position import probe_position
+from longvpo_hf.evaluation.preflight import benchmarks_named, check
+from longvpo_hf.evaluation.probes import BlankFiller, Filler, ProbeQuestion, VideoFiller, read_questions
+from longvpo_hf.frames import FrameSampler
+from longvpo_hf.responders import LocalResponder
+
+_MAX_NEW_TOKENS = 16
+
+
+class PositionProbe(TrainerCallback):
+    """The position probe before the first step, every `probe_steps` and after the last, into `output_dir/probe`.
+
+    The log has `probe/alone` (the short videos alone), `probe/begin`, `probe/middle`, `probe/end` (by where they stand
+    in the long one) and `probe/dip`, in percent. Of several processes the first asks, and the others wait.
+
+    Args:
+        trainer: Whose model is probed.
+        recipe: The `probe_…` arguments.
+
+    Raises:
+        ValueError: If the model is sharded: then no process has all of it to answer with.
+    """
+
+    def __init__(self, trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "probe_steps asks a model that is whole on one device, and this one is sharded: leave it out, and run "
+                "`longvpo probe position` on the checkpoints."
+            )
+        self._trainer = trainer
+        self._recipe = recipe
+        self._folder = Path(trainer.args.output_dir) / "probe"
+        # Beside, because the folder is pushed with the model; names with `_` are not.
+        media = Path(trainer.args.output_dir) / "_probe_media"
+        with trainer.accelerator.main_process_first():
+            self._questions, self._filler = _asked(recipe, media)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Probes the model as it was."""
+        if state.global_step == 0:
+            self._probe(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Probes the model where it is time."""
+        if state.global_step % self._recipe.probe_steps == 0 or state.global_step == state.max_steps:
+            self._probe(state.global_step)
+
+    def _probe(self, step: int) -> None:
+        trainer, recipe = self._trainer, self._recipe
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.eval()
+        if trainer.is_world_process_zero():
+            sampler = FrameSampler(recipe.probe_frames, max_pixels=trainer.args.max_pixels)
+            responder = LocalResponder(model, trainer.processing_class, sampler, _MAX_NEW_TOKENS, batch_size=1)
+            result = probe_position(
+                responder,
+                self._questions,
+                self._filler,
+                recipe.probe_frames,
+                recipe.probe_placements,
+                self._folder / f"step-{step}",
+                facts={"step": step, "max_pixels": trainer.args.max_pixels, "max_new_tokens": _MAX_NEW_TOKENS},
+            )
+            scores = {"alone": result["upper_bound"], **result["thirds"], "dip": result["dip"]}
+            trainer.log(
+                {f"probe/{name}": part["percent"] for name, part in scores.items() if part["percent"] is not None}
+            )
+        trainer.accelerator.wait_for_everyone()
+        trainer._clock = None  # as after an evaluation: its time does not count for `tokens_per_second`
+        model.train()
+
+
+def _asked(recipe: RecipeArguments, media: Path) -> tuple[list[ProbeQuestion], Filler]:
+    """What is asked, and among what it is laid: the user's own, a miniature's world, or a synthetic world."""
+    if recipe.probe_questions is not None:
+        questions = read_questions(Path(recipe.probe_questions), recipe.probe_video_frames, media)
+        haystack = recipe.probe_haystack
+        return questions, BlankFiller(media) if haystack is None else VideoFiller(Path(haystack))
+    from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
+    from longvpo_hf.miniature.world import TRUTH_FILE, read_world, write_world
+
+    folder = media / "world" if recipe.probe_world is None else Path(recipe.probe_world)
+    if recipe.probe_world is None and not (folder / TRUTH_FILE).is_file():
+        write_world(folder, clips_needed(recipe.probe_frames), seed=0)
+    clips = read_world(folder)
+    asked = world_questions(clips, recipe.probe_number, 0, plain_english=recipe.probe_world is None)
+    return asked, WorldFiller(clips, seed=0)
+
+
+def check_benchmarks(recipe: RecipeArguments) -> None:
+    """Says now, and not after days of training, what the benchmarks lack.
+
+    Raises:
+        ValueError: If lmms-eval or a benchmark's data are not there, with what brings them.
+    """
+    if recipe.benchmarks is None:
+        return
+    if find_spec("lmms_eval") is None:
+        raise ValueError("benchmarks are run by lmms-eval, which is not here: pip install 'longvpo-hf[eval]'")
+    check(benchmarks_named(recipe.benchmarks.split(",")), _data(recipe))
+
+
+def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
+    """Saves model, processor and card into `output_dir` and pushes them if asked to; then the benchmarks.
+
+    For the benchmarks the trainer's model leaves the device: train no further.
+    """
+    args = trainer.args
+    trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=recipe.dataset_name)
+    else:
+        trainer.create_model_card(dataset_name=recipe.dataset_name)
+    trainer.accelerator.print(f"{trainer._name}: model and card are in {args.output_dir}")
+    if recipe.benchmarks is None:
+        return
+    trainer.accelerator.wait_for_everyone()
+    results = _run_benchmarks(trainer, recipe)
+    if trainer.is_world_process_zero():
+        trainer.create_model_card(dataset_name=recipe.dataset_name, eval_results=results)
+        if args.push_to_hub:
+            HfApi(token=args.hub_token).upload_folder(
+                repo_id=trainer.hub_model_id,
+                folder_path=args.output_dir,
+                allow_patterns=["README.md", "evaluation/*.json", "evaluation/*.md"],
+                commit_message="Benchmarks",
+            )
+
+
+def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[EvalResult]:
+    """The saved model's scores, for its card; answers and tables go to `output_dir/evaluation`."""
+    from longvpo_hf.evaluation.run import Contestant, evaluate
+    from longvpo_hf.evaluation.table import EvalRun, eval_results
+
+    trainer.optimizer = trainer.lr_scheduler = None
+    for model in (trainer.model, trainer.ref_model):
+        if model is not None:
+            model.to("cpu")
+    trainer.accelerator.free_memory()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    folder = Path(trainer.args.output_dir)
+    results = evaluate(
+        [Contestant(str(folder))],
+        benchmarks_named(str(recipe.benchmarks).split(",")),
+        _data(recipe),
+        folder / "evaluation",
+        frames=recipe.benchmark_frames or [],
+    )
+    runs = [EvalRun(result["model"], folder.name, result["num_frames"], result["tasks"]) for result in results]
+    return eval_results(runs)
+
+
+def _data(recipe: RecipeArguments) -> Path:
+    return data_root() if recipe.benchmark_data is None else Path(recipe.benchmark_data)
