@@ -1,4 +1,4 @@
-"""The page of `longvpo inspect`: what it holds, what bounds it, and that text from outside stays text.
+"""The page of `longvpo inspect`, for rows and captions: what it holds, what bounds it, and that text stays text.
 
 How it looks and acts in a browser is tested in test_inspect_browser.py.
 """
@@ -26,10 +26,12 @@ from typer.testing import CliRunner
 
 from conftest import CLIP_SECONDS, COLOURS
 from longvpo_hf import inspect_page
+from longvpo_hf.builders.captioning import CaptionedVideo, CaptioningSettings, caption_videos
 from longvpo_hf.cli import app
 from longvpo_hf.hub import DatasetWriter
 from longvpo_hf.inspect_page import MAX_ROWS, write_inspect_page
 from longvpo_hf.preference import SCHEMA, Provenance, VideoPreference
+from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.timeline import Clip, Timeline
 
 #: Each would act if it were taken for HTML, for the end of the page's data, or for a part of the template.
@@ -298,6 +300,148 @@ def test_row_that_is_no_preference_says_why_and_is_counted(tmp_path: Path, prefe
     assert sum(data["plots"][0]["counts"]) == 6
 
 
+def by_reference(folder: Path, root: Path, clips: Mapping[str, Clip]) -> Path:
+    """Rows that name their media below `root`, which holds them, without holding them themselves."""
+    paths = [root / "a" / "red.mp4", root / "blue.mp4"]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(clips[path.stem].path, path)
+    timeline = Timeline(tuple(Clip(str(path), 0.0, CLIP_SECONDS) for path in paths))
+    with DatasetWriter(folder, media_root=root) as writer:
+        writer.add(VideoPreference(timeline, "Q?", "yes", "no", (0,), (0,)))
+    return folder
+
+
+def test_rows_by_reference_have_pictures_where_their_media_lie(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    folder = by_reference(tmp_path / "rows", tmp_path / "corpus", clips)
+    without = inspected(folder)
+    assert [clip["problem"].split(":")[0] for clip in without["rows"][0]["clips"]] == ["missing_file"] * 2
+    assert without["notices"] == ["These rows come without their media. Name the folder it lies in with --video-root."]
+    data = inspected(folder, video_root=tmp_path / "corpus")
+    assert [clip["picture"] for clip in data["rows"][0]["clips"]] == [0, 1]
+    assert [clip["file"] for clip in data["rows"][0]["clips"]] == ["a/red.mp4", "blue.mp4"]
+    assert data["notices"] == []
+    with pytest.raises(ValueError, match=r"video_root must be the folder that the rows' media lie in, got .*nowhere"):
+        write_inspect_page(folder, video_root=tmp_path / "nowhere")
+
+
+def test_nothing_outside_of_the_video_root_is_opened(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    root = tmp_path / "corpus"
+    folder = by_reference(tmp_path / "rows", root, clips)
+    shutil.copyfile(clips["green"].path, tmp_path / "secret.mp4")
+    (root / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (root / "inner.mp4").symlink_to(root / "blue.mp4")
+    names = ("link.mp4", "../secret.mp4", str(tmp_path / "secret.mp4"), str(root / "blue.mp4"), "inner.mp4")
+    timeline = Timeline(tuple(Clip(name, 0.0, CLIP_SECONDS) for name in names))
+    write_rows(folder, [VideoPreference(timeline, "Q?", "yes", "no", (0,), (0,)).to_row(lambda clip: clip.path)])
+    data = inspected(folder, video_root=root)
+    problems = [clip["problem"].split(":")[0] for clip in data["rows"][0]["clips"]]
+    assert problems == ["outside", "outside", "outside", "outside", ""]
+
+
+# ---------------------------------------------------------------------------------------------------- captioned videos
+
+
+def captions_of(
+    folder: Path, videos: Iterable[Timeline], texts: Iterable[str] = (), captioner: str = "captioner@1"
+) -> list[CaptionedVideo]:
+    """Captions that a script gives; `texts` are those of the first scenes, in turn."""
+    given = iter(texts)
+
+    def tell(request: Request) -> str:
+        assert request.view.keep is not None
+        return next(given, f"Scene {request.view.keep[0]} shows a colour.")
+
+    summariser = ScriptedResponder("summariser@1", lambda request: "Colours follow on colours.")
+    settings = CaptioningSettings(420, 100, 100, 4)  # sums up from about 12 captions on
+    return caption_videos(list(videos), ScriptedResponder(captioner, tell), summariser, folder, settings)
+
+
+def scenes(clips: Mapping[str, Clip], number: int, source_id: str = "walk.mp4") -> Timeline:
+    names = list(COLOURS)
+    return Timeline(
+        tuple(
+            replace(clips[names[i % 4]], source_id=source_id, licence="MIT", end_seconds=(2.0, 4.0)[i % 2])
+            for i in range(number)
+        )
+    )
+
+
+def test_captions_are_shown_as_timelines_under_their_summaries(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    captioned, _ = captions_of(tmp_path / "captions", [scenes(clips, 20), scenes(clips, 2, "")], ["", "A dog."])
+    page = write_inspect_page(tmp_path / "captions")
+    assert (page.num_rows, page.total_rows, page.things) == (2, 2, "videos")
+    text = page.path.read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert str(Path(clips["red"].path).parent) not in text
+    data = data_of(page.path)
+    assert (data["kind"], data["name"], data["total"]) == ("videos", "captions", 2)
+    assert data["facts"] == ["captions by captioner@1", "summaries by summariser@1"]
+    video, short = data["rows"]
+    assert (video["id"], short["id"]) == ("walk.mp4", "red.mp4")
+    assert (video["num_clips"], video["num_captions"], video["seconds"]) == (20, 19, 60.0)
+    assert video["history"] == list(captioned.history)
+    assert [scene["caption"] for scene in video["scenes"]] == [clip.caption for clip in captioned.timeline.clips]
+    assert video["scenes"][0]["caption"] == ""
+    scene = video["scenes"][3]
+    assert (scene["start"], scene["end"], scene["span"]) == (8, 12, [0.1333, 0.2])
+    assert (scene["source_start"], scene["source_end"], scene["file"], scene["licence"]) == (0, 4, "white.mp4", "MIT")
+    assert scene["path"] == [summary.id for summary in captioned.summary_path(3)] != []
+    assert [(one["level"], one["first"], one["last"], one["text"]) for one in video["summaries"]] == [
+        (summary.level, summary.first_scene, summary.last_scene, "Colours follow on colours.")
+        for summary in sorted(captioned.summaries, key=lambda one: (one.first_scene, -one.level))
+    ]
+    assert video["summaries"][0]["span"][0] == round(2 / 60, 4), "scene 0 has no caption, so nothing sums it up"
+    assert len(data["pictures"]) == 4, "a scene that stands in two videos is one picture"
+    plots = {plot["title"]: plot for plot in data["plots"]}
+    assert sum(plots["Length of a caption"]["counts"]) == sum(plots["Summaries over a scene"]["counts"]) == 21
+    assert [reason["name"] for reason in data["reasons"]] == ["empty_caption"]
+    assert data["stages"]["scenes"] == 22
+
+
+def test_captions_are_bounded_whatever_their_scenes(
+    tmp_path: Path, clips: Mapping[str, Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = [scenes(clips, 50) for _ in range(10)]
+    captions_of(tmp_path / "captions", videos)
+    monkeypatch.setattr(inspect_page, "_SCENES", 100)
+    monkeypatch.setattr(inspect_page, "_PICTURES", 20)
+    data = inspected(tmp_path / "captions", num_rows=5)
+    assert len(data["rows"]) == 5
+    for video in data["rows"]:
+        shown = [scene["index"] for scene in video["scenes"]]
+        assert len(shown) == 20
+        assert max(b - a for a, b in zip([-1, *shown], [*shown, 50], strict=True)) <= 3, "spread over the timeline"
+        assert sum(scene["picture"] is not None for scene in video["scenes"]) == 4
+        assert len(video["summaries"]) <= 20
+
+
+def test_hostile_captions_are_data(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    page = write_inspect_page(hostile_captions(tmp_path / HOSTILE_NAME, clips)).path
+    text = page.read_text(encoding="utf-8")
+    block = text.split('id="data">')[1].split("<")[0]
+    assert text.split(block)[1].startswith("</script>\n<script>\n"), "the data hold a `<`"
+    data = json.loads(block)
+    captions = [scene["caption"] for scene in data["rows"][0]["scenes"]]
+    assert captions[: len(HOSTILE)] == [" ".join(text.split()) for text in HOSTILE]
+    assert not Elements(text).named("img")
+
+
+def hostile_captions(folder: Path, clips: Mapping[str, Clip]) -> Path:
+    timeline = Timeline(
+        tuple(replace(clip, source_id=HOSTILE[0], licence=HOSTILE[1]) for clip in scenes(clips, 14).clips)
+    )
+    captions_of(folder, [timeline], HOSTILE, captioner=HOSTILE[1])
+    return folder
+
+
+def test_broken_captions_are_named(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    captions_of(tmp_path / "captions", [scenes(clips, 1)])
+    (tmp_path / "captions" / "scenes.parquet").unlink()
+    with pytest.raises(ValueError, match=r"captions lacks scenes\.parquet"):
+        write_inspect_page(tmp_path / "captions")
+
+
 # ------------------------------------------------------------------------------------------------ sampling and bounds
 
 
@@ -473,6 +617,17 @@ def test_command_writes_the_page_and_says_what_it_shows(
     result = CliRunner().invoke(app, ["inspect", ".", "--rows", "1", "--seed", "3", "--output", "new/page.html"])
     assert result.exit_code == 0, result.output
     assert data_of(folder / "new" / "page.html")["seed"] == 3
+
+
+def test_command_shows_captions_and_media_that_lie_elsewhere(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    captions_of(tmp_path / "captions", [scenes(clips, 2)])
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "captions")])
+    assert result.exit_code == 0, result.output
+    assert f"Showing 1 of 1 videos: {tmp_path / 'captions' / 'inspect.html'}" in result.output
+    folder = by_reference(tmp_path / "rows", tmp_path / "corpus", clips)
+    result = CliRunner().invoke(app, ["inspect", str(folder), "--video-root", str(tmp_path / "corpus")])
+    assert result.exit_code == 0, result.output
+    assert len(data_of(folder / "inspect.html")["pictures"]) == 2
 
 
 def test_command_refuses_in_one_line(tmp_path: Path) -> None:

@@ -21,7 +21,18 @@ from conftest import COLOURS
 from longvpo_hf.inspect_page import write_inspect_page
 from longvpo_hf.preference import Provenance, VideoPreference
 from longvpo_hf.timeline import Clip, Timeline
-from test_inspect import HOSTILE, HOSTILE_NAME, hostile_dataset, stage2_row, write_dataset, write_log, write_rows
+from test_inspect import (
+    HOSTILE,
+    HOSTILE_NAME,
+    captions_of,
+    hostile_captions,
+    hostile_dataset,
+    scenes,
+    stage2_row,
+    write_dataset,
+    write_log,
+    write_rows,
+)
 
 SHOWN = "[...document.querySelectorAll('article')].filter((row) => row.checkVisibility()).map((row) => {}).join('|')"
 QUESTIONS = SHOWN.format("row.querySelector('.question').textContent")
@@ -58,6 +69,16 @@ def page(tmp_path_factory: pytest.TempPathFactory, clips: Mapping[str, Clip]) ->
     folder = write_dataset(tmp_path_factory.mktemp("data") / "rows", [*rows, stage2_row(clips)])
     drops = [{"reason": "answers_agree", "chosen": "it"}] * 2 + [{"reason": "refusal", "answer": "I cannot"}]
     write_log(folder, drops, {"stages": {"clips": 8, "rows": 4}, "dropped": {"answers_agree": 2, "refusal": 1}})
+    return write_inspect_page(folder).path
+
+
+@pytest.fixture(scope="module")
+def captions_page(tmp_path_factory: pytest.TempPathFactory, clips: Mapping[str, Clip]) -> Path:
+    """A video of 40 scenes, of which the first has no caption and the last no picture, and one of 2."""
+    folder = tmp_path_factory.mktemp("captions") / "captions"
+    long = scenes(clips, 40)
+    gone = Timeline((*long.clips[:-1], replace(long.clips[-1], path="/nowhere/gone.mp4")))
+    captions_of(folder, [gone, scenes(clips, 2, "short.mp4")], [""])
     return write_inspect_page(folder).path
 
 
@@ -195,6 +216,103 @@ def test_plots_say_their_numbers(browser: Chromium, page: Path) -> None:
     assert heights == [True, True, True, False, False, False, True]
 
 
+# ---------------------------------------------------------------------------------------------------- captioned videos
+
+
+def test_scenes_are_as_wide_as_they_are_long_and_stand_under_their_summaries(
+    browser: Chromium, captions_page: Path
+) -> None:
+    browser.open(captions_page)
+    assert browser.run("document.getElementById('lead').textContent") == (
+        "Showing 2 of 2 videos · captions by captioner@1 · summaries by summariser@1"
+    )
+    boxes = browser.run(
+        """[...document.querySelectorAll('article')[0].querySelectorAll('.scenes li')].map((scene) => {
+          const box = scene.getBoundingClientRect();
+          return [box.left, box.width];
+        })"""
+    )
+    assert len(boxes) == 40
+    whole = sum(width for _, width in boxes)
+    for index, (left, width) in enumerate(boxes):
+        assert width == pytest.approx(whole * (2, 4)[index % 2] / 120, abs=0.6)
+        assert left == pytest.approx(boxes[0][0] + sum(width for _, width in boxes[:index]), abs=1)
+    lanes = browser.run(
+        """[...document.querySelectorAll('article')[0].querySelectorAll('.lane')].map((lane) =>
+          [...lane.children].map((bar) => {
+            const box = bar.getBoundingClientRect();
+            return [bar.textContent, box.left, box.right];
+          }))"""
+    )
+    assert len(lanes) >= 2
+    for text, left, right in (bar for lane in lanes for bar in lane):
+        span, _, words = text.partition(" ")
+        first, last = (int(scene) for scene in span.split("–"))
+        assert words == "Colours follow on colours."
+        assert left == pytest.approx(boxes[first][0], abs=1)
+        assert right == pytest.approx(sum(boxes[last]), abs=1)
+    widths = [max(right - left for _, left, right in lane) for lane in lanes]
+    assert widths == sorted(widths, reverse=True), "the widest on top"
+    assert not events(browser, "Runtime.exceptionThrown")
+    assert not events(browser, "Log.entryAdded"), "the policy refused nothing"
+
+
+def test_scenes_and_summaries_are_read_with_the_keyboard(browser: Chromium, captions_page: Path) -> None:
+    browser.open(captions_page)
+    read = "document.querySelector('.read').textContent"
+    whole = browser.run(read)
+    assert whole.startswith("The whole videoScenes #1 to #")
+    browser.run("document.querySelectorAll('.scenes button')[3].focus()")
+    browser.press("Enter")
+    assert browser.run(read).startswith("Scene 3 · 8–12 s · summed up in 1-")
+    assert browser.run(read).endswith("Scene 3 shows a colour.")
+    assert browser.run("document.querySelectorAll('[aria-pressed=true]').length") == 1
+    browser.press("Enter")
+    assert browser.run(read) == whole
+    browser.run("document.querySelector('.lane button').focus()")
+    browser.press("Enter")
+    assert browser.run(read).endswith("Colours follow on colours.")
+    browser.run("document.querySelectorAll('.scenes button')[0].click()")
+    assert browser.run(read) == "Scene 0 · 0–2 sThis scene has no caption."
+    browser.run("document.querySelectorAll('details')[0].open = true")
+    browser.wait("document.querySelectorAll('tbody tr').length === 40")
+    assert "gone.mp4" in browser.run("document.querySelectorAll('tbody tr')[39].textContent")
+    assert browser.run("document.querySelector('.problems').textContent") == (
+        "Scene 39 (gone.mp4) has no picture. missing_file: no such file"
+    )
+
+
+def test_videos_are_searched_and_linked(browser: Chromium, captions_page: Path) -> None:
+    shown = SHOWN.format("row.querySelector('h3').textContent")
+    for fragment, videos in (
+        ("", "Video 0|Video 1"),
+        ("#q=short.mp4", "Video 1"),
+        ("#q=follow+on", "Video 0"),
+        ("#min=3", "Video 0"),
+        ("#max=2", "Video 1"),
+    ):
+        browser.open(captions_page, fragment)
+        assert browser.run(shown) == videos, fragment
+    assert browser.run("document.getElementById('status').textContent") == "1 of the 2 videos on this page match."
+    labels = "[...document.querySelectorAll('#filters label')].filter((one) => one.checkVisibility()).length"
+    assert browser.run(labels) == 1, "recipes and evidence are of rows"
+
+
+def test_hostile_captions_are_shown_and_never_run(browser: Chromium, clips: Mapping[str, Clip], tmp_path: Path) -> None:
+    browser.open(write_inspect_page(hostile_captions(tmp_path / HOSTILE_NAME, clips)).path)
+    browser.run("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    browser.wait("document.querySelectorAll('td').length > 0")
+    browser.run("document.querySelectorAll('.film button').forEach((button) => button.click())")
+    browser.run("new Promise((done) => setTimeout(done, 200))")
+    assert browser.run("document.title") == f"{HOSTILE_NAME} · longvpo inspect"
+    captions = browser.run("[...document.querySelectorAll('.scenes .said')].map((caption) => caption.textContent)")
+    assert captions[: len(HOSTILE)] == [" ".join(text.split()) for text in HOSTILE]
+    assert browser.run("document.querySelectorAll('img').length") == 14
+    assert browser.run("document.querySelectorAll('script').length") == 2
+    assert not events(browser, "Runtime.exceptionThrown")
+    assert not events(browser, "Log.entryAdded")
+
+
 # ------------------------------------------------------------------------------------------------------------- filters
 
 
@@ -275,7 +393,9 @@ def test_drops_are_shown_by_reason(browser: Chromium, page: Path) -> None:
     browser.open(page)
     assert len(browser.run(shown)) == 3
     browser.open(page, "#reason=refusal")
-    assert browser.run(shown) == ["refusal · the model declined instead of asking or answeringanswerI cannot"]
+    assert browser.run(shown) == [
+        "refusal · the model declined instead of asking, answering or describinganswerI cannot"
+    ]
     assert browser.run("document.getElementById('drops-status').textContent") == "Showing 1 of 1 drops."
     assert browser.run(QUESTIONS).count("|") == 3, "the rows' filters are their own"
 
@@ -283,8 +403,9 @@ def test_drops_are_shown_by_reason(browser: Chromium, page: Path) -> None:
 # ------------------------------------------------------------------------------------------------- readers and screens
 
 
-def test_everything_one_can_act_on_has_a_name(browser: Chromium, page: Path) -> None:
-    browser.open(page)
+@pytest.mark.parametrize("shown", ["page", "captions_page"])
+def test_everything_one_can_act_on_has_a_name(browser: Chromium, shown: str, request: pytest.FixtureRequest) -> None:
+    browser.open(request.getfixturevalue(shown))
     browser.run("document.querySelectorAll('details')[0].open = true")
     browser.wait("document.querySelectorAll('td').length > 0")
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
@@ -306,18 +427,24 @@ def test_everything_one_can_act_on_has_a_name(browser: Chromium, page: Path) -> 
         for node in nodes
         if not node["ignored"] and node["role"]["value"] in roles
     ]
-    assert {"link", "button", "searchbox", "spinbutton", "combobox", "image", "article"} <= {role for role, _ in found}
+    assert {"link", "button", "searchbox", "spinbutton", "combobox", "article"} <= {role for role, _ in found}
+    assert "image" in {role for role, _ in found}
     assert not [role for role, name in found if not name.strip()]
 
 
+@pytest.mark.parametrize("shown", ["page", "captions_page"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(browser: Chromium, page: Path, scheme: str) -> None:
+def test_text_stands_out_in_light_and_dark(
+    browser: Chromium, shown: str, scheme: str, request: pytest.FixtureRequest
+) -> None:
     browser.colours(scheme)
-    browser.open(page)
+    browser.open(request.getfixturevalue(shown))
+    browser.run("document.querySelector('.film button')?.click()")
     pairs = json.loads(
         browser.run(
             """JSON.stringify([...document.querySelectorAll(`h1, .lead, .question, .top span, .under, .badge,
-              .answer h4, .answer p, .told b, summary, small, input, button, #status, .legend`)].map((element) => {
+              .answer h4, .answer p, .told b, summary, small, input, button, #status, .legend, .read h4, .read p,
+              .scenes .said, .scenes b`)].map((element) => {
               let behind = element;
               while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
               return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
@@ -344,9 +471,11 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("width", [320, 390, 1200])
-def test_page_fits_the_screen(browser: Chromium, page: Path, hostile_page: Path, width: int, tmp_path: Path) -> None:
+def test_page_fits_the_screen(
+    browser: Chromium, page: Path, hostile_page: Path, captions_page: Path, width: int, tmp_path: Path
+) -> None:
     browser.size(width, 800)
-    for path in (page, hostile_page):
+    for path in (page, hostile_page, captions_page):
         browser.open(path)
         browser.run(
             "document.querySelectorAll('article').forEach((row) => { row.style.contentVisibility = 'visible'; })"

@@ -87,20 +87,23 @@ def demo(
 
 @app.command()
 def inspect(
-    dataset_folder: Annotated[Path, typer.Argument(help="A dataset on disk: train.parquet and its clips.")],
-    rows: Annotated[int, typer.Option(min=1, help="Show at most so many, drawn evenly over the dataset.")] = 200,
+    folder: Annotated[Path, typer.Argument(help="A dataset on disk (train.parquet and its clips), or captions.")],
+    rows: Annotated[int, typer.Option(min=1, help="Show at most so many rows or videos, drawn evenly.")] = 200,
     output: Annotated[Path | None, typer.Option(help="The page. Default: inspect.html in the folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the rows; same seed, same page.")] = 0,
+    video_root: Annotated[
+        Path | None, typer.Option(help="Where the media lie, for rows that come without them.")
+    ] = None,
 ) -> None:
-    """Writes one HTML page to look at a dataset: filmstrips, questions, answers, their origin, what was dropped."""
+    """Writes one HTML page to look at a dataset (filmstrips, questions, answers, what was dropped) or at captions."""
     from longvpo_hf.inspect_page import write_inspect_page
 
     try:
-        page = write_inspect_page(dataset_folder, output, rows, seed)
+        page = write_inspect_page(folder, output, rows, seed, video_root)
     except (ValueError, OSError) as error:
         typer.echo(f"longvpo inspect: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(f"Showing {page.num_rows:,} of {page.total_rows:,} rows: {page.path}")
+    typer.echo(f"Showing {page.num_rows:,} of {page.total_rows:,} {page.things}: {page.path}")
 
 
 _Checkpoint = Annotated[str, typer.Argument(help="A model or a LoRA adapter: a folder or a name on the Hub.")]
@@ -358,16 +361,19 @@ def evaluate(
         return
     if not models:
         raise typer.BadParameter("name at least one model.")
+    import os
     from importlib.util import find_spec
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lmms-eval's two bars for each task; the adapter's own is shown
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if find_spec("lmms_eval") is None:
         typer.echo("longvpo eval: lmms-eval is missing: pip install 'longvpo-hf[eval]'", err=True)
         raise typer.Exit(2)
     from longvpo_hf.evaluation.benchmarks import data_root as default_root
     from longvpo_hf.evaluation.preflight import benchmarks_named
-    from longvpo_hf.evaluation.run import Contestant
+    from longvpo_hf.evaluation.run import Contestant, table_runs
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
-    from longvpo_hf.evaluation.run import table as results_table
+    from longvpo_hf.evaluation.table import comparison, to_markdown
 
     with _told("longvpo eval"):
         results = run_evaluation(
@@ -382,7 +388,8 @@ def evaluate(
             limit=limit,
         )
     if results:
-        typer.echo(f"\n{results_table(results)}\n\nScores, answers and a section for the model card: {output}")
+        typer.echo(f"\n{to_markdown(comparison(table_runs(results)))}")
+        typer.echo(f"Scores, answers and a section for the model card: {output}")
 
 
 def _delete_run(output: Path) -> None:

@@ -1,12 +1,14 @@
-"""A page to look at the rows of a preference dataset: `longvpo inspect`.
+"""A page to look at the rows of a preference dataset, or at captioned videos: `longvpo inspect`.
 
-Takes a dataset folder (`hub.py`) and the log of its build beside it, where there is one; gives one HTML file that needs
-nothing but itself: rows with the filmstrip of their timeline, plots over the whole dataset, what was dropped and why.
-How it looks and filters is `inspect_page.html`'s. Knows nothing of how rows are made or trained on.
+Takes a dataset folder (`hub.py`) or a folder of captions (`builders/captioning.py`), and the log of its build beside
+it, where there is one; gives one HTML file that needs nothing but itself: rows with the filmstrip of their timeline, or
+videos as timelines of scenes under their summaries; plots over the whole, what was dropped and why. How it looks and
+filters is `inspect_page.html`'s. Knows nothing of how rows are made or trained on.
 
 Nothing that stands in a row, a file name or a log can act on the page. It reaches the page as JSON that no browser
 runs, is shown as text only, and the page's policy names its own script and style by their hashes and forbids all else.
 The page is bounded (see the constants below), and so is memory: only the rows shown are kept, of the others numbers.
+(Captions are read whole; they are small beside what they describe.)
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import random
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +36,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .builders.captioning import FACTS_FILE, CaptionedVideo, read_captions, read_facts
 from .filters import REASONS
 from .frames import FrameSampler, UnreadableVideo
 from .hub import public_name
@@ -48,6 +52,8 @@ _PICTURE_PIXELS = 160 * 90
 _JPEG_QUALITY = 70
 _TEXT_CHARACTERS = 4_000
 _CAPTION_CHARACTERS = 400
+_SCENES = 20_000  # about 10 MB with their captions and summaries
+_SUMMARY_CHARACTERS = 1_000
 _ENTRIES = 50  # verdicts of a row, fields of a drop
 _DROPS_PER_REASON = 25
 
@@ -63,39 +69,67 @@ class InspectPage:
 
     Args:
         path: The HTML file.
-        num_rows: Rows it shows.
-        total_rows: Rows of the dataset.
+        num_rows: Rows, or captioned videos, it shows.
+        total_rows: Rows of the dataset, or all the videos.
+        things: What they are: "rows" or "videos".
     """
 
     path: Path
     num_rows: int
     total_rows: int
+    things: str = "rows"
 
 
-def write_inspect_page(folder: Path, output: Path | None = None, num_rows: int = 200, seed: int = 0) -> InspectPage:
-    """Writes the page of a dataset; the same dataset and seed give the same page, to the byte.
+def write_inspect_page(
+    folder: Path,
+    output: Path | None = None,
+    num_rows: int = 200,
+    seed: int = 0,
+    video_root: Path | None = None,
+) -> InspectPage:
+    """Writes the page of a dataset or of captions; the same folder and seed give the same page, to the byte.
 
     Args:
-        folder: The dataset; see `hub.py`. `<folder>.log/` beside it is shown too, where it is there.
+        folder: The dataset (see `hub.py`), or the captions (`builders/captioning.py`). `<folder>.log/` beside it is
+            shown too, where it is there.
         output: The HTML file; None for `<folder>/inspect.html`.
-        num_rows: At most so many rows are shown, one drawn from each of so many equal parts of the dataset. The more
-            rows, the fewer pictures of each.
+        num_rows: At most so many rows or videos are shown, one drawn from each of so many equal parts of the whole.
+            The more, the fewer pictures of each.
         seed: Draws them.
+        video_root: Where the media of rows that were published by reference lie; None for the dataset's own folder.
 
     Raises:
-        ValueError: If the folder holds no such dataset, or `num_rows` is out of bounds.
+        ValueError: If the folder holds neither, `num_rows` is out of bounds, or `video_root` is no folder.
     """
     if not 1 <= num_rows <= MAX_ROWS:
         raise ValueError(f"num_rows must be in [1, {MAX_ROWS}] so that a browser can open the page, got {num_rows}.")
+    if video_root is not None and not video_root.is_dir():
+        raise ValueError(f"video_root must be the folder that the rows' media lie in, got {video_root}.")
     folder = Path(os.path.abspath(folder))  # `.` has neither a name nor a log beside it
     path = output or folder / "inspect.html"
+    if (folder / FACTS_FILE).is_file():
+        data = _captions_data(folder, num_rows, seed, video_root)
+    else:
+        data = _rows_data(folder, num_rows, seed, video_root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(_page(folder.name, data), encoding="utf-8", newline="\n")
+    part.replace(path)
+    return InspectPage(path, len(data["rows"]), data["total"], data["kind"])
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+def _rows_data(folder: Path, num_rows: int, seed: int, video_root: Path | None) -> dict[str, Any]:
+    """A dataset as the page's script takes it."""
     with _open_rows(folder / "train.parquet") as file:
         total = file.metadata.num_rows
         wanted = set(_sample(total, num_rows, seed))
         summary = _Summary()
-        pictures = _Pictures(folder)
+        pictures = _Pictures(partial(_inside, folder) if video_root is None else partial(_inside_really, video_root))
         per_row = max(1, min(_PICTURES_PER_ROW, _PICTURES // max(1, len(wanted))))
-        rows = []
+        rows: list[dict[str, Any]] = []
         for number, row in enumerate(tqdm(_rows(file), total=total, desc="inspect", unit="row", leave=False)):
             try:
                 preference = VideoPreference.from_row(row)
@@ -108,24 +142,21 @@ def write_inspect_page(folder: Path, output: Path | None = None, num_rows: int =
             if number in wanted:
                 rows.append({"number": number, **_shown_row(preference, pictures, per_row)})
     log = _read_log(folder.with_name(folder.name + ".log"), seed)
-    data = {
+    files = [clip["file"] for row in rows for clip in row.get("clips", [])]
+    if video_root is None and files and not any(file.startswith("clips/") for file in files):
+        log["notices"].append("These rows come without their media. Name the folder it lies in with --video-root.")
+    return {
+        "kind": "rows",
         "name": folder.name,
         "total": total,
         "seed": seed,
         "invalid": summary.num_invalid,
         "plots": summary.plots(),
+        "facts": [],
         "rows": rows,
         "pictures": pictures.encoded,
         **log,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(_page(folder.name, data), encoding="utf-8", newline="\n")
-    part.replace(path)
-    return InspectPage(path, len(rows), total)
-
-
-# ------------------------------------------------------------------------------------------------------------ the rows
 
 
 def _open_rows(path: Path) -> pq.ParquetFile:
@@ -236,11 +267,15 @@ def _spans(timeline: Timeline, indices: Iterable[int]) -> list[list[float]]:
 
 
 class _Pictures:
-    """One small JPEG per clip, made once however many rows show it."""
+    """One small JPEG per clip, made once however many rows show it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        locate: Where a clip's file lies; None if it may not be opened.
+    """
+
+    def __init__(self, locate: Callable[[str], Path | None]) -> None:
         self.encoded: list[str] = []
-        self._folder = folder
+        self._locate = locate
         self._sampler = FrameSampler(num_frames=1, max_pixels=_PICTURE_PIXELS, cache_bytes=0)
         self._known: dict[tuple[str, float, float], tuple[int | None, str]] = {}
 
@@ -252,19 +287,31 @@ class _Pictures:
         return self._known[key]
 
     def _take(self, clip: Clip) -> tuple[int | None, str]:
-        inside = PurePosixPath(clip.path)
-        if inside.is_absolute() or ".." in inside.parts:
-            return None, "outside: the file is not in the dataset's folder, so it was not opened"
+        path = self._locate(clip.path)
+        if path is None:
+            return None, "outside: the file is not in the folder of the media, so it was not opened"
         try:
-            frames = self._sampler(Timeline((replace(clip, path=str(self._folder / clip.path)),)))
+            frames = self._sampler(Timeline((replace(clip, path=str(path)),)))
         except UnreadableVideo as error:
-            detail = error.detail.replace(f"{self._folder}{os.sep}", "")
+            detail = error.detail.replace(f"{path.parent}{os.sep}", "")
             return None, _cut(f"{error.reason}: {detail}", _CAPTION_CHARACTERS)
         buffer = io.BytesIO()
         image = Image.fromarray(frames.pixels[0].permute(1, 2, 0).numpy())
         image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
         self.encoded.append(base64.b64encode(buffer.getvalue()).decode())
         return len(self.encoded) - 1, ""
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """A file of a dataset's folder by its name. Snapshots of the Hub are links to elsewhere, and are followed."""
+    path = PurePosixPath(name)
+    return None if path.is_absolute() or ".." in path.parts else folder / name
+
+
+def _inside_really(root: Path, name: str) -> Path | None:
+    """A file below a folder of the user's, wherever links lead, as `adapters.from_reference` has it."""
+    path = _inside(root, name)
+    return path if path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) else None
 
 
 def _cut(text: object, most: int = _TEXT_CHARACTERS) -> str:
@@ -352,6 +399,102 @@ def _histogram(numbers: Mapping[Any, int], whole: bool = False) -> dict[str, Any
     }
 
 
+# -------------------------------------------------------------------------------------------------- captioned videos
+
+
+def _captions_data(folder: Path, num_videos: int, seed: int, video_root: Path | None) -> dict[str, Any]:
+    """Captions as the page's script takes them."""
+    facts, videos = read_facts(folder), read_captions(folder)
+    wanted = _sample(len(videos), num_videos, seed)
+    # Captions name files of this machine as they were captioned.
+    pictures = _Pictures(lambda name: Path(video_root or "", name))
+    per_video = max(1, min(_PICTURES_PER_ROW, _PICTURES // max(1, len(wanted))))
+    most_scenes = max(per_video, _SCENES // max(1, len(wanted)))
+    rows = [
+        {"number": number, **_shown_video(videos[number], pictures, per_video, most_scenes)}
+        for number in tqdm(wanted, desc="inspect", unit="video", leave=False)
+    ]
+    return {
+        "kind": "videos",
+        "name": folder.name,
+        "total": len(videos),
+        "seed": seed,
+        "invalid": 0,
+        "plots": _caption_plots(videos),
+        "facts": [
+            f"{name} {_cut(public_name(str(facts[key])), _CAPTION_CHARACTERS)}"
+            for name, key in (("captions by", "captioner"), ("summaries by", "summariser"))
+            if key in facts
+        ],
+        "rows": rows,
+        "pictures": pictures.encoded,
+        **_read_log(folder.with_name(folder.name + ".log"), seed),
+    }
+
+
+def _shown_video(video: CaptionedVideo, pictures: _Pictures, max_pictures: int, max_scenes: int) -> dict[str, Any]:
+    timeline, starts = video.timeline, video.timeline.starts_timeline_seconds
+    shown = _clips_to_show(len(timeline), (), (), max_scenes)
+    pictured = {shown[i] for i in _clips_to_show(len(shown), (), (), max_pictures)}
+    first = timeline.clips[0]
+    scenes = []
+    for index in shown:
+        clip = timeline.clips[index]
+        picture, problem = pictures.of(clip) if index in pictured else (None, "")
+        scenes.append(
+            {
+                "index": index,
+                "span": _spans(timeline, [index])[0],
+                "start": round(starts[index], 3),
+                "end": round(starts[index] + clip.duration_seconds, 3),
+                "source_start": round(clip.start_seconds, 3),
+                "source_end": round(clip.end_seconds, 3),
+                "file": _cut(public_name(clip.path), _CAPTION_CHARACTERS),
+                "source": _cut(public_name(clip.source_id), _CAPTION_CHARACTERS),
+                "licence": _cut(clip.licence, _CAPTION_CHARACTERS),
+                "caption": _cut(clip.caption, _CAPTION_CHARACTERS),
+                "path": [summary.id for summary in video.summary_path(index)],
+                "picture": picture,
+                "problem": problem,
+            }
+        )
+    widest = sorted(video.summaries, key=lambda summary: -summary.level)[:max_scenes]
+    return {
+        "id": _cut(public_name(first.source_id or first.path), _CAPTION_CHARACTERS),
+        "num_clips": len(timeline),
+        "num_captions": len(video.captioned_scenes),
+        "seconds": round(timeline.duration_seconds, 3),
+        "history": [_cut(line, _SUMMARY_CHARACTERS) for line in video.history[:_ENTRIES]],
+        "scenes": scenes,
+        "summaries": [
+            {
+                "level": summary.level,
+                "first": summary.first_scene,
+                "last": summary.last_scene,
+                "span": _spans(timeline, range(summary.first_scene, summary.last_scene + 1))[0],
+                "text": _cut(summary.text, _SUMMARY_CHARACTERS),
+            }
+            for summary in sorted(widest, key=lambda summary: summary.first_scene)
+        ],
+    }
+
+
+def _caption_plots(videos: Sequence[CaptionedVideo]) -> list[dict[str, Any]]:
+    """Histograms of all videos and their scenes."""
+    scenes = [clip for video in videos for clip in video.timeline.clips]
+    levels = [len(video.summary_path(scene)) for video in videos for scene in video.captioned_scenes]
+    plots: list[tuple[str, str, str, Sequence[float]]] = [
+        ("Scenes per video", "scenes", "videos", [len(video.timeline) for video in videos]),
+        ("Length of a scene", "seconds", "scenes", [round(clip.duration_seconds, 2) for clip in scenes]),
+        ("Length of a caption", "characters", "captions", [len(clip.caption) for clip in scenes if clip.caption]),
+        ("Summaries over a scene", "summaries", "captioned scenes", levels),
+    ]
+    return [
+        {"title": title, "axis": axis, "of": of, **_histogram(Counter(numbers), whole=axis != "seconds")}
+        for title, axis, of, numbers in plots
+    ]
+
+
 # ------------------------------------------------------------------------------------------------- the log of the build
 
 
@@ -428,11 +571,19 @@ def _funnel(text: str) -> dict[str, dict[str, int]]:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
+#: What the page calls what it shows, and their parts.
+_WORDS = {
+    "rows": {"things": "rows", "Things": "Rows", "parts": "clips", "Parts": "Clips"},
+    "videos": {"things": "videos", "Things": "Videos", "parts": "scenes", "Parts": "Scenes"},
+}
+
+
 def _page(name: str, data: Mapping[str, Any]) -> str:
     template = files("longvpo_hf").joinpath("inspect_page.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(name).encode("ascii", "xmlcharrefreplace").decode(),
         "data": _json_in_html(data),
+        **_WORDS[data["kind"]],
         **{f"{tag}_hash": _content_hash(template, tag) for tag in ("style", "script")},
     }
     # In one pass: a name or a row that looks like a placeholder stays what it is.
