@@ -52,8 +52,8 @@ class EvalRun:
     tasks: Mapping[str, Mapping[str, Any]]
 
     def __post_init__(self) -> None:
-        if not self.model or self.num_frames < 1:
-            raise ValueError(f"A result needs a model and num_frames ≥ 1, got {self.model!r} and {self.num_frames}.")
+        if not self.model or not isinstance(self.num_frames, int) or self.num_frames < 1:
+            raise ValueError(f"A result needs a model and num_frames ≥ 1, got {self.model!r} and {self.num_frames!r}.")
         fields = {name: score for name, _, score in _ROWS}
         for name, task in self.tasks.items():
             if name not in fields:
