@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import find_adapter_config_file
@@ -200,7 +201,11 @@ def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
     name = str(recipe.dataset_name)
     if (Path(name) / "state.json").is_file():  # of `save_to_disk`, e.g. rows with their reference scores
         return load_from_disk(name)
-    rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming)
+    # datasets tells local folders apart by their last name and the version in their card: a dataset that was moved, or
+    # a copy of it, would give the paths of before.
+    digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:16]
+    cache = Path(HF_DATASETS_CACHE) / "longvpo_hf" / digest if Path(name).is_dir() else None
+    rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming, cache_dir=cache)
     return _FORMS[recipe.dataset_form](rows, recipe.video_root) if recipe.video_root else undecoded(rows)
 
 
