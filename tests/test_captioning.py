@@ -404,6 +404,16 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not idle.requests
 
 
+def test_what_follows_from_lost_work_is_worked_out_again(tmp_path: Path) -> None:
+    """A caption never follows from others than those that stand before it."""
+    caption([video(12)], tmp_path / "out")
+    first = min((tmp_path / "out.job").glob("*.jsonl"))
+    first.unlink()
+    (captioned,), captioner, _ = caption([video(12)], tmp_path / "out", lambda request: told(request).upper())
+    assert all(clip.caption.isupper() for clip in captioned.timeline.clips)
+    assert len(captioner.requests) == 12
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -439,6 +449,7 @@ def test_the_folder_gives_back_what_was_captioned(tmp_path: Path) -> None:
     assert captioned[0].summaries
     assert read_captions(tmp_path / "out") == captioned
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.json", "scenes.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.job", "out.log"]
     assert read_facts(tmp_path / "out") == {
         "format": "longvpo-captions-1",
         "captioner": "scripted",

@@ -79,12 +79,13 @@ def inspected(folder: Path, **options: Any) -> dict[str, Any]:
     return data_of(write_inspect_page(folder, **options).path)
 
 
+STAGE2 = Provenance("longvpo-stage2", question_type="order", reasoning="Scene #1 is green, Scene #6 is blue.")
+
+
 def stage2_row(clips: Mapping[str, Clip]) -> VideoPreference:
     """A timeline of eight scenes with two of them as evidence, scored on the whole."""
     scenes = tuple(clips[name] for name in (*COLOURS, *COLOURS))
-    return VideoPreference(
-        Timeline(scenes), "Which came first?", "Red.", "Blue.", evidence=(1, 6), provenance=Provenance("longvpo-stage2")
-    )
+    return VideoPreference(Timeline(scenes), "Which came first?", "Red.", "Blue.", evidence=(1, 6), provenance=STAGE2)
 
 
 class Elements(HTMLParser):
@@ -248,6 +249,8 @@ def test_stage_2_row_has_several_evidence_clips_and_the_whole_as_reference(
     data = inspected(write_dataset(tmp_path / "rows", [stage2_row(clips)]))
     (row,) = data["rows"]
     assert row["evidence"] == [1, 6]
+    assert row["facts"]["kind of question"] == "order"
+    assert row["facts"]["reasoning"] == "Scene #1 is green, Scene #6 is blue."
     assert row["evidence_spans"] == [[0.125, 0.25], [0.75, 0.875]]
     assert row["reference"] == []
     assert row["reference_spans"] == [[0, 1]]

@@ -220,6 +220,8 @@ def _shown_row(preference: VideoPreference, pictures: _Pictures, max_clips: int)
         "rejected answer seen from": origin.rejected_view,
         "question by": public_name(origin.question_model or ""),
         "answers by": public_name(origin.answer_model or ""),
+        "kind of question": origin.question_type,
+        "reasoning": origin.reasoning,
         "prompt version": origin.prompt_version,
         "seed": origin.seed,
     }
@@ -237,7 +239,7 @@ def _shown_row(preference: VideoPreference, pictures: _Pictures, max_clips: int)
         "thirds": sorted({min(2, int(3 * timeline.centre(index))) for index in preference.evidence}),
         "clips": clips,
         "verdicts": [_cut(verdict, _CAPTION_CHARACTERS) for verdict in origin.verdicts[:_ENTRIES]],
-        "facts": {name: _cut(value, _CAPTION_CHARACTERS) for name, value in facts.items() if value not in (None, "")},
+        "facts": {name: _cut(value) for name, value in facts.items() if value not in (None, "")},
     }
 
 
