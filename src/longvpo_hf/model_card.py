@@ -25,6 +25,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from .hub import LONGVPO_CITATION, citation, markdown, public_name
+from .tracking import save_curves
 
 if TYPE_CHECKING:
     from .trainer import LongVPOTrainer
@@ -117,12 +118,15 @@ class CardFacts:
 
 
 def write_model_card(folder: Path, facts: CardFacts) -> None:
-    """Writes `README.md`, and the training curve where anything was logged, into `folder`."""
+    """Writes `README.md`, and the training curve where anything was logged, into `folder`.
+
+    The card shows the curve that stands in the folder, also one of an earlier run that logged it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     logs = [entry for entry in facts.log_history if "loss" in entry]
     if logs:
-        _plot(facts.log_history, folder / CURVE_FILE)
-    _card(facts, logs).save(folder / "README.md")
+        save_curves(facts.log_history, folder / CURVE_FILE)
+    _card(facts, logs, (folder / CURVE_FILE).is_file()).save(folder / "README.md")
 
 
 def facts_of(
@@ -168,7 +172,7 @@ class _Verbatim(str):
     """Text the template shows unescaped: made here, not taken from outside."""
 
 
-def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]]) -> ModelCard:
+def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool) -> ModelCard:
     import jinja2
 
     environment = jinja2.Environment(
@@ -203,7 +207,7 @@ def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]]) -> ModelCard:
             *facts.settings,
         ],
         runs=[(label, _Verbatim(url)) for label, url in facts.runs if re.fullmatch(r"https?://[^\s()<>]+", url)],
-        curve=_Verbatim(CURVE_FILE) if logs else None,
+        curve=_Verbatim(CURVE_FILE) if has_curve else None,
         progress=[
             (label, f"{values[0]:.4g}", f"{values[-1]:.4g}")
             for key, label in _CURVES.items()
@@ -242,23 +246,6 @@ def _link(source: Source, kind: str) -> _Verbatim:
     return _Verbatim(
         f"[{markdown(source.name)}](https://huggingface.co/{kind}{source.name})" + (at if source.revision else "")
     )
-
-
-def _plot(log_history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Loss, reward accuracy and margin over the steps: training as lines, evaluation as dots."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
-        for name, form in ((key, "-"), (f"eval_{key}", "o")):
-            points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), form, label="training" if name == key else "evaluation")
-        axes.set(title=label, xlabel="step")
-        axes.grid(alpha=0.3)
-        if len(axes.lines) > 1:
-            axes.legend()
-    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 # --------------------------------------------------------------------------------------- from a trainer
