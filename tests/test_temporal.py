@@ -63,7 +63,7 @@ def build(
     return rows_of(output), funnel
 
 
-# ----------------------------------------------------------------------------------------------------------- the views
+# ------------------------------------------------------------------------------------------------------------ the views
 
 
 @pytest.mark.parametrize("chosen_from", ["segment", "whole"])
@@ -130,7 +130,7 @@ def test_the_mix_is_the_one_asked_for(tmp_path: Path, share: float, localized: i
     assert "Temporal Preference Optimization" in card
 
 
-# ---------------------------------------------------------------------------------------------------- types and segments
+# --------------------------------------------------------------------------------------------------- types and segments
 
 
 @pytest.mark.parametrize("mode", ["localized", "comprehensive"])
@@ -175,7 +175,7 @@ def test_a_segment_has_a_caption(tmp_path: Path) -> None:
     assert {row.evidence for row in rows} == {(1,), (4,)}
 
 
-# --------------------------------------------------------------------------------------------------- the question writer
+# -------------------------------------------------------------------------------------------------- the question writer
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_prompts_keep_their_bound(
             assert numbers[-1] > num_scenes * 0.9 - 8
 
 
-# -------------------------------------------------------------------------------------------------------- the post-filter
+# ------------------------------------------------------------------------------------------------------ the post-filter
 
 VERDICTS = [
     (better, ambiguous, correct)
@@ -313,7 +313,7 @@ def test_without_a_judge_the_card_says_so(tmp_path: Path) -> None:
     assert "none: not applied" in (tmp_path / "rows" / "README.md").read_text()
 
 
-# ------------------------------------------------------------------------------------------- bad input, the same again
+# -------------------------------------------------------------------------------------------- bad input, the same again
 
 
 def test_bad_videos_and_requests_without_an_answer_cost_their_rows_only(
