@@ -27,6 +27,7 @@ from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.benchmarks import DATA_ROOT_VARIABLE, Benchmark
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.sampling import Sampling
+from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, to_markdown
 from longvpo_hf.hub import markdown, public_name
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 #: What lmms-eval is given as `--include_path`.
 TASKS_FOLDER = Path(__file__).parent / "tasks"
-RESULTS_FILE = "results.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Contestant:
         match = re.fullmatch(r"([\w.-]+)=(.+)", text)
         return cls(match[2], match[1]) if match else cls(text)
 
+    @property
+    def label(self) -> str:
+        """What it is called in tables and files."""
+        return self.stage or public_name(self.checkpoint)
+
 
 def evaluate(
     contestants: Sequence[Contestant],
@@ -67,10 +72,13 @@ def evaluate(
     batch_size: int = 1,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluates, and writes into `output`: `results.json`, `table.md`, `card.md`, `answers/`; in `cache/` what goes on.
+    """Evaluates, and writes scores, tables, a section for the model card and all answers into `output`.
+
+    Files: `<label>-<frames>.json` with the scores, `table.json`, `table.md`, `card.md`, and `answers/<label>-<frames>/`
+    with a line for each question; `cache/` keeps what lets an interrupted evaluation go on.
 
     Args:
-        contestants: The models.
+        contestants: The models, of different labels.
         benchmarks: What they are asked.
         root: See `benchmarks`.
         output: Folder of the results.
@@ -86,25 +94,39 @@ def evaluate(
 
     Raises:
         longvpo_hf.evaluation.preflight.NotReady: If data are missing.
+        ValueError: If two models have one label, or the frames are none.
     """
+    labels = [contestant.label for contestant in contestants]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"Models of one name cannot be told apart in a table, got {labels}; write STAGE=MODEL.")
+    trained = [Sampling.of_training(contestant.checkpoint) for contestant in contestants]
+    default = next((sampling for sampling in trained if sampling), Sampling())
+    plans = [
+        [
+            _changed(sampling or default, number, fps, max_pixels)
+            for number in frames or [(sampling or default).num_frames]
+        ]
+        for sampling in trained
+    ]
     check(benchmarks, root)
     os.environ[DATA_ROOT_VARIABLE] = str(root.resolve())
     # Else lmms-eval gives every run a new name, under which it does not find what an interrupted one kept.
     os.environ.setdefault("LMMS_CACHE_RUN_ID", "longvpo")
-    trained = [Sampling.of_training(contestant.checkpoint) for contestant in contestants]
-    default = next((sampling for sampling in trained if sampling), Sampling())
     results = []
-    for contestant, sampling in zip(contestants, trained, strict=True):
-        sampling = sampling or default
-        if fps is not None:
-            sampling = replace(sampling, fps=None if fps == "none" else float(fps))
-        if max_pixels is not None:
-            sampling = replace(sampling, max_pixels=max_pixels)
-        samplings = [replace(sampling, num_frames=number) for number in frames or [sampling.num_frames]]
+    for contestant, samplings in zip(contestants, plans, strict=True):
         results += _evaluate_one(contestant, samplings, benchmarks, output, batch_size, limit)
         if results:
             _write(results, output)
     return results
+
+
+def _changed(sampling: Sampling, num_frames: int, fps: float | str | None, max_pixels: int | None) -> Sampling:
+    """A sampling with what was asked for explicitly."""
+    if fps is not None:
+        sampling = replace(sampling, fps=None if fps == "none" else float(fps))
+    if max_pixels is not None:
+        sampling = replace(sampling, max_pixels=max_pixels)
+    return replace(sampling, num_frames=num_frames)
 
 
 def _evaluate_one(
@@ -118,18 +140,16 @@ def _evaluate_one(
     """One model at all numbers of frames: it is loaded once, and gone afterwards."""
     from longvpo_hf.evaluation.adapter import LongVPO
 
-    name = public_name(contestant.checkpoint)
     model = LongVPO(contestant.checkpoint, batch_size=batch_size)
     results = []
     for sampling in samplings:
         model.use(sampling)
-        title = f"{contestant.stage or name}, {sampling}"
         if model.rank == 0:
-            print(title, file=sys.stderr)
+            print(f"{contestant.label}: {sampling}", file=sys.stderr)
         samples = _samples(model, benchmarks, output / "cache", limit)
         if samples is None:
             continue
-        folder = output / "answers" / re.sub(r"[^\w.-]+", "_", f"{contestant.stage or name}-{sampling.num_frames}")
+        folder = output / "answers" / _stem(contestant.label, sampling.num_frames)
         tasks = {}
         for benchmark in benchmarks:
             mine = [(task, sample) for task in _tasks(benchmark) for sample in samples[task]]
@@ -139,7 +159,7 @@ def _evaluate_one(
             _write_answers(folder / f"{benchmark.name}.jsonl", mine)
         results.append(
             {
-                "model": name,
+                "model": public_name(contestant.checkpoint),
                 "stage": contestant.stage,
                 "num_frames": sampling.num_frames,
                 "fps": sampling.fps,
@@ -195,35 +215,32 @@ def _write_answers(path: Path, samples: Sequence[tuple[str, Mapping[str, Any]]])
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def _stem(label: str, num_frames: int) -> str:
+    return re.sub(r"[^\w.-]+", "_", f"{label}-{num_frames}")
+
+
 def _write(results: Sequence[Mapping[str, Any]], output: Path) -> None:
-    (output / RESULTS_FILE).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (output / "table.md").write_text(table(results) + "\n", encoding="utf-8")
-    (output / "card.md").write_text(card_section(results), encoding="utf-8")
+    runs = table_runs(results)
+    for result, run in zip(results, runs, strict=True):
+        _write_json(output / f"{_stem(run.stage, run.num_frames)}.json", result)
+    found = comparison(runs)
+    _write_json(output / "table.json", found)
+    (output / "table.md").write_text(to_markdown(found), encoding="utf-8")
+    samplings = [Sampling(result["num_frames"], result["fps"], result["max_pixels"]) for result in results]
+    lines = [f"- {markdown(run.stage)}: {sampling}" for run, sampling in zip(runs, samplings, strict=True)]
+    limit = results[0]["limit"]
+    lines += [f"- Only the first {limit} questions of each task were asked."] if limit else []
+    lines += [f"- longvpo-hf {version('longvpo-hf')}, lmms-eval {version('lmms-eval')}"]
+    (output / "card.md").write_text(card_section(runs) + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The scores as Markdown: a line for each model and number of frames, a column for each benchmark."""
-    names = list(dict.fromkeys(name for result in results for name in result["tasks"]))
-    lines = [["model", "frames", *names], ["---"] * (len(names) + 2)]
-    for result in results:
-        scores = [_cell(result["tasks"].get(name)) for name in names]
-        lines.append([markdown(result["stage"] or result["model"]), str(result["num_frames"]), *scores])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table_runs(results: Sequence[Mapping[str, Any]]) -> list[EvalRun]:
+    """Results as the table takes them; a model that was given no stage is called by its name."""
+    return [
+        EvalRun(result["model"], result["stage"] or result["model"], result["num_frames"], result["tasks"])
+        for result in results
+    ]
 
 
-def _cell(scores: Mapping[str, Any] | None) -> str:
-    if scores is None:
-        return "–"
-    return f"{scores.get('m_avg', scores['overall']):.1f}"
-
-
-def card_section(results: Sequence[Mapping[str, Any]]) -> str:
-    """The scores as a section of a model card, with what they were measured by."""
-    result = results[0]
-    sampling = Sampling(result["num_frames"], result["fps"], result["max_pixels"])
-    limited = f"Only the first {result['limit']} questions of each task were asked.\n" if result["limit"] else ""
-    return (
-        f"## Evaluation\n\n{table(results)}\n\nAccuracy in percent (MLVU: M-Avg) of all questions: an answer without "
-        f"a choice counts as wrong. Frames: {sampling}. Measured with `longvpo eval`, longvpo-hf "
-        f"{version('longvpo-hf')}, lmms-eval {version('lmms-eval')}.\n{limited}"
-    )
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -78,9 +78,8 @@ def unparsed(records: Sequence[Record]) -> float:
 
 
 def group_score(records: Sequence[Record], group: str) -> float:
-    """`mean_score` of one group; not a number where nothing was asked of it, as under a limit."""
-    members = [record for record in records if record["group"] == group]
-    return mean_score(members) if members else math.nan
+    """`mean_score` of one group."""
+    return mean_score([record for record in records if record["group"] == group])
 
 
 def mean_of_groups(records: Sequence[Record]) -> float:

@@ -8,7 +8,8 @@ raised as it is instead of retried into a `RetryError`, and media are looked for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from datasets import DatasetDict
@@ -34,11 +35,11 @@ class MultipleChoice(ConfigurableMessagesTask):
         self.benchmark = BENCHMARKS[config["metadata"]["benchmark"]]
         self.root = data_root()
         self.subset: str = config.get("dataset_name") or ""
-        metrics: dict[str, Callable[..., float]] = {"score": scoring.mean_score, "unparsed": scoring.unparsed}
+        metrics: dict[str, Callable[..., float]] = {"score": scoring.mean_score, "unparsed": fmean}
         if not self.subset:
-            metrics |= {f"score_{group}": partial(scoring.group_score, group=group) for group in self.benchmark.groups}
+            metrics |= {f"score_{group}": scoring.mean_score for group in self.benchmark.groups}
         if self.benchmark.name == "mlvu":
-            metrics["m_avg"] = scoring.mean_of_groups
+            metrics["m_avg"] = _mean_of_groups
         super().__init__(
             config={
                 "dataset_path": self.benchmark.dataset,
@@ -57,7 +58,7 @@ class MultipleChoice(ConfigurableMessagesTask):
 
     def download(self, dataset_kwargs: object = None) -> None:
         """Loads the rows, once all is there that the task needs; the name is lmms-eval's."""
-        check([self.benchmark], self.root)
+        check([replace(self.benchmark, subsets=(self.subset,)) if self.subset else self.benchmark], self.root)
         rows = self.benchmark.rows(self.root, self.subset)
         self.dataset = self.dataset_no_image = DatasetDict({self.benchmark.split: rows})
 
@@ -102,8 +103,21 @@ class MultipleChoice(ConfigurableMessagesTask):
 
     def process_results(
         self, doc: Mapping[str, Any], results: Sequence[str], full_docs: object = None
-    ) -> dict[str, scoring.Record]:
-        """The record of one answer, for each metric."""
+    ) -> dict[str, Any]:
+        """What one answer adds to each metric: to a group's score nothing unless it is of the group.
+
+        lmms-eval takes standard errors of numbers and of what stands under `score`; M-Avg has none.
+        """
         question = self.question(doc)
         record = scoring.record(results[0], question.letters, question.answer, question.group, question.videos[0])
-        return {metric["metric"]: record for metric in self.config.metric_list}
+        metrics = {
+            "score": record,
+            "unparsed": 100.0 * (not record["choice"]),
+            f"score_{question.group}": record,
+            "m_avg": {"record": record},
+        }
+        return {name: value for name, value in metrics.items() if name in self.aggregation()}
+
+
+def _mean_of_groups(items: Sequence[Mapping[str, scoring.Record]]) -> float:
+    return scoring.mean_of_groups([item["record"] for item in items])

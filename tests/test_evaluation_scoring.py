@@ -1,0 +1,264 @@
+"""Answers, choices and scores, counted by hand; and where lmms-eval's own tasks score the same answers otherwise.
+
+What the authors of a benchmark do is told from their scripts: `eval_your_results.py` of Video-MME, `check_ans` of
+MVBench and MLVU; LongVideoBench's stands in lmms-eval, whose task says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import benchmark_doubles as doubles
+from longvpo_hf.evaluation.benchmarks import BENCHMARKS, locate
+from longvpo_hf.evaluation.scoring import Record, choice_of, mean_of_groups, record, summary
+from longvpo_hf.evaluation.subtitles import Subtitle, read_srt, shown_at
+
+#: What a model wrote, and what it chose among A, B, C and D, as a person reads it.
+CANNED = [
+    ("C", "C"),
+    ("**C**", "C"),
+    ("(C)", "C"),
+    ("Answer: C", "C"),
+    ("C. Three.", "C"),
+    ("The best answer is: (C)", "C"),
+    ("<think>A or B? I say B.</think>\nC", "C"),
+    ("A or B? I say B.</think>C", "C"),  # the template had opened the tag
+    ("<think>It must be B", ""),  # never came to an answer
+    ("", ""),
+    (" \n", ""),
+    ("I'm sorry, but I cannot answer that.", ""),
+    ("Cannot be determined from the video.", ""),
+    ("Both are shown.", ""),
+    ("None of the above", ""),
+    ("a dog", ""),
+    ("E", ""),
+    ("A or B", "A"),
+    ("not (A) but (B)", "B"),
+    ("The answer is (B) because the Cat sleeps", "B"),
+    ("The correct answer is (B) A man walks in", "B"),
+    ("The answer is A", "A"),
+]
+
+
+@pytest.mark.parametrize(("text", "choice"), CANNED, ids=[repr(text) for text, _ in CANNED])
+def test_an_answer_chooses_what_a_person_reads(text: str, choice: str) -> None:
+    assert choice_of(text, "ABCD") == choice
+
+
+def test_only_letters_of_the_options_count() -> None:
+    assert choice_of("C", "AB") == ""
+    assert choice_of("E", "ABCDE") == "E"
+
+
+def test_every_question_counts() -> None:
+    # 8 of the 22 answers choose C; 9 choose nothing, and are wrong.
+    scores = summary("lvbench", (), [record(text, "ABCD", "C") for text, _ in CANNED])
+    assert scores == {
+        "overall": pytest.approx(100 * 8 / 22),
+        "n": 22,
+        "unparsed": pytest.approx(100 * 9 / 22),
+        "groups": {},
+    }
+
+
+def answered(*groups: tuple[str, str]) -> list[Record]:
+    """Answers to questions of which C is right, with their group."""
+    return [record(text, "ABCD", "C", group) for text, group in groups]
+
+
+def test_groups_stand_in_their_order_and_only_those_that_were_asked() -> None:
+    records = answered(("A", "long"), ("C", "short"), ("C", "short"), ("B", "short"), ("", "long"))
+    assert summary("videomme", ("short", "medium", "long"), records) == {
+        "overall": pytest.approx(40.0),
+        "n": 5,
+        "unparsed": pytest.approx(20.0),
+        "groups": {"short": {"score": pytest.approx(200 / 3), "n": 3}, "long": {"score": 0.0, "n": 2}},
+    }
+
+
+def test_m_avg_is_the_mean_of_tasks_of_any_size() -> None:
+    records = answered(("C", "ego"), ("C", "count"), ("A", "count"), ("A", "count"), ("A", "count"))
+    scores = summary("mlvu", ("ego", "count"), records)
+    assert scores["overall"] == pytest.approx(100 * 2 / 5)
+    assert scores["m_avg"] == pytest.approx((100 + 25) / 2)
+    assert summary("mvbench", ("ego", "count"), records)["overall"] == pytest.approx((100 + 25) / 2)
+
+
+# ------------------------------------------------------------------------------------------ and lmms-eval's own tasks
+
+
+@pytest.fixture
+def builtin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """lmms-eval's own module of a benchmark. LongVideoBench's wants decord, which decodes nothing here."""
+    decord = types.ModuleType("decord")
+    decord.VideoReader = decord.cpu = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "decord", decord)
+    return lambda name: importlib.import_module(f"lmms_eval.tasks.{name}.utils")
+
+
+def ours(name: str, rows: Sequence[dict[str, Any]], texts: Sequence[str], subset: str = "") -> float:
+    """Our score of these answers."""
+    questions = [BENCHMARKS[name].question(row, subset) for row in rows]
+    records = [
+        record(text, question.letters, question.answer, question.group)
+        for text, question in zip(texts, questions, strict=True)
+    ]
+    return mean_of_groups(records) if name == "mlvu" else sum(each["score"] for each in records) / len(records)
+
+
+def theirs(module: Any, process: str, aggregate: str, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> float:
+    """The score of lmms-eval's own task, of these answers."""
+    results = [getattr(module, process)(row, [text]) for row, text in zip(rows, texts, strict=True)]
+    (metric, *_) = results[0]
+    return getattr(module, aggregate)([result[metric] for result in results])
+
+
+def test_longvideobench_reads_the_answer_and_never_guesses(builtin: Callable[[str], Any]) -> None:
+    module, rows = builtin("longvideobench"), doubles.longvideobench_rows()[:2]
+    score = ("longvideobench_process_results", "longvideobench_aggregate_results")
+    assert ours("longvideobench", rows, ["C", "C"]) == 100
+    assert theirs(module, *score, rows, ["C", "C"]) == 1.0  # of 1
+    # The authors' rule, and lmms-eval's: the first capital from A to E, here that of "Answer".
+    assert ours("longvideobench", rows, ["Answer: C", "Answer: C"]) == 100
+    assert theirs(module, *score, rows, ["Answer: C", "Answer: C"]) == 0
+    # The authors' rule, and lmms-eval's: a letter drawn at random where there is none.
+    assert ours("longvideobench", rows * 50, ["no idea"] * 100) == 0
+    assert 0 < theirs(module, *score, rows * 50, ["no idea"] * 100) < 1
+
+
+def test_videomme_counts_answers_without_a_choice(builtin: Callable[[str], Any]) -> None:
+    module, rows = builtin("videomme"), [doubles.videomme_rows()[0]] * 2
+    score = ("videomme_process_results", "videomme_aggregate_results")
+    # The authors leave answers without a choice out: 1 of 1. lmms-eval counts them, as we do.
+    assert ours("videomme", rows, ["C", ""]) == theirs(module, *score, rows, ["C", ""]) == 50
+    # The authors' rule, the first capital from A to D, and lmms-eval's: a refusal is right by its first letter.
+    assert ours("videomme", rows, ["C", "Cannot be determined."]) == 50
+    assert theirs(module, *score, rows, ["C", "Cannot be determined."]) == 100
+    # The authors' rule says B, as we do; lmms-eval says C, for the cat.
+    wordy = ["The answer is (B) because the Cat sleeps"] * 2
+    assert ours("videomme", [{**row, "answer": "B"} for row in rows], wordy) == 100
+    assert theirs(module, *score, [{**row, "answer": "B"} for row in rows], wordy) == 0
+
+
+def test_mvbench_counts_empty_answers_and_reads_no_article(builtin: Callable[[str], Any]) -> None:
+    module, rows = builtin("mvbench"), [doubles.mvbench_rows(0)[1]] * 2
+    score = ("mvbench_process_results", "mvbench_aggregate_results")
+    # The authors count every question, as we do; lmms-eval leaves empty answers out.
+    assert ours("mvbench", rows, ["(C)", ""], "action_count") == 50
+    assert theirs(module, *score, rows, ["(C)", ""]) == 100
+    # The authors' rule, the first word whatever its case, and lmms-eval's: an article is the letter A.
+    first = [{**row, "answer": "one"} for row in rows]
+    assert ours("mvbench", first, ["a dog", "A"], "action_count") == 50
+    assert theirs(module, *score, first, ["a dog", "A"]) == 100
+
+
+def test_mlvu_takes_the_mean_of_what_was_asked(builtin: Callable[[str], Any]) -> None:
+    module, rows = builtin("mlvu"), doubles.mlvu_rows()
+    score = ("mlvu_process_results", "mlvu_aggregate_results_dev")
+    # All seven tasks: needle 2 of 3, ego and order right.
+    assert ours("mlvu", rows, ["C"] * 9) == pytest.approx((200 / 3 + 100 + 100) / 7)
+    assert theirs(module, *score, rows, ["C"] * 9) == pytest.approx((200 / 3 + 100 + 100) / 7)
+    # One task: the authors take the mean of the tasks that were run, as we do; lmms-eval divides by seven.
+    assert ours("mlvu", rows[3:4], ["C"]) == 100
+    assert theirs(module, *score, rows[3:4], ["C"]) == pytest.approx(100 / 7)
+
+
+def test_lvbench_scores_as_lmms_eval_does(builtin: Callable[[str], Any]) -> None:
+    module, rows = builtin("lvbench"), doubles.lvbench_rows()
+    for text in ("C", "(A)", ""):
+        right = [module.lvbench_process_results(row, [text])["lvbench_score"] for row in rows]
+        assert ours("lvbench", rows, [text] * 2) == 100 * sum(right) / 2
+
+
+def test_prompts_are_those_of_lmms_eval(builtin: Callable[[str], Any]) -> None:
+    def kwargs(file: str) -> dict[str, Any]:
+        text = Path(importlib.import_module("lmms_eval.tasks").__file__, "..", file).resolve().read_text("utf-8")
+        kept = [line for line in text.splitlines() if "!function" not in line]
+        return yaml.safe_load("\n".join(kept))["lmms_eval_specific_kwargs"]["default"]
+
+    cases = [
+        ("longvideobench", "longvideobench/longvideobench_val_v.yaml", doubles.longvideobench_rows()[:2], ""),
+        ("mlvu", "mlvu/mlvu_dev.yaml", doubles.mlvu_rows()[:1], ""),
+        ("videomme", "videomme/videomme.yaml", doubles.videomme_rows()[:1], ""),
+        ("mvbench", "mvbench/mvbench_action_count.yaml", doubles.mvbench_rows(0), "action_count"),
+        ("lvbench", "lvbench/lvbench.yaml", doubles.lvbench_rows()[:1], ""),
+    ]
+    for name, file, rows, subset in cases:
+        prompt = getattr(builtin(name), f"{name}_doc_to_text")
+        for row in rows:
+            assert BENCHMARKS[name].question(row, subset).text == prompt(row, kwargs(file)), name
+
+
+def test_data_are_where_lmms_eval_has_them(builtin: Callable[[str], Any]) -> None:
+    tasks = Path(importlib.import_module("lmms_eval.tasks").__file__).parent
+    files = {
+        "longvideobench": "longvideobench/longvideobench_val_v.yaml",
+        "mlvu": "mlvu/mlvu_dev.yaml",
+        "videomme": "videomme/videomme.yaml",
+        "mvbench": "mvbench/_default_template_yaml",
+        "lvbench": "lvbench/lvbench.yaml",
+    }
+    for name, file in files.items():
+        lines = (tasks / file).read_text(encoding="utf-8").splitlines()
+        config = yaml.safe_load("\n".join(line for line in lines if "!function" not in line))
+        benchmark = BENCHMARKS[name]
+        assert benchmark.dataset == config["dataset_path"]
+        assert benchmark.media == config["dataset_kwargs"]["cache_dir"]
+        assert benchmark.revision == config["dataset_kwargs"].get("revision")
+        assert benchmark.split == config.get("test_split", "train")
+    folders = builtin("mvbench").DATA_LIST
+    assert set(BENCHMARKS["mvbench"].subsets) == set(folders)
+    for subset, folder in folders.items():
+        video = BENCHMARKS["mvbench"].question(doubles.mvbench_rows(0)[0], subset).videos[0]
+        assert video == f"mvbench_video/{folder}/v0.mp4"
+
+
+# ----------------------------------------------------------------------------------------------------- bad rows, files
+
+
+def test_a_row_of_another_schema_names_the_field() -> None:
+    row = {key: value for key, value in doubles.mlvu_rows()[0].items() if key != "video_name"}
+    with pytest.raises(ValueError, match=r"sy1998/MLVU_dev lacks the field 'video_name'"):
+        BENCHMARKS["mlvu"].question(row)
+
+
+def test_an_answer_that_is_no_option_is_an_error() -> None:
+    with pytest.raises(ValueError, match="must be one of 'AB', got ''"):
+        BENCHMARKS["mvbench"].question({**doubles.mvbench_rows(0)[0], "answer": "five"}, "action_count")
+
+
+@pytest.mark.parametrize("name", ["../secret.mp4", "mlvu/../../secret.mp4", "/etc/hostname"])
+def test_no_file_leads_out_of_the_root(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.mp4").write_text("x")
+    root = tmp_path / "root"
+    (root / "mlvu").mkdir(parents=True)
+    with pytest.raises(ValueError, match="leads elsewhere"):
+        locate(root, name)
+
+
+def test_subtitles_are_those_of_the_instants(tmp_path: Path) -> None:
+    path = tmp_path / "x.srt"
+    path.write_text(
+        "\ufeff1\n00:00:00,500 --> 00:00:02,000\n<i>Hello</i>\nthere &amp; here\n\n"
+        "2\n00:01:00,000 --> 00:01:01,250\n42\n\n3\n01:00:00.000 --> 01:00:02.000\n7\n",
+        encoding="utf-8",
+    )
+    subtitles = read_srt(path)
+    assert subtitles == [
+        Subtitle(0.5, 2.0, "Hello there & here"),
+        Subtitle(60.0, 61.25, "42"),
+        Subtitle(3600.0, 3602.0, "7"),
+    ]
+    assert shown_at(subtitles, [0.49, 2.0, 61.25]) == []  # [start, end)
+    assert shown_at(subtitles, [3600.0, 1.0, 0.5]) == ["Hello there & here", "7"]
+    path.write_text("<html>404</html>")
+    with pytest.raises(ValueError, match=r"x\.srt is no SRT file"):
+        read_srt(path)
