@@ -29,7 +29,8 @@ def _answer(request: Request) -> str:
     if request.timeline is None:
         return _read(request)
     seen = request.view.of(request.timeline).clips
-    shown = "It shows " + " and ".join(_name(clip) for clip in seen) + "."
+    few = f" in {request.view.num_frames} pictures" if request.view.num_frames else ""
+    shown = "It shows " + " and ".join(_name(clip) for clip in seen) + few + "."
     if request.text == prompts.question_from_clip(seen[0].caption):
         return f"What can be seen where {_name(seen[0])} is shown?"
     if request.text.endswith(prompts.YES_OR_NO):
