@@ -3,47 +3,44 @@
     python recipes/ablations.py --seeds 31 32 33
     python recipes/ablations.py --fast --work runs/ablations-fast --output runs/ablations-fast/ablations
 
-Every arm is trained by the recipes themselves, with `configs/miniature/stage1.yaml` and what the arm changes of it, on
-a base that all arms of a seed share. Kept in `benchmarks/results/ablations.{json,md}`. A killed run goes on where it
-was: rows, models and scores are made once per folder. About 25 minutes a seed on one quiet core.
+Every arm is trained by the recipes themselves, with the configurations of `configs/miniature/` and what the arm changes
+of them, on a base that all arms of a seed share. Kept in `benchmarks/results/ablations.{json,md}`. A killed run goes on
+where it was: rows, models and scores are made once per folder. About 25 minutes a seed on one quiet core.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-import numpy as np
+import yaml
 from datasets import load_dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from miniature import base_responder, temporal_rows
 
 import stage1
 import temporal
-from longvpo_hf import LongVPOTrainer, Timeline, VideoPreference
+from longvpo_hf import Timeline, VideoPreference
 from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
-from longvpo_hf.builders.captioning import CaptionedVideo
-from longvpo_hf.builders.temporal import TemporalSettings, build_temporal
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.miniature.asking import Describer
 from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread, processor_name
-from longvpo_hf.miniature.model import MAX_ANSWER_TOKENS
-from longvpo_hf.miniature.world import CAPTION_QUESTION, question, read_world
+from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
-from longvpo_hf.responders import LocalResponder, Request, ScriptedResponder
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "recipes" / "configs" / "miniature" / "stage1.yaml"
+CONFIGS = ROOT / "recipes" / "configs" / "miniature"
+
+RECIPES = {"stage1": stage1, "temporal": temporal}
 
 Rows = Literal["dataset", "unfiltered", "single", "single-first", "localized", "comprehensive"]
 
@@ -56,15 +53,15 @@ class Arm:
         name: Folder of its model.
         label: What it is in the table.
         rows: What it is trained on, see `ROWS`; `dataset` are the demo's.
-        options: What it changes of `CONFIG`.
-        main: The recipe.
+        options: What it changes of the configuration.
+        recipe: Which recipe trains it, with the miniature's configuration of that.
     """
 
     name: str
     label: str
     rows: Rows = "dataset"
     options: tuple[str, ...] = ()
-    main: Callable[[Sequence[str]], LongVPOTrainer] = stage1.main
+    recipe: Literal["stage1", "temporal"] = "stage1"
 
 
 FULL = ("--reference", "full")
@@ -98,8 +95,8 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
         Arm("single-first", "always first", rows="single-first"),
     ),
     "Temporal preferences (reference on the whole timeline)": (
-        Arm("localized", "localized", rows="localized", options=FULL, main=temporal.main),
-        Arm("comprehensive", "comprehensive", rows="comprehensive", options=FULL, main=temporal.main),
+        Arm("localized", "localized", rows="localized", recipe="temporal"),
+        Arm("comprehensive", "comprehensive", rows="comprehensive", recipe="temporal"),
     ),
 }
 
@@ -138,7 +135,7 @@ def _single(demo: Demo, output: Path) -> Any:
 
 def _anchored(demo: Demo, output: Path, questions_per_timeline: int, filtered: bool) -> Any:
     """As the demo makes its rows, but for these two."""
-    responder = _responder(demo)
+    responder = base_responder(demo)
     describer = Describer(responder)
     wanted = AnchoredSettings(
         num_rows=demo.settings.num_rows,
@@ -168,56 +165,13 @@ def _single_first(demo: Demo, output: Path) -> Any:
         return {"rows": writer.num_rows}
 
 
-def _localized(demo: Demo, output: Path) -> Any:
-    return _temporal(demo, output, "localized")
-
-
-def _comprehensive(demo: Demo, output: Path) -> Any:
-    return _temporal(demo, output, "comprehensive")
-
-
-def _temporal(demo: Demo, output: Path, mode: Literal["localized", "comprehensive"]) -> Any:
-    """Temporal preferences about timelines like those of Stage 1, captioned by the base, four questions each."""
-    responder = _responder(demo)
-    clips = [item.clip for item in read_world(demo.output / "world" / "stage1")]
-    captions = responder.respond([Request(CAPTION_QUESTION, Timeline((clip,))) for clip in clips])
-    captioned = [replace(clip, caption=caption) for clip, caption in zip(clips, captions, strict=True)]
-    rng = np.random.default_rng(demo.settings.seed)
-    videos = []
-    for _ in range(-(-demo.settings.num_rows // 4)):
-        length = int(rng.integers(2, demo.settings.max_clips + 1))
-        order = (captioned[i] for i in rng.permutation(len(captioned)))
-        distinct = {clip.caption.partition(" ")[0]: clip for clip in order}  # no marker twice, as the filter sees to
-        members = list(distinct.values())
-        videos.append(CaptionedVideo(Timeline(tuple(members[int(i)] for i in rng.permutation(len(members))[:length]))))
-    writer = ScriptedResponder("template", _ask_about_a_marker)
-    wanted = TemporalSettings(mode=mode, num_rows=demo.settings.num_rows, seed=demo.settings.seed)
-    return build_temporal(videos, writer, responder, output, wanted)
-
-
-def _ask_about_a_marker(request: Request) -> str:
-    """Writes a question from captions, as a language model would: about one of the clips they tell of."""
-    markers = re.findall(r"([a-z]+-[a-z]+) , ", request.text)
-    if not markers:
-        return json.dumps({"question": None})
-    drawn = int(hashlib.sha256(request.text.encode()).hexdigest(), 16) % len(markers)
-    return json.dumps({"question": question(markers[drawn])})
-
-
 ROWS: dict[Rows, Callable[[Demo, Path], Any]] = {
     "unfiltered": _unfiltered,
     "single": _single,
     "single-first": _single_first,
-    "localized": _localized,
-    "comprehensive": _comprehensive,
+    "localized": partial(temporal_rows, mode="localized"),
+    "comprehensive": partial(temporal_rows, mode="comprehensive"),
 }
-
-
-def _responder(demo: Demo) -> LocalResponder:
-    """The seed's base."""
-    base = demo.output / "base"
-    model, processor = AutoModelForImageTextToText.from_pretrained(base).eval(), AutoProcessor.from_pretrained(base)
-    return LocalResponder(model, processor, demo.sampler, MAX_ANSWER_TOKENS, batch_size=64, name="miniature-base")
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -228,10 +182,15 @@ def train(demo: Demo, arm: Arm) -> dict[str, float]:
 
     def work() -> dict[str, float]:
         output = demo.output / arm.name
-        words = ["--config", str(CONFIG), "--model_name_or_path", str(demo.output / "base")]
-        words += ["--dataset_name", str(rows_folder(demo, arm.rows)), "--output_dir", str(output)]
-        words += ["--max_steps", str(demo.settings.steps), "--seed", str(demo.settings.seed)]
-        trainer = arm.main([*words, "--resume_from_checkpoint", "true", *arm.options])
+        given = yaml.safe_load((CONFIGS / f"{arm.recipe}.yaml").read_text(encoding="utf-8"))
+        del given["miniature"]  # the demo has made it
+        given["model_name_or_path"] = str(demo.output / "base")
+        given["dataset_name"] = str(rows_folder(demo, arm.rows))
+        given["output_dir"] = str(output)
+        given["max_steps"], given["seed"] = demo.settings.steps, demo.settings.seed
+        config = demo.output / f"{arm.name}.yaml"
+        config.write_text(yaml.safe_dump(given), encoding="utf-8")
+        trainer = RECIPES[arm.recipe].main(["--config", str(config), "--resume_from_checkpoint", "true", *arm.options])
         for checkpoint in output.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         logs = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]

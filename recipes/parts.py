@@ -1,7 +1,7 @@
 """What the three recipes share: arguments, rows, the model they start from, checkpoints to resume from.
 
 Takes a command line (`--config FILE.yaml`, and options that override it); gives what `LongVPOTrainer` takes. Knows
-nothing of how rows are made, but for the miniature's, which a recipe can make for itself.
+nothing of how rows are made.
 """
 
 from __future__ import annotations
@@ -174,20 +174,6 @@ def quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
 
 
 # ----------------------------------------------------------------------------------------------------- rows
-
-
-def make_miniature(recipe: RecipeArguments, training: LongVPOConfig) -> None:
-    """Makes the miniature's base and its Stage-1 rows in the folder named, where they are not there yet."""
-    if recipe.miniature is None:
-        return
-    from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread
-
-    settings = DemoSettings.fast(training.seed) if recipe.miniature_fast else DemoSettings(training.seed)
-    with PartialState().main_process_first(), one_thread():
-        demo = Demo(Path(recipe.miniature), settings)
-        demo.worlds()
-        demo.base()
-        demo.rows()
 
 
 def load_rows(recipe: RecipeArguments) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:

@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hooks import PositionProbe, check_benchmarks, finish
-from parts import checkpoint_to_resume, load_rows, lora, make_miniature, parse, quantization, start_from
+from miniature import make_miniature
+from parts import checkpoint_to_resume, load_rows, lora, parse, quantization, start_from
 
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.tracking import EarlyWarning
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains; gives the trainer."""
     recipe, model, training = parse(argv)
     check_benchmarks(recipe)
-    make_miniature(recipe, training)
+    make_miniature(recipe, training, "stage1")
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
         model=start_from(model, training),
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
         eval_dataset=held_out,
         quantization_config=quantization(model),
         peft_config=lora(model),
+        callbacks=[EarlyWarning()],
     )
     if recipe.probe_steps is not None:
         trainer.add_callback(PositionProbe(trainer, recipe))

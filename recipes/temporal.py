@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hooks import PositionProbe, check_benchmarks, finish
-from parts import checkpoint_to_resume, load_rows, lora, make_miniature, parse, quantization, start_from
+from miniature import make_miniature
+from parts import checkpoint_to_resume, load_rows, lora, parse, quantization, start_from
 
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.tracking import EarlyWarning
 
 #: The paper's values for LLaVA-Video-7B, where they differ from LongVPO's; LongVA's stand behind them.
 PAPER = {
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains; gives the trainer."""
     recipe, model, training = parse(argv, PAPER)
     check_benchmarks(recipe)
-    make_miniature(recipe, training)
+    make_miniature(recipe, training, "temporal")
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
         model=start_from(model, training),
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
         eval_dataset=held_out,
         quantization_config=quantization(model),
         peft_config=lora(model),
+        callbacks=[EarlyWarning()],
     )
     if recipe.probe_steps is not None:
         trainer.add_callback(PositionProbe(trainer, recipe))
