@@ -31,11 +31,12 @@ from longvpo_hf.evaluation.probes import (
     make_question,
     read_questions,
 )
-from longvpo_hf.frames import FrameSampler
+from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
 from longvpo_hf.miniature.world import MARKERS, write_world
 from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.timeline import Clip
+from longvpo_hf.vision import vision_tower
 from media import indices_of, write_video
 
 torch.set_num_threads(1)
@@ -326,6 +327,17 @@ def test_full_memory_is_known_by_its_errors(media: Path, error: Exception) -> No
         ask(Narrow(lambda number, clips: False, error), [question], [question.laid_among((), 0)])
 
 
+def test_a_decoder_that_ran_out_of_memory_is_no_bad_video(media: Path) -> None:
+    (question,) = questions_about(media, 1)
+    requests = [question.laid_among((), 0)]
+    bad = UnreadableVideo("unreadable", question.clips[0], "no frames")
+    with pytest.raises(UnreadableVideo):
+        ask(Narrow(lambda number, clips: False, bad), [question], requests)
+    bad.__cause__ = OUT_OF_MEMORY[2]
+    with pytest.raises(DoesNotFit):
+        ask(Narrow(lambda number, clips: False, bad), [question], requests)
+
+
 def test_the_probe_ends_at_the_first_length_that_does_not_fit(
     media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -562,6 +574,9 @@ def test_checkpoints_are_whole_models_and_adapters(checkpoints: Path, media: Pat
         responder = load_responder(str(checkpoints / name), 8, 56 * 56, 2, 12)
         assert responder.name == name
         (replies[name],) = responder.respond([request])
+        tower = vision_tower(responder.model)
+        assert hasattr(tower, "_forward_of_all_frames"), "frames go through the tower a few at a time"
+        assert not any(weight.requires_grad for weight in responder.model.parameters())
     assert replies["bare"] == replies["lora"] != replies["full"]
     with pytest.raises(OSError, match="nowhere"):
         load_checkpoint(str(checkpoints / "nowhere"))

@@ -258,11 +258,18 @@ def _replies(responder: Responder, requests: Sequence[Request]) -> list[str]:
     return [reply for request in requests for reply in _replies(responder, [request])]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it is, or came of, an allocation that failed: of the model or of the decoder."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, Exception) and should_reduce_batch_size(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _free_memory() -> None:
