@@ -506,7 +506,8 @@ def _identity(timeline: Timeline) -> list[Any]:
 def _key(responder: Responder, request: Request) -> str:
     """The same for requests that show a model the same and ask the same."""
     shown = None if request.timeline is None else _identity(request.view.of(request.timeline))
-    content = [responder.name, request.text, shown, request.view.num_frames]
+    schema = None if request.schema is None else dict(request.schema)
+    content = [responder.name, request.text, shown, request.view.num_frames, schema]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:20]
 
 
