@@ -353,7 +353,7 @@ def test_the_probe_ends_at_the_first_length_that_does_not_fit(
     assert "32 frames do not fit in memory" in capsys.readouterr().out
     figure = plot_needle([result])
     assert "32 frames did not fit in memory" in figure.axes[0].get_xlabel()
-    assert len(figure.axes[0].collections) == 2 * 3, "the cells of both lengths that were not run are hatched"
+    assert len(figure.axes[0].patches) == 2 * 3, "the cells of both lengths that were not run are hatched"
 
     larger = Narrow(lambda number, clips: True, error)
     again = probe_needle(larger, questions_about(media, 2), filler, [8, 16, 32, 64], 3, tmp_path)

@@ -132,6 +132,7 @@ def plot_needle(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Heat maps of one or more models, side by side. Each cell says its percentage; what was not run is hatched."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     widest = max(len(result["frames"]) for result in results)
     tallest = max(len(result["depths_percent"]) for result in results)
@@ -147,7 +148,8 @@ def plot_needle(results: Sequence[Mapping[str, Any]]) -> Figure:
         for row, column in np.ndindex(percents.shape):
             if np.isnan(percents[row, column]):
                 # A length that broke off at some depth counts as one that did not fit.
-                axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color="#dddddd", hatch="///")
+                square = (column - 0.5, row - 0.5)
+                axes.add_patch(Rectangle(square, 1, 1, facecolor="#dddddd", edgecolor="#888888", hatch="///", lw=0))
             else:
                 # The map is dark at both ends.
                 ink = "black" if 15 < percents[row, column] < 90 else "white"
