@@ -6,7 +6,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ from scenes import (
     told,
     unfilmed,
 )
+from scripts import load
 
 ANSWERER = Scripted(answer_by_clips, "answerer@2")
 
@@ -405,6 +408,22 @@ def test_the_documented_recipe_works_in_under_60_lines(tmp_path: Path) -> None:
     again = space["build_shuffled"](films, Scripted(ask, "writer@1"), answerer, tmp_path / "again", 9)
     assert again == funnel
     assert (tmp_path / "again" / "train.parquet").read_bytes() == (tmp_path / "rows" / "train.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["stage2", "temporal"])
+def test_documented_commands_are_commands(name: str) -> None:
+    """Of the document and of the script's own docstring; and every option that the document names is one."""
+    script = load(name)
+    text = (DOCUMENT.parent / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join([*blocks, script.__doc__]).replace("\\\n", " ").splitlines()
+    commands = [line.split()[2:] for line in lines if f"python dataset_scripts/{name}.py" in line]
+    assert len(commands) >= 3
+    for command in commands:
+        script.parse(command)
+    with pytest.raises(SystemExit), redirect_stdout(StringIO()) as shown:
+        script.parse(["--help"])
+    assert set(re.findall(r"(--[a-z][a-z-]*)", text)) <= set(re.findall(r"(--[a-z][a-z-]*)", shown.getvalue()))
 
 
 # ------------------------------------------------------------------------------------------------------------- training
