@@ -82,9 +82,11 @@ class PositionProbe(TrainerCallback):
                 facts={"step": step, "max_pixels": trainer.args.max_pixels, "max_new_tokens": _MAX_NEW_TOKENS},
             )
             scores = {"alone": result["upper_bound"], **result["thirds"], "dip": result["dip"]}
+            is_due = trainer.control.should_log
             trainer.log(
                 {f"probe/{name}": part["percent"] for name, part in scores.items() if part["percent"] is not None}
             )
+            trainer.control.should_log = is_due  # what was logged here is not the step's own log
         trainer.accelerator.wait_for_everyone()
         trainer._clock = None  # as after an evaluation: its time does not count for `tokens_per_second`
         model.train()

@@ -1,15 +1,22 @@
-"""Writes `recipes/configs/`: one file for each base, recipe and way to train. `python recipes/write_configs.py`
+"""Writes `recipes/configs/`: one file for each base, recipe and way to train.
 
-Takes the tables below: bases, recipes, modes, and what they cost; gives the YAML files, which a test compares with
-these tables and loads. Change a number here, not there. The miniature's files differ in kind and are written by hand.
+    python recipes/write_configs.py              writes the files
+    python recipes/write_configs.py --estimate   first estimates their costs anew, as `longvpo check` does: minutes
+
+Takes the tables below: bases, recipes, modes; and `costs.json` beside, what they are estimated to cost. A test compares
+the files with these and loads them. Change a number here, not there. The miniature's files differ in kind and are
+written by hand.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGS = Path(__file__).parent / "configs"
+COSTS = Path(__file__).parent / "costs.json"
 
 
 @dataclass(frozen=True)
@@ -20,14 +27,12 @@ class Base:
         title: As people call it.
         name: Its transformers-native repository.
         num_frames: Most frames of a LongVPO timeline.
-        tokens_per_frame: Visual tokens of a frame of 448 × 448, or of the processor's own tile.
         about: What a user has to know of the repository.
         layers: Layers FSDP wraps, for a model that itself names some which it does not have.
     """
 
     title: str
     name: str
-    tokens_per_frame: float
     num_frames: int = 128
     about: str = ""
     layers: str = ""
@@ -37,19 +42,17 @@ BASES = {
     "internvl2_5_8b": Base(
         "InternVL2.5-8B",
         "OpenGVLab/InternVL2_5-8B-MPO-hf",
-        256,
         about="The paper's base. InternVL2_5-8B itself exists with remote code only, which is never run here; this is "
         "the native repository there is, of the same model after a preference optimisation on images (MPO).",
     ),
-    "internvl3_8b": Base("InternVL3-8B", "OpenGVLab/InternVL3-8B-hf", 256, about="The base of the authors' release."),
-    "internvl3_2b": Base("InternVL3-2B", "OpenGVLab/InternVL3-2B-hf", 256),
-    "qwen2_5_vl_7b": Base("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", 128, about="Two frames share their tokens."),
-    "qwen2_5_vl_3b": Base("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", 128, about="Two frames share their tokens."),
-    "qwen3_vl_8b": Base("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", 98, about="Two frames share their tokens."),
+    "internvl3_8b": Base("InternVL3-8B", "OpenGVLab/InternVL3-8B-hf", about="The base of the authors' release."),
+    "internvl3_2b": Base("InternVL3-2B", "OpenGVLab/InternVL3-2B-hf"),
+    "qwen2_5_vl_7b": Base("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", about="Two frames share their tokens."),
+    "qwen2_5_vl_3b": Base("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", about="Two frames share their tokens."),
+    "qwen3_vl_8b": Base("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", about="Two frames share their tokens."),
     "llava_video_7b": Base(
         "LLaVA-Video-7B",
         "Isotr0py/LLaVA-Video-7B-Qwen2-hf",
-        196,
         about="The authors' lmms-lab/LLaVA-Video-7B-Qwen2 is no transformers repository; this conversion to "
         "LlavaOnevisionForConditionalGeneration is a community's. LLaVA-Video's own code ends each row of a frame with "
         "a newline token and tells the times in words; this class does neither. What that costs was not measured.",
@@ -58,7 +61,6 @@ BASES = {
     "smolvlm2_500m": Base(
         "SmolVLM2-500M",
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        64,
         num_frames=64,
         about="64 frames, because its context is 8,192 tokens and each frame also has its time in words. Its processor "
         "needs `pip install num2words`.",
@@ -75,6 +77,8 @@ TITLES = {
     "stage2": "LongVPO Stage 2",
     "temporal": "Temporal Preference Optimization",
 }
+#: Launch configurations of a mode, each with its number of GPUs.
+LAUNCHES = {"lora": {"one_gpu": 1}, "full": {"fsdp2": 8, "zero3": 8}}
 MODES = {"lora": "LoRA on one GPU", "full": "the whole model on 8 GPUs, FSDP2 or ZeRO-3"}
 
 LOSS = {
@@ -95,6 +99,8 @@ LOSS = {
     ],
 }
 
+#: By file (`internvl3_8b/stage1_lora`), launch configuration, and what.
+Costs = dict[str, dict[str, dict[str, float]]]
 #: A setting, its value, and where the value is from.
 Line = tuple[str, str, str]
 
@@ -109,12 +115,15 @@ def write(folder: Path = CONFIGS) -> None:
 
 def texts() -> dict[tuple[str, str, str], str]:
     """The text of every file, by base, recipe and mode."""
-    return {
-        (name, recipe, mode): _text(name, recipe, mode) for name in BASES for recipe in RECIPES[name] for mode in MODES
-    }
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    return {(name, recipe, mode): _text(name, recipe, mode, costs) for name, recipe, mode in _names()}
 
 
-def _text(name: str, recipe: str, mode: str) -> str:
+def _names() -> list[tuple[str, str, str]]:
+    return [(name, recipe, mode) for name in BASES for recipe in RECIPES[name] for mode in MODES]
+
+
+def _text(name: str, recipe: str, mode: str, costs: Costs) -> str:
     base = BASES[name]
     groups = [
         _model(name, base, recipe, mode),
@@ -125,7 +134,7 @@ def _text(name: str, recipe: str, mode: str) -> str:
         _LOGS,
     ]
     body = "\n\n".join("\n".join(_line(*line) for line in group) for group in groups)
-    return f"{_header(name, base, recipe, mode)}\n\n{body}\n"
+    return f"{_header(name, base, recipe, mode, costs)}\n\n{body}\n"
 
 
 def _line(name: str, value: str, source: str) -> str:
@@ -133,27 +142,55 @@ def _line(name: str, value: str, source: str) -> str:
     return f"{setting:<30}  # {source}" if source else setting
 
 
-def _header(name: str, base: Base, recipe: str, mode: str) -> str:
+def _header(name: str, base: Base, recipe: str, mode: str, costs: Costs) -> str:
     config = f"recipes/configs/{name}/{recipe}_{mode}.yaml"
     lines = [f"{base.title}, {TITLES[recipe]}, {MODES[mode]}.", ""]
-    launches = {"lora": ["one_gpu"], "full": ["fsdp2", "zero3"]}[mode]
-    for accelerate in launches:
+    for accelerate in LAUNCHES[mode]:
         wrap = ["    --fsdp_transformer_layer_cls_to_wrap " + base.layers + " \\"] if base.layers else []
         lines += [
             f"    accelerate launch --config_file recipes/accelerate/{accelerate}.yaml \\",
             *(["    " + line for line in wrap] if accelerate == "fsdp2" else []),
             f"        recipes/{recipe}.py --config {config}",
         ]
-    lines += ["", *_wrapped(_costs(name, base, recipe, mode))]
+    lines += ["", *_wrapped(_costs(name, recipe, mode, costs))]
     if base.about:
         lines += ["", *_wrapped(base.about)]
     lines += ["", "Written by recipes/write_configs.py."]
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
-def _costs(name: str, base: Base, recipe: str, mode: str) -> str:
-    frames = 32 if recipe == "temporal" else base.num_frames
-    return f"At most {frames} frames, {round(frames * base.tokens_per_frame):,} visual tokens."
+def _costs(name: str, recipe: str, mode: str, costs: Costs) -> str:
+    launches = costs[f"{name}/{recipe}_{mode}"]
+    memory = ", ".join(f"{accelerate} {cost['gib']:.0f} GiB" for accelerate, cost in launches.items())
+    first = next(iter(launches.values()))
+    return (
+        f"A full timeline has {first['frames']:.0f} frames, {first['tokens']:,.0f} visual tokens. Memory of a GPU: "
+        f"{memory}. Time: {first['hours']:.1f} GPU-hours per 1,000 rows at 300 TFLOP/s. Estimates of `longvpo check`; "
+        "not run."
+    )
+
+
+def estimate() -> Costs:
+    """What each file costs, by its name and launch configuration; the files must have been written."""
+    from longvpo_hf import budget
+
+    costs: Costs = {}
+    for name, recipe, mode in _names():
+        file, base = f"{name}/{recipe}_{mode}", BASES[name].name
+        for accelerate, processes in LAUNCHES[mode].items():
+            overrides = ["--model_name_or_path", base]
+            model, training, _ = budget.read_config(CONFIGS / f"{file}.yaml", overrides)
+            sharding = budget.Sharding.none if processes == 1 else budget.Sharding(accelerate)
+            machine = budget.Machine(processes=processes, sharding=sharding)
+            found = budget.estimate(budget.find_model_config(base), model, training, machine)
+            costs.setdefault(file, {})[accelerate] = {
+                "gib": round(found.total_gib, 1),
+                "hours": round(found.gpu_hours_per_1000_rows, 2),
+                "frames": found.tokens.frames,
+                "tokens": found.tokens.visual,
+            }
+            print(file, accelerate, costs[file][accelerate], flush=True)
+    return costs
 
 
 def _model(name: str, base: Base, recipe: str, mode: str) -> list[Line]:
@@ -246,5 +283,14 @@ def _wrapped(text: str, width: int = 116) -> list[str]:
     return [*lines, line]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the files, with new estimates if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--estimate", action="store_true")
+    if parser.parse_args().estimate:
+        COSTS.write_text(json.dumps(estimate(), indent=1) + "\n", encoding="utf-8")
     write()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from longvpo_hf import LongVPOTrainer, VideoPreference
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
 from longvpo_hf.preference import Provenance
+from longvpo_hf.responders import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
@@ -53,9 +54,9 @@ def load(name: str) -> ModuleType:
 
 
 STAGE1, STAGE2, TEMPORAL = load("stage1"), load("stage2"), load("temporal")
+ABLATIONS = load("ablations")
 WRITE_CONFIGS = load("write_configs")
 PARTS = sys.modules["parts"]
-MODULES = {"stage1": STAGE1, "stage2": STAGE2, "temporal": TEMPORAL}
 
 
 # ------------------------------------------------------------------------------------------------ configurations
@@ -80,7 +81,7 @@ def test_a_configuration_loads_and_its_launch_commands_name_what_is_there(config
         holder = next(part for part in (recipe, model, training) if hasattr(part, name))
         assert getattr(holder, name) in (value, str(value)) or name == "use_cpu", name
     text = "\n".join(line[2:] for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
-    commands = re.findall(r"^ +(accelerate launch(?:.*\\\n)*.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^ +(?:OMP_NUM_THREADS=1 )?(accelerate launch(?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         words = shlex.split(command.replace("\\\n", " "))
@@ -415,3 +416,96 @@ def test_rows_may_be_held_out_streamed_saved_or_without_media(tmp_path: Path, ba
     assert PARTS.load_rows(recipe)[0]["id"] == held["id"]
     with pytest.raises(ValueError, match="needs video_root"):
         PARTS.parse(options(base, rows, tmp_path / "b", dataset_form="longvpo"))
+
+
+# ------------------------------------------------------------------------------------------------ hooks
+
+
+def test_a_probe_is_logged_and_changes_nothing_of_the_training(tmp_path: Path, base: Path, rows: Path) -> None:
+    plain = STAGE1.main(options(base, rows, tmp_path / "plain"))
+    probed = STAGE1.main(
+        options(base, rows, tmp_path / "probed", probe_steps=2, probe_frames=12, probe_number=4, probe_placements=1)
+    )
+    assert logged(probed, "loss") == logged(plain, "loss")
+    dips = [(entry["step"], entry["probe/dip"]) for entry in probed.state.log_history if "probe/dip" in entry]
+    assert [step for step, _ in dips] == [0, 2]
+    for step, dip in dips:
+        folder = tmp_path / "probed" / "probe" / f"step-{step}"
+        assert json.loads((folder / "position.json").read_text())["dip"]["percent"] == dip
+        assert (folder / "position.png").is_file()
+    assert probed.model.training == plain.model.training
+
+
+def test_a_sharded_model_is_not_probed(base: Path, rows: Path, tmp_path: Path) -> None:
+    trainer = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    with pytest.raises(ValueError, match="longvpo probe position"):
+        STAGE1.PositionProbe(trainer, SimpleNamespace())
+
+
+def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_it(
+    tmp_path: Path, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = options(base, rows, tmp_path / "model", benchmarks="mlvu", benchmark_data=tmp_path, max_steps=1)
+
+    def lacking(benchmarks: Any, root: Path) -> None:
+        raise ValueError(f"{[benchmark.name for benchmark in benchmarks]} are not in {root}")
+
+    monkeypatch.setattr(sys.modules["hooks"], "check", lacking)
+    with pytest.raises(ValueError, match=re.escape(f"['mlvu'] are not in {tmp_path}")):
+        STAGE1.main(words)
+    assert not (tmp_path / "model").exists()
+
+    def evaluate(contestants: Any, benchmarks: Any, root: Path, output: Path, frames: Any) -> list[dict[str, Any]]:
+        assert (Path(contestants[0].checkpoint) / "model.safetensors").is_file()  # saved by then
+        assert [benchmark.name for benchmark in benchmarks] == ["mlvu"]
+        task = {"overall": 61.0, "m_avg": 62.5, "n": 8, "unparsed": 0.0, "groups": {}}
+        return [{"model": "model", "stage": None, "num_frames": 64, "tasks": {"mlvu": task}} for _ in frames]
+
+    monkeypatch.setattr("longvpo_hf.evaluation.run.evaluate", evaluate)
+    monkeypatch.setattr(sys.modules["hooks"], "check", lambda benchmarks, root: None)
+    STAGE1.main([*words, "--benchmark_frames", "64"])
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "62.5" in card
+    assert "64 frames" in card
+
+
+# ------------------------------------------------------------------------------------------------ ablations
+
+
+def test_anchors_move_to_the_begin_and_nothing_else(
+    tmp_path: Path, rows: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ABLATIONS, "make_rows", lambda demo, name: None)
+    monkeypatch.setattr(ABLATIONS, "rows_folder", lambda demo, name: rows)
+    ABLATIONS._single_first(SimpleNamespace(output=tmp_path), tmp_path / "first")
+    recipe, _, _ = PARTS.parse(options(tmp_path, tmp_path / "first", tmp_path))
+    moved = [VideoPreference.from_row(row) for row in PARTS.load_rows(recipe)[0]]
+    assert len(moved) == len(preferences)
+    for before, after in zip(preferences, moved, strict=True):
+        (anchor,) = before.evidence
+        assert after.evidence == after.reference == (0,)
+        spans = [(Path(clip.path).stat().st_size, clip.end_seconds) for clip in before.timeline.clips]
+        rest = spans[:anchor] + spans[anchor + 1 :]
+        assert [(Path(c.path).stat().st_size, c.end_seconds) for c in after.timeline.clips] == [spans[anchor], *rest]
+        assert (after.question, after.chosen, after.rejected) == (before.question, before.chosen, before.rejected)
+
+
+def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
+    def measured(value: float) -> dict[str, Any]:
+        return {"accuracy": {"8": value}}
+
+    arms = [{name: measured(value) for name in ABLATIONS.ARMS} for value in (90.0, 94.0)]
+    seeds = {"1": {"base": measured(50.0), "arms": arms[0]}, "2": {"base": measured(53.0), "arms": arms[1]}}
+    machine = {"processor": "p", "cores": 1, "platform": "l"}
+    facts = {"machine": machine, "versions": {}, "command": "c", "fast": False, "lengths": [8]}
+    text = ABLATIONS.report({**facts, "questions_per_length": 4, "seeds": seeds})
+    assert "| base | 51.5 ± 2.1 |" in text  # sqrt(2 · 1.5²) = 2.12
+    assert "| SFT alone | 92.0 ± 2.8 |" in text  # sqrt(2 · 2²) = 2.83
+    assert all(f"## {question}" in text for question in ABLATIONS.QUESTIONS)
+
+
+def test_a_template_asks_about_a_marker_of_the_captions() -> None:
+    request = Request("This is what a whole video shows:\nScene #0: navy-gold , red\nScene #1: teal-lime , blue")
+    asked = json.loads(sys.modules["miniature"]._ask_about_a_marker(request))["question"]
+    assert asked in ("what colour in the navy-gold clip ?", "what colour in the teal-lime clip ?")
+    assert json.loads(sys.modules["miniature"]._ask_about_a_marker(Request("nothing")))["question"] is None
