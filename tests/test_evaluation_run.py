@@ -22,6 +22,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import benchmark_doubles as doubles
+import tiny_models
 from longvpo_hf import cli
 from longvpo_hf.config import LongVPOConfig
 from longvpo_hf.evaluation import adapter, preflight, run
@@ -326,6 +327,24 @@ def test_answers_come_in_order_whatever_their_settings(echo: adapter.LongVPO) ->
         for i in numbers
     ]
     assert answers(echo, *instances) == [str(i) for i in numbers]
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_answers_about_videos_of_any_length(root: Path, tmp_path: Path, family: str) -> None:
+    built, processor = tiny_models.build(family)
+    built.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = adapter.LongVPO(str(tmp_path), num_frames=24, fps="none", batch_size=3)  # v0 has 20 frames
+    content = [
+        [{"type": "video", "url": str(root / f"videos/v{i}.mp4")}, {"type": "text", "text": f"What{'?' * i}"}]
+        for i in (0, 1, 2, 0)
+    ]
+    together = answers(loaded, *[instance(each, max_new_tokens=3) for each in content])
+    assert together == [answers(loaded, instance(each, max_new_tokens=3))[0] for each in content]
+    assert together[0] == together[3]
+    # Fewer frames than there are shows the model other tensors of another shape, in the same call.
+    loaded.use(Sampling(24, fps=1.0))
+    assert len(answers(loaded, *[instance(each, max_new_tokens=3) for each in content])) == 4
 
 
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])
