@@ -219,7 +219,7 @@ def test_prompts_keep_their_bound(
 ) -> None:
     path = tmp_path / "long.mp4"
     path.write_bytes(b"long")
-    clips = tuple(Clip(str(path), float(i), i + 1.0, f"thing {i} appears ".ljust(600, "x")) for i in range(num_scenes))
+    clips = tuple(Clip(str(path), float(i), i + 1.0, f"thing {i} appears ".ljust(1200, "x")) for i in range(num_scenes))
     summaries = [Summary(1, i, i + 7, "s" * 800, tuple(map(str, range(i, i + 8)))) for i in range(0, num_scenes - 8, 8)]
     video = CaptionedVideo(Timeline(clips), tuple(summaries) if has_summaries else ())
     writer = Scripted(lambda request: '{"question": "What is it, ' + str(len(request.text)) + '?"}')
@@ -234,7 +234,7 @@ def test_prompts_keep_their_bound(
         if "one short segment" in request.text:
             assert context.count("\n") == 0, "who asks about a segment is told of it alone"
             assert context.startswith("Scene #")
-        elif "a whole video" in request.text and num_scenes * 612 > max_context_characters:
+        elif "a whole video" in request.text and num_scenes * 1212 > max_context_characters:
             numbers = [int(number) for number in re.findall(r"^Scenes? #(\d+)", context, re.MULTILINE)]
             assert numbers[0] < num_scenes * 0.1
             assert numbers[-1] > num_scenes * 0.9 - 8
