@@ -65,7 +65,7 @@ DEFAULT_TFLOPS = 300.0
 DEFAULT_GPU_MEMORY_GIB = 80.0
 #: CUDA's context and the work space of its libraries, GiB; and the share that the allocator leaves in pieces.
 RESERVE_GIB = 1.5
-FRAGMENTED = 0.05
+FRAGMENTED = 0.10
 
 #: A source of 16:9; its size where `max_pixels` sets no bound.
 _ASPECT = 16 / 9
@@ -77,6 +77,9 @@ _TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
 #: Text that a processor writes around the frames, tokens: per frame (or pair of frames), for tokenizers like Qwen's.
 _LABEL_TOKENS = {"internvl": 9, "qwen2_5_vl": 0, "qwen3_vl": 11, "llava_onevision": 0, "smolvlm": 14}
 _CHAT_TOKENS = 24
+
+#: Work that is no part of a step: `precompute_ref_log_probs`.
+BEFOREHAND = "reference, beforehand"
 
 _ATTENTION = "longvpo_budget"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
@@ -187,7 +190,8 @@ class Estimate:
         saved_gib: What autograd keeps between forward and backward pass, vision included.
         tflop: 10¹² operations of a device's batch by what does them; attention counts causally.
         seconds: Of a device's batch (a step is `gradient_accumulation_steps` of them).
-        gpu_hours_per_1000_rows: Over all devices.
+        gpu_hours_per_1000_rows: Over all devices, for one epoch; with the reference's, also where that is computed
+            beforehand.
         frames_that_fit: Most frames of a timeline with everything else as it is; 0 where not even one fits.
         remedies: What to change; empty where it fits.
         notes: What was assumed, and what the model cannot do.
@@ -323,7 +327,7 @@ def estimate(
     total = sum(memory.values())
     fits = total <= machine.gpu_memory_gib
     tflop = run.tflop()
-    seconds = sum(tflop.values()) / machine.tflops
+    seconds = sum(value for name, value in tflop.items() if name != BEFOREHAND) / machine.tflops
     return Estimate(
         model=model.model_name_or_path or "",
         machine=machine,
@@ -334,9 +338,12 @@ def estimate(
         saved_gib=run.saved(training.num_frames) / GIB,
         tflop=tflop,
         seconds=seconds,
-        gpu_hours_per_1000_rows=seconds / training.per_device_train_batch_size * 1000 / 3600,
+        gpu_hours_per_1000_rows=sum(tflop.values())
+        / machine.tflops
+        / training.per_device_train_batch_size
+        * (1000 / 3600),
         frames_that_fit=run.frames_that_fit(),
-        remedies=() if fits else tuple(_remedies(run)),
+        remedies=() if fits else tuple(remedy for remedy in _remedies(run) if remedy.gib < total),
         notes=tuple(run.notes()),
     )
 
@@ -379,7 +386,7 @@ def report(estimate: Estimate) -> str:
         "",
         f"Work of a device's batch, TFLOP; at {machine.tflops:g} TFLOP/s",
         *(_line(name, f"{value:9.1f}") for name, value in estimate.tflop.items()),
-        _line("together", f"{sum(estimate.tflop.values()):9.1f} = {estimate.seconds:.1f} s"),
+        _line("seconds", f"{estimate.seconds:9.1f}"),
         _line("GPU-hours per 1,000 rows", f"{estimate.gpu_hours_per_1000_rows:9.2f}"),
         "",
         *(f"- {note}" for note in estimate.notes),
@@ -680,7 +687,7 @@ class _Run:
             "vision": kept + besides,
             "text model's activations": inputs + text,
             "LM head": self._head_bytes(),
-            "pixels": self.trees * self.grid.units(frames) * self.grid.pixels * 4.0,
+            "pixels": self._pixels(frames),
         }
 
     def _packed(self, frames: int) -> int:
@@ -691,7 +698,12 @@ class _Run:
         """Bytes kept between forward and backward pass."""
         inputs = self._packed(frames) * (self._compute_bytes + 1)
         tower, _ = self._tower_bytes(frames)
-        return self.text_model(frames)[0].saved + inputs + tower
+        pixels = self._pixels(frames) if self.tower_trained else 0.0
+        return self.text_model(frames)[0].saved + inputs + tower + pixels
+
+    def _pixels(self, frames: int) -> float:
+        """Bytes of the frames as the model takes them, in float32."""
+        return self.trees * self.grid.units(frames) * self.grid.pixels * 4.0
 
     def _tower_bytes(self, frames: int) -> tuple[float, float]:
         """What vision keeps for the backward pass, and what it needs besides while it runs."""
@@ -701,13 +713,13 @@ class _Run:
         hidden, middle = vision.hidden_size, vision.intermediate_size
         depth = getattr(vision, "depth", None) or vision.num_hidden_layers
         block = _kept_by_block(self.tower, hidden, middle) * width * self.grid.patches
-        projector = units * self.grid.projected * width * _projector_width(self.built)
+        projector = units * self.grid.projected * width * _projector_width(self.built, self.tower)
         if not self.tower_trained:
             chunk = math.ceil(CHUNK_ELEMENTS / self.grid.pixels)
             return projector, block * (min(units, chunk) if self.machine.sharding == Sharding.none else units)
         if self.training.gradient_checkpointing:
             return projector + units * self.grid.patches * width * hidden * depth, units * block
-        return projector + units * block * depth, 0.0
+        return projector + units * block * depth, units * block if self.training.activation_offloading else 0.0
 
     def _head_bytes(self) -> float:
         text = self.config.get_text_config()
@@ -809,22 +821,20 @@ class _Run:
             "policy: vision": self._vision_flops(self.training.num_frames, self.trees, policy=True),
             "policy: LM head": self._head_flops(backward=True),
         }
-        if not self.training.precompute_ref_log_probs:
-            reference, _ = self.text_model(self.reference_frames, grad=False)
-            apart = self.trees * (self.pairs if self.training.reference == "anchor" else 1)
-            work["reference"] = (
-                reference.forward_flops
-                + self._vision_flops(self.reference_frames, apart, policy=False)
-                + self._head_flops(backward=False)
-            )
+        reference, _ = self.text_model(self.reference_frames, grad=False)
+        apart = self.trees * (self.pairs if self.training.reference == "anchor" else 1)
+        work[BEFOREHAND if self.training.precompute_ref_log_probs else "reference"] = (
+            reference.forward_flops
+            + self._vision_flops(self.reference_frames, apart, policy=False)
+            + self._head_flops(backward=False)
+        )
         return {name: value / 1e12 for name, value in work.items()}
 
     def _vision_flops(self, frames: int, timelines: int, policy: bool) -> float:
         grid, vision = self.grid, self.config.vision_config
         if not self.training.tree_packing:
             timelines *= 2 * self.pairs
-        mergers = [part for name, part in self.tower.named_children() if "merger" in name]
-        merging = sum(_linear_elements(part) for part in mergers)
+        merging = sum(_linear_elements(part) for part in _mergers(self.tower))
         pixels = sum(part.weight.numel() for part in self.tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
         linear = 2.0 * ((_linear_elements(self.tower) - merging - pixels) * grid.patches)
         attention = sum(4.0 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.window)
@@ -833,7 +843,7 @@ class _Run:
         trained = policy and self.tower_trained
         passes = (3 + again, 3.5 + again) if trained else (1, 1)
         projector = 2.0 * (merging * grid.tokens + _linear_elements(_projector(self.built)) * grid.projected)
-        projected = (3 if any(w.requires_grad for w in _projector_weights(self.built, mergers)) else 1) if policy else 1
+        projected = 3 if policy and _is_projector_trained(self.built, self.tower) else 1
         embedded = 2.0 * pixels * grid.patches * (2 if trained else 1)  # pixels have no gradient
         return units * (embedded + linear * passes[0] + attention * passes[1] + projector * projected)
 
@@ -898,8 +908,10 @@ def _run_text_model(run: _Run, sequences: Sequence[tuple[int, int]], trunk: int,
     mode = FakeTensorMode()
     held = _fake(decoder, mode)
     for part in decoder.modules():
-        if isinstance(part, nn.Dropout):  # as devices do it: a mask of bytes, not of floats
-            part.forward = partial(_dropout, part.p)  # type: ignore[method-assign]
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0 if training.disable_dropout else part.p
+            if part.p:  # as devices do it: a mask of bytes, not of floats
+                part.forward = partial(_dropout, part.p)  # type: ignore[method-assign]
     for weight in decoder.parameters():
         if weight.requires_grad:  # gradients are counted apart
             weight.register_post_accumulate_grad_hook(_drop_gradient)
@@ -1002,16 +1014,21 @@ def _projector(model: PreTrainedModel) -> nn.Module | None:
     return getattr(base, "multi_modal_projector", None) or getattr(base, "connector", None)
 
 
-def _projector_weights(model: PreTrainedModel, mergers: Sequence[nn.Module]) -> list[nn.Parameter]:
+def _mergers(tower: nn.Module) -> list[nn.Module]:
+    """What stands between tower and text model, where it is in the tower."""
+    return [part for name, part in tower.named_children() if "merger" in name]
+
+
+def _is_projector_trained(model: PreTrainedModel, tower: nn.Module) -> bool:
     projector = _projector(model)
-    parts = [*mergers, *([projector] if projector is not None else [])]
-    return [weight for part in parts for weight in part.parameters()]
+    parts = [*_mergers(tower), *([projector] if projector is not None else [])]
+    return any(weight.requires_grad for part in parts for weight in part.parameters())
 
 
-def _projector_width(model: PreTrainedModel) -> int:
+def _projector_width(model: PreTrainedModel, tower: nn.Module) -> int:
     """Elements that a projector keeps of a row for its backward pass: what goes in and out of its layers."""
     projector = _projector(model)
-    if projector is None:
+    if projector is None or not _is_projector_trained(model, tower):
         return 0
     layers = [part for part in projector.modules() if isinstance(part, nn.Linear)]
     return sum(part.in_features + part.out_features for part in layers)
@@ -1048,35 +1065,39 @@ def _remedies(run: _Run) -> list[Remedy]:
         changes.append(("use_peft: true (LoRA)", {}, {"use_peft": True}))
         if not training.precompute_ref_log_probs:
             changes.append(("precompute_ref_log_probs: true", {"precompute_ref_log_probs": True}, {}))
-    elif model.lora_dropout:
-        changes.append(("lora_dropout: 0", {}, {"lora_dropout": 0.0}))
     if training.per_device_train_batch_size > 1:
         changes.append(("per_device_train_batch_size: 1", {"per_device_train_batch_size": 1}, {}))
     if not training.activation_offloading:
         changes.append(("activation_offloading: true", {"activation_offloading": True}, {}))
-    found = [_changed(run, name, settings, shapes) for name, settings, shapes in changes]
+    found = [_changed(run, settings, shapes) for _, settings, shapes in changes]
     remedies = [_remedy(name, other) for name, other in zip((c[0] for c in changes), found, strict=True)]
     if len(changes) > 1:
         together = _changed(
             run,
-            "",
             {name: value for _, settings, _ in changes for name, value in settings.items()},
             {name: value for _, _, shapes in changes for name, value in shapes.items()},
         )
         remedies.append(_remedy("all of these", together))
     frames = run.frames_that_fit()
     if 0 < frames < training.num_frames:
-        remedies.append(_remedy(f"num_frames: {frames}", _changed(run, "", {"num_frames": frames}, {})))
+        remedies.append(_remedy(f"num_frames: {frames}", _changed(run, {"num_frames": frames}, {})))
     return sorted(remedies, key=lambda remedy: remedy.setting == "all of these")
 
 
-def _changed(run: _Run, name: str, settings: Mapping[str, Any], shapes: Mapping[str, Any]) -> _Run:
+#: Settings that change nothing of what the text model does in a step.
+_LEAVE_TEXT_MODEL = {"precompute_ref_log_probs", "freeze_vision_tower", "activation_offloading"}
+
+
+def _changed(run: _Run, settings: Mapping[str, Any], shapes: Mapping[str, Any]) -> _Run:
     training, model = copy.copy(run.training), copy.copy(run.model)
     for key, value in settings.items():
         setattr(training, key, value)
     for key, value in shapes.items():
         setattr(model, key, value)
-    return _Run(run.config, model, training, run.machine, run.rows)
+    other = _Run(run.config, model, training, run.machine, run.rows)
+    if not shapes and set(settings) <= _LEAVE_TEXT_MODEL:
+        other._traces = run._traces
+    return other
 
 
 def _remedy(name: str, run: _Run) -> Remedy:
