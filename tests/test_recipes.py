@@ -151,20 +151,25 @@ FAMILY_OF = {
     "qwen2_5_vl": "qwen2_5_vl",
     "qwen3_vl": "qwen3_vl",
     "llava_video": "llava_onevision",
+    "smolvlm2": "smolvlm",
 }
+
+
+def tiny(family: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """A tiny model of one of the bases' families, and its processor."""
+    if family != "smolvlm":
+        return tiny_models.build(family)
+    from test_processing import build_smolvlm
+
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)  # a package that is not ours to install
+    return build_smolvlm()
 
 
 @pytest.mark.parametrize("base", WRITE_CONFIGS.BASES)
 def test_fsdp_finds_the_layers_it_is_told_to_wrap(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerate looks for them; LLaVA names layers itself that its models do not have."""
-    prefix = next((prefix for prefix in FAMILY_OF if base.startswith(prefix)), None)
-    if prefix is None:
-        from test_processing import build_smolvlm
-
-        monkeypatch.setattr(processing_smolvlm, "num2words", str)  # a package that is not ours to install
-        model = build_smolvlm()[0]
-    else:
-        model = tiny_models.build(FAMILY_OF[prefix])[0]
+    family = next(family for prefix, family in FAMILY_OF.items() if base.startswith(prefix))
+    model = tiny(family, monkeypatch)[0]
     told = WRITE_CONFIGS.BASES[base].layers
 
     def wrapped(layers: list[str] | None) -> set[str]:
@@ -339,6 +344,21 @@ def test_the_recipe_is_the_demos_training(killed: Path) -> None:
     assert ours.keys() == demos.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, demos[name]), name
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILY_OF.values() if family != "internvl"])
+def test_every_family_of_the_bases_trains_an_adapter(
+    family: str, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = tiny(family, monkeypatch)
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    words = options(tmp_path / "base", rows, tmp_path / "model", use_peft="true", lora_r=2, max_steps=1)
+    trainer = STAGE1.main(words)
+    moved = {name for name, weight in trainer.model.named_parameters() if "lora_B" in name and weight.any()}
+    assert moved
+    assert all(re.search(r"(language_model|text_model)\.", name) for name in moved)
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
 
 
 # ------------------------------------------------------------------------------------------------ adapters
