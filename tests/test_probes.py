@@ -609,6 +609,16 @@ def test_needle_by_command(checkpoints: Path, media: Path, tmp_path: Path) -> No
     assert "missing_file" in result.output
 
 
+def test_frames_have_the_size_of_training(checkpoints: Path, media: Path, tmp_path: Path) -> None:
+    card = "sampler = FrameSampler(num_frames=64, fps=2.0, max_pixels=1234)"
+    shutil.copytree(checkpoints / "full", tmp_path / "trained")
+    (tmp_path / "trained" / "README.md").write_text(f"```python\n{card}\n```\n", encoding="utf-8")
+    command = ["probe", "needle", str(tmp_path / "trained"), "--frames", "4", "--depths", "1", "--number", "1"]
+    result = CliRunner().invoke(app, [*command, "--max-new-tokens", "1", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "needle.json").read_text())["max_pixels"] == 1234
+
+
 @pytest.mark.parametrize("more", [[], ["--haystack"], ["--distractors"]], ids=lambda more: "".join(more) or "black")
 def test_position_by_command(checkpoints: Path, media: Path, tmp_path: Path, more: list[str]) -> None:
     command = ["probe", "position", str(checkpoints / "full"), "--frames", "16", "--number", "3", "--placements", "2"]

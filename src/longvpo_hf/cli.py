@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from longvpo_hf.evaluation.probes import Filler, ProbeQuestion
+    from longvpo_hf.responders import Responder
 
 app = typer.Typer(
     help="Preference optimisation for long video-language models.",
@@ -113,7 +114,7 @@ _World = Annotated[
 _Haystack = Annotated[Path | None, typer.Option(help="Any video, whose frames stand around the asked ones.")]
 _Number = Annotated[int, typer.Option(min=1, help="Questions drawn of the world, where no others are given.")]
 _MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Larger frames are scaled down; give what the model was trained on.")
+    int | None, typer.Option(min=1, help="Larger frames are scaled down. Default: as in training, if the card says it.")
 ]
 _BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one call, as long as they fit in memory.")]
 _NewTokens = Annotated[int, typer.Option(min=1, help="Bound on an answer; thinking models need more.")]
@@ -138,7 +139,7 @@ def needle(
     haystack: _Haystack = None,
     world: _World = None,
     number: _Number = 10,
-    max_pixels: _MaxPixels = 448 * 448,
+    max_pixels: _MaxPixels = None,
     batch_size: _BatchSize = 1,
     max_new_tokens: _NewTokens = 16,
     seed: _Seed = 0,
@@ -162,11 +163,9 @@ def needle(
             raise ValueError("--needle and --needles exclude each other; give one of them.")
         questions, filler = _probed(questions, haystack, world, number, max(lengths), seed, output)
 
-        from longvpo_hf.evaluation.checkpoint import load_responder, weights_digest
         from longvpo_hf.evaluation.needle import probe_needle
 
-        responder = load_responder(checkpoint, max(lengths), max_pixels, batch_size, max_new_tokens)
-        facts = {"weights": weights_digest(checkpoint), "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+        responder, facts = _probed_model(checkpoint, max(lengths), max_pixels, batch_size, max_new_tokens)
         result = probe_needle(responder, questions, filler, lengths, depths, output, facts)
     if result["stopped"] is not None:
         typer.echo(f"Stopped at {result['stopped']['frames']} frames: {result['stopped']['reason']}")
@@ -188,7 +187,7 @@ def position(
     ] = False,
     world: _World = None,
     number: _Number = 100,
-    max_pixels: _MaxPixels = 448 * 448,
+    max_pixels: _MaxPixels = None,
     batch_size: _BatchSize = 1,
     max_new_tokens: _NewTokens = 16,
     seed: _Seed = 0,
@@ -210,11 +209,9 @@ def position(
             given, haystack, world, number, frames, seed, output, BlankFiller(output / "media") if black else None
         )
 
-        from longvpo_hf.evaluation.checkpoint import load_responder, weights_digest
         from longvpo_hf.evaluation.position import probe_position
 
-        responder = load_responder(checkpoint, frames, max_pixels, batch_size, max_new_tokens)
-        facts = {"weights": weights_digest(checkpoint), "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+        responder, facts = _probed_model(checkpoint, frames, max_pixels, batch_size, max_new_tokens)
         result = probe_position(responder, asked, filler, frames, placements, output, seed, facts)
     upper, dip = result["upper_bound"], result["dip"]
     middle = f"{dip['percent']:.1f} points {dip['band_95']}" if dip["percent"] is not None else "not measured"
@@ -255,6 +252,23 @@ def _probed(
     per_clip = {} if haystack is None else {"frames_per_clip": 1}  # a film's clips are one frame each
     questions = world_questions(clips, number, seed, plain_english=world is None, **per_clip)
     return questions, filler or WorldFiller(clips, seed)
+
+
+def _probed_model(
+    checkpoint: str, num_frames: int, max_pixels: int | None, batch_size: int, max_new_tokens: int
+) -> tuple[Responder, dict[str, Any]]:
+    """The checkpoint as a responder, and what its answers depend on."""
+    from longvpo_hf.evaluation.checkpoint import load_responder, weights_digest
+    from longvpo_hf.evaluation.sampling import Sampling
+
+    if max_pixels is None:
+        max_pixels = (Sampling.of_training(checkpoint) or Sampling()).max_pixels
+    responder = load_responder(checkpoint, num_frames, max_pixels, batch_size, max_new_tokens)
+    return responder, {
+        "weights": weights_digest(checkpoint),
+        "max_pixels": max_pixels,
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 @contextmanager
