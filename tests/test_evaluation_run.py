@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+import yaml
+from transformers import AutoProcessor
 from typer.testing import CliRunner, Result
 
 import benchmark_doubles as doubles
@@ -153,6 +156,9 @@ def test_scores_of_a_model_and_its_adapter(
         "utf-8"
     )
     assert json.loads((tmp_path / "table.json").read_text("utf-8"))["tables"][0]["num_frames"] == 3
+    index = yaml.safe_load((tmp_path / "stage1.model-index.yaml").read_text("utf-8"))["model-index"]
+    assert [model["name"] for model in index] == ["stage1"]
+    assert 50.0 in [metric["value"] for result in index[0]["results"] for metric in result["metrics"]]
     answers = lines(tmp_path / "answers/base-3/mvbench.jsonl")
     assert answers[:2] == [
         {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "score": value, "choice": choice,
@@ -347,6 +353,18 @@ def test_every_family_answers_about_videos_of_any_length(root: Path, tmp_path: P
     assert len(answers(loaded, *[instance(each, max_new_tokens=3) for each in content])) == 4
 
 
+def test_an_adapter_s_own_processor_goes_before_its_base_s(model: Path, lora: Path, tmp_path: Path) -> None:
+    def template(folder: Path) -> str:
+        return adapter.LongVPO(str(folder))._responder.encoder.processor.chat_template
+
+    processor = AutoProcessor.from_pretrained(model)
+    assert template(lora) == processor.chat_template  # the folder holds none
+    own = shutil.copytree(lora, tmp_path / "with-processor")
+    processor.chat_template = f"Be brief. {processor.chat_template}"
+    processor.save_pretrained(own)
+    assert template(own) == processor.chat_template
+
+
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])
 def test_what_is_not_greedy_is_refused(echo: adapter.LongVPO, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="answers greedily"):
@@ -390,6 +408,11 @@ def test_a_checkpoint_is_seen_as_its_card_says(model: Path, tmp_path: Path, samp
     assert trained._responder.sampler.num_frames == sampling.num_frames
     explicit = adapter.LongVPO(str(folder), num_frames=3, fps=0.5, max_pixels="none")
     assert explicit.sampling == Sampling(3, 0.5, None)
+
+
+@pytest.mark.parametrize("name", ["no-such/model", "no/such/folder", "./gone"])
+def test_no_card_says_nothing(name: str) -> None:
+    assert Sampling.of_training(name) is None
 
 
 def test_frame_times_are_known_without_decoding(root: Path) -> None:

@@ -13,6 +13,7 @@ Scores of one model at one number of frames, all in percent:
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import re
@@ -23,11 +24,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import ModelCardData
+
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.benchmarks import DATA_ROOT_VARIABLE, Benchmark
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.sampling import Sampling
-from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, to_markdown
+from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, eval_results, to_markdown
 from longvpo_hf.hub import markdown, public_name
 
 if TYPE_CHECKING:
@@ -74,8 +77,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates, and writes scores, tables, a section for the model card and all answers into `output`.
 
-    Files: `<label>-<frames>.json` with the scores, `table.json`, `table.md`, `card.md`, and `answers/<label>-<frames>/`
-    with a line for each question; `cache/` keeps what lets an interrupted evaluation go on.
+    Files: `<label>-<frames>.json` with the scores, `table.json`, `table.md`, `card.md`, `<label>.model-index.yaml` for
+    the card's head, and `answers/<label>-<frames>/` with a line for each question; `cache/` keeps what lets an
+    interrupted evaluation go on.
 
     Args:
         contestants: The models, of different labels.
@@ -216,13 +220,21 @@ def _write_answers(path: Path, samples: Sequence[tuple[str, Mapping[str, Any]]])
 
 
 def _stem(label: str, num_frames: int) -> str:
-    return re.sub(r"[^\w.-]+", "_", f"{label}-{num_frames}")
+    return f"{_safe(label)}-{num_frames}"
+
+
+def _safe(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^\w.-]+", "_", label)
 
 
 def _write(results: Sequence[Mapping[str, Any]], output: Path) -> None:
     runs = table_runs(results)
     for result, run in zip(results, runs, strict=True):
         _write_json(output / f"{_stem(run.stage, run.num_frames)}.json", result)
+    for stage, own in itertools.groupby(runs, lambda run: run.stage):
+        index = ModelCardData(model_name=stage, eval_results=eval_results(list(own))).to_yaml()
+        (output / f"{_safe(stage)}.model-index.yaml").write_text(f"{index}\n", encoding="utf-8")
     found = comparison(runs)
     _write_json(output / "table.json", found)
     (output / "table.md").write_text(to_markdown(found), encoding="utf-8")
