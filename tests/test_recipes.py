@@ -28,6 +28,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
 import tiny_models
+from hub_double import HubDouble
 from longvpo_hf import LongVPOTrainer, VideoPreference
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
@@ -264,9 +265,20 @@ def logged(trainer: LongVPOTrainer, name: str) -> list[float]:
 @pytest.mark.parametrize("recipe", ["stage2", "temporal"])
 def test_a_recipe_runs_through_accelerate_launch(recipe: str, tmp_path: Path, base: Path, rows: Path) -> None:
     output = tmp_path / recipe
-    command = launch(recipe, *options(base, rows, output))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    pushing = {"push_to_hub": "true", "hub_model_id": f"someone/{recipe}"} if recipe == "stage2" else {}
+    probing = {"probe_steps": 2, "probe_frames": 8, "probe_number": 1, "probe_placements": 1}
+    command = launch(recipe, *options(base, rows, output, **pushing, **probing))
+    with HubDouble() as hub:
+        done = subprocess.run(
+            command,
+            env=hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        published = hub.files(f"someone/{recipe}") if pushing else {}
     before, after = (load_file(folder / "model.safetensors") for folder in (base, output))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("language_model" in name for name in changed)
@@ -275,6 +287,13 @@ def test_a_recipe_runs_through_accelerate_launch(recipe: str, tmp_path: Path, ba
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "longvpo-stage2" in card
     assert str(tmp_path) not in card
+    assert (output / "_probe_media").is_dir()
+    if pushing:
+        assert published["README.md"].decode() == card
+        assert {"model.safetensors", "training_curve.png", "probe/step-2/position.json"} <= set(published)
+        assert not any(name.startswith("_") for name in published)
+        telling = {name for name, content in published.items() if str(tmp_path).encode() in content}
+        assert telling <= {"training_args.bin"}  # transformers' own record of `output_dir`
 
 
 def miniature(folder: Path, output: Path, **more: object) -> list[str]:
