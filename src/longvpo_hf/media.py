@@ -30,7 +30,7 @@ from .frames import UnreadableVideo, VideoFile
 from .timeline import Clip
 
 #: Part of each name; changes with the way files are made.
-_VERSION = 1
+_VERSION = 2
 _KEY_FRAME_SECONDS = 1.0
 _MIN_FPS = 1.0
 #: Clips of one source that one task cuts: they share its decoder.
@@ -157,8 +157,14 @@ def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) ->
         codec="libx264",
         pixel_format="yuv420p",
         crf=settings.crf,
-        # Without frames that lean on later ones, and in one thread: the same bytes wherever and whenever it is made.
-        extra_options={"g": max(1, round(fps * _KEY_FRAME_SECONDS)), "bf": 0, "threads": 1},
+        # Without frames that lean on later ones, in one thread and without x264's lookahead, with which some files came
+        # out otherwise in another process: the same bytes wherever and whenever it is made.
+        extra_options={
+            "g": max(1, round(fps * _KEY_FRAME_SECONDS)),
+            "bf": 0,
+            "threads": 1,
+            "x264-params": "mbtree=0:rc-lookahead=0",
+        },
     )
     part = path.parent / _PARTS / f"{os.getpid()}-{path.name}"
     try:

@@ -9,7 +9,7 @@ are made of the recipe is `recipe.py`'s; knows nothing of training.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from longvpo_hf.builders.recipe import (
     build,
     evidence,
     log_folder,
+    what_rows_follow_from,
     without_evidence,
 )
 from longvpo_hf.filters import Funnel
@@ -152,7 +153,7 @@ def build_anchored(
         title="LongVPO Stage 1: anchored preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=[asdict(settings), judge.name if judge else ""],
+        follows_from=[what_rows_follow_from(settings), judge.name if judge else ""],
         funnel=funnel,
         media_root=media_root,
         facts={

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from longvpo_hf.builders.recipe import (
     build,
     evidence,
     log_folder,
+    what_rows_follow_from,
     whole,
 )
 from longvpo_hf.filters import REASONS, Funnel, check_question
@@ -165,7 +166,7 @@ def build_reasoning(
         title="LongVPO Stage 2: preference rows over several scenes",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=what_rows_follow_from(settings, usable, judge),
+        follows_from=follows_from(settings, usable, judge),
         funnel=funnel,
         media_root=media_root,
         facts={
@@ -209,10 +210,10 @@ def with_captions(videos: Sequence[CaptionedVideo], at_least: int, funnel: Funne
     return usable
 
 
-def what_rows_follow_from(settings: Any, videos: Sequence[CaptionedVideo], judge: Responder | None) -> list[Any]:
-    """See `recipe.build`. How many rows are asked for is not among it, so that more of them keep what is there."""
-    named = {name: value for name, value in asdict(settings).items() if name not in ("num_rows", "max_rounds")}
-    return [named, judge.name if judge else "", [video.history for video in videos if video.summaries]]
+def follows_from(settings: Any, videos: Sequence[CaptionedVideo], judge: Responder | None) -> list[Any]:
+    """See `recipe.build`."""
+    summed_up = [video.history for video in videos if video.summaries]
+    return [what_rows_follow_from(settings), judge.name if judge else "", summed_up]
 
 
 class Rotation:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +28,10 @@ from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question,
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import Provenance, VideoPreference
-from longvpo_hf.responders import Request, Responder, Unanswered
+from longvpo_hf.responders import Request, Responder, Result, Unanswered
 from longvpo_hf.timeline import Timeline, View
 
+_THOUGHTS = re.compile(r"^.*</think(ing)?>", re.DOTALL)
 #: Timelines per piece of work: what a kill can cost, and what is asked for at once.
 _TIMELINES_PER_PIECE = 64
 
@@ -284,6 +286,11 @@ def log_folder(output: Path) -> Path:
     return output.with_name(output.name + ".log")
 
 
+def what_rows_follow_from(settings: Any) -> dict[str, Any]:
+    """A builder's settings, but for how many rows are asked for: more of them keep what is there."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("num_rows", "max_rounds")}
+
+
 def dropped(counts: Mapping[str, Mapping[str, int]]) -> str:
     """A funnel's drops in one line."""
     return ", ".join(f"{reason} {number}" for reason, number in counts["dropped"].items()) or "nothing"
@@ -534,9 +541,15 @@ def _respond(responder: Responder, requests: Sequence[Request], what: str) -> li
 
 def _answers(responder: Responder, requests: Sequence[Request]) -> list[str | Drop]:
     try:
-        return list(responder.respond(requests))
+        results: Sequence[Result] = responder.respond(requests)
     except Unanswered as error:  # what was answered is kept
-        return [result if isinstance(result, str) else Drop(result.reason, str(result)) for result in error.results]
+        results = error.results
+    return [_said(result) if isinstance(result, str) else Drop(result.reason, str(result)) for result in results]
+
+
+def _said(answer: str) -> str:
+    """An answer without the thoughts that led to it."""
+    return _THOUGHTS.sub("", answer).strip()
 
 
 def _respond_one(responder: Responder, request: Request) -> str | Drop:

@@ -19,7 +19,7 @@ import numpy as np
 
 from longvpo_hf import prompts
 from longvpo_hf.builders.captioning import CaptionedVideo
-from longvpo_hf.builders.reasoning import Rotation, evidence_captions, what_rows_follow_from, with_captions, within
+from longvpo_hf.builders.reasoning import Rotation, evidence_captions, follows_from, with_captions, within
 from longvpo_hf.builders.recipe import (
     Asker,
     Draft,
@@ -183,7 +183,7 @@ def build_temporal(
         title="Temporal preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=what_rows_follow_from(settings, usable, judge),
+        follows_from=follows_from(settings, usable, judge),
         funnel=funnel,
         media_root=media_root,
         facts={
