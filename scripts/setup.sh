@@ -4,7 +4,7 @@
 # Takes nothing; leaves .venv (and .venv-uv, if this machine has no working uv). Runs again in a second while nothing
 # changed: .venv/longvpo-setup.stamp keeps a checksum of what went in, and then no network is touched.
 # Installs system packages only as root on Debian or Ubuntu; elsewhere it stops with the one command to type.
-# Does not know the `eval` extra, models, corpora or devices.
+# Does not know models, corpora or devices.
 set -eu
 
 cd "$(dirname "$0")/.."
