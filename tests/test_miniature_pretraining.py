@@ -14,7 +14,8 @@ from longvpo_hf.miniature.model import build_model, build_processor
 from longvpo_hf.miniature.pretraining import (
     PretrainingSettings,
     TextCoder,
-    _answer_loss,
+    _answer_losses,
+    _ask_two,
     _PairSampler,
     frame_features,
     pixel_values,
@@ -76,28 +77,34 @@ def test_the_loss_is_the_models_own(world: tuple[list[WorldClip], torch.Tensor])
     texts = [(clips[0].question, clips[0].colour), (CAPTION_QUESTION, clips[1].caption)]
     rows = [(coder.prompt_ids(2, question), coder.answer_ids(answer)) for question, answer in texts]
     with torch.no_grad():
-        fast = _answer_loss(model, rows, frame_features(model, processor, frames[:2]))
-        total = torch.zeros(())
+        fast = _answer_losses(model, rows, frame_features(model, processor, frames[:2]))
+        assert [len(losses) for losses in fast] == [len(answer) for _, answer in rows]
         for index, (prompt, answer) in enumerate(rows):
             own = model(
                 input_ids=torch.tensor([prompt + answer]),
                 labels=torch.tensor([[-100] * len(prompt) + answer]),
                 pixel_values=pixel_values(processor, frames[index : index + 1]),
             )
-            total += own.loss * len(answer)
-    torch.testing.assert_close(fast, total / sum(len(answer) for _, answer in rows))
+            torch.testing.assert_close(fast[index].mean(), own.loss)
 
 
 def test_it_learns(world: tuple[list[WorldClip], torch.Tensor]) -> None:
     clips, frames = world
     processor = build_processor()
     model = build_model(processor, seed=1)
-    history = pretrain(model, processor, frames, clips, seed=1, settings=PretrainingSettings.fast())
+    history = pretrain(
+        model,
+        processor,
+        frames,
+        clips,
+        seed=1,
+        settings=replace(PretrainingSettings.fast(), naming_steps=30, naming_clips=32),
+    )
     assert history.naming_losses[0] > np.log(len(processor.tokenizer)) - 1
     # Without a look at the frames 64 markers and 8 colours are guessed; per token of 4-token captions, 2-token colours.
     blind_loss = (0.6 * (np.log(64) + np.log(8)) + 0.4 * np.log(8)) / (0.6 * 4 + 0.4 * 2)
     assert np.mean(history.naming_losses[-5:]) < blind_loss - 0.1
-    assert len(history.recall_losses) == 10
+    assert len(history.recall_losses) == 15
     assert not model.training
 
 
@@ -128,7 +135,27 @@ def test_recall_settles_once_it_is_found(world: tuple[list[WorldClip], torch.Ten
         settings = replace(SHORT, naming_steps=0, recall_found_loss=found_loss)
         history = pretrain(build_model(processor, seed=1), processor, frames, clips, 1, settings)
         lengths.append(len(history.recall_losses))
-    assert lengths == [1 + SHORT.recall_steps, SHORT.recall_search_steps + SHORT.recall_steps]
+    # Two searches, for the clip that is named and for answers about both; each ends at once, or at its bound.
+    assert lengths == [2 + SHORT.recall_steps, 2 * SHORT.recall_search_steps + SHORT.recall_steps]
+
+
+def test_questions_about_two_clips_are_answered_in_the_order_of_asking(
+    world: tuple[list[WorldClip], torch.Tensor],
+) -> None:
+    clips, _ = world
+    colour_of = {clip.marker: clip.colour for clip in clips[:2]}
+    rng = np.random.default_rng(0)
+    seen = set()
+    for also_both in (False, True):
+        for _ in range(40):
+            for kind, asked, answer in _ask_two(clips[0], clips[1], also_both, rng):
+                markers = [word for word in asked.split() if word in colour_of]
+                assert answer.split() == [colour_of[marker] for marker in markers]
+                assert len(markers) == {"one": 1, "both": 2}[kind]
+                seen.add((also_both, *markers))
+    first, second = colour_of
+    one = {(also_both, marker) for also_both in (False, True) for marker in colour_of}
+    assert seen == one | {(True, first, second), (True, second, first)}
 
 
 @pytest.mark.parametrize("hard_share", [0.0, 1.0])

@@ -20,6 +20,9 @@ from longvpo_hf.miniature.world import (
     TRUTH_FILE,
     WALL_COLOURS,
     WorldClip,
+    answer_to,
+    pair_question,
+    question,
     read_world,
     write_world,
 )
@@ -58,6 +61,23 @@ def test_texts_name_marker_and_colour(tmp_path: Path) -> None:
     assert clip.marker in MARKERS
     assert clip.question == f"what colour in the {clip.marker} clip ?"
     assert clip.caption == clip.clip.caption == f"{clip.marker} , {clip.colour}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (question("navy-gold"), "red"),
+        (pair_question("navy-gold", "plum-ash"), "red blue"),
+        (pair_question("plum-ash", "navy-gold"), "blue red"),
+        (question("black-mint"), ""),  # twice in the video
+        (pair_question("navy-gold", "black-mint"), ""),
+        (question("black-rust"), ""),  # not in it
+        ("what is this ?", ""),
+    ],
+)
+def test_the_answer_to_a_question(asked: str, answer: str) -> None:
+    scenes = [("navy-gold", "red"), ("black-mint", "pink"), ("plum-ash", "blue"), ("black-mint", "cyan")]
+    assert answer_to(asked, scenes) == answer
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:

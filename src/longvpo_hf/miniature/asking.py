@@ -1,22 +1,46 @@
-"""How the miniature's base model writes questions and tells clips apart, without the world's truth.
+"""Who asks in the miniature, without the world's truth: templates over what the model itself sees in a clip.
 
-Does: asks the model to describe a clip, as in its pretraining ("navy-gold , red"), and makes of the marker it names a
-question ("what colour in the navy-gold clip ?") and an embedding (same marker, same vector). Takes a responder; gives a
-question writer and an embedder for the Stage-1 builder. Knows nothing of rows.
+Does: asks the model to describe a clip, as in its pretraining ("navy-gold , red"). Of that makes, for Stage 1, a
+question ("what colour in the navy-gold clip ?") and an embedding (same marker, same vector); for Stage 2, captions, and
+plays the LLM that reads these in the builder's prompts, asks about two scenes and judges answers. Takes a responder or
+a prompt; gives what the builders want of their models. Knows nothing of rows.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS, question
+from longvpo_hf.miniature.world import (
+    CAPTION_QUESTION,
+    MARKERS,
+    SHAPE_COLOURS,
+    answer_to,
+    pair_question,
+    question,
+)
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.timeline import Clip, Timeline
 
 _MARKER_INDEX = {marker: index for index, marker in enumerate(MARKERS)}
+#: What the rules read in the texts of `prompts.question_over_scenes` and `prompts.is_supported`.
+_SCENE = re.compile(r"^Scene #(\d+): (.*)$", re.MULTILINE)
+_FOCUS = re.compile(r"must be Scene #(\d+)\.")
+_JUDGED = re.compile(r"^Question about it: (?P<question>.*)\nAnswer: (?P<answer>.*)$", re.MULTILINE)
+
+
+def read_caption(text: str) -> tuple[str, str] | None:
+    """Marker and colour of a description, None where it is not like "navy-gold , red"."""
+    words = text.split()
+    if len(words) == 3 and words[0] in _MARKER_INDEX and words[1] == "," and words[2] in SHAPE_COLOURS:
+        return words[0], words[2]
+    return None
 
 
 class Describer:
@@ -56,3 +80,59 @@ class Describer:
         for clip, caption in zip(new, captions, strict=True):
             marker = caption.split()[0] if caption.split() else ""
             self._markers[clip] = marker if marker in _MARKER_INDEX else ""
+
+
+class Captioner:
+    """Captions a scene in its pretraining's words, whatever the prompt says.
+
+    Args:
+        responder: Answers about one scene.
+    """
+
+    def __init__(self, responder: Responder) -> None:
+        self._responder = responder
+
+    @property
+    def name(self) -> str:
+        """See `Responder.name`."""
+        return self._responder.name
+
+    def respond(self, requests: Sequence[Request]) -> list[str]:
+        """See `Responder.respond`."""
+        return self._responder.respond([replace(request, text=CAPTION_QUESTION) for request in requests])
+
+
+def write_question(request: Request) -> str:
+    """Stands for the LLM that writes Stage-2 questions: sees the captions in the builder's prompt and nothing else.
+
+    Asks about two scenes whose markers no other caption has and whose colours differ; `{}` where there are none.
+    """
+    text = request.text
+    captions = {int(number): read_caption(caption) for number, caption in _SCENE.findall(text)}
+    markers = [words[0] for words in captions.values() if words]
+    scenes = {number: words for number, words in captions.items() if words and markers.count(words[0]) == 1}
+    focus = _FOCUS.search(text)
+    candidates = [
+        (first, second)
+        for first in scenes
+        for second in scenes
+        if scenes[first][1] != scenes[second][1] and (focus is None or int(focus[1]) in (first, second))
+    ]
+    if not candidates:
+        return "{}"
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+    first, second = candidates[rng.integers(len(candidates))]
+    asked = pair_question(scenes[first][0], scenes[second][0])
+    reasoning = " ".join(
+        f"Scene #{number} is {scenes[number][0]} with {scenes[number][1]}." for number in (first, second)
+    )
+    return json.dumps(
+        {"question": asked, "answer": answer_to(asked, [scenes[first], scenes[second]]), "reasoning": reasoning}
+    )
+
+
+def judge(request: Request) -> str:
+    """Stands for the LLM that says whether captions support an answer: sees the builder's prompt and nothing else."""
+    captions = [words for _, caption in _SCENE.findall(request.text) if (words := read_caption(caption))]
+    match = _JUDGED.search(request.text)
+    return "Yes" if match and match["answer"] == answer_to(match["question"], captions) else "No"

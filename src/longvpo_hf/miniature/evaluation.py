@@ -1,7 +1,7 @@
-"""Accuracy of a model in the miniature's world, by number of clips and by where the anchor stands.
+"""Accuracy of a model in the miniature's world: about one clip and about two, by number of clips and where they stand.
 
 Takes clips no training phase saw and a responder; gives counts of right answers with confidence intervals. An answer is
-right if it is the anchor's colour, to the letter. Knows nothing of training.
+right if it is the truth to the letter. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip
+from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip, pair_question
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.timeline import Timeline
 
 CHANCE_PERCENT = 100 / len(SHAPE_COLOURS)
+#: Of both colours of a pair of clips, which are never the same.
+PAIR_CHANCE_PERCENT = 100 / (len(SHAPE_COLOURS) * (len(SHAPE_COLOURS) - 1))
 POSITIONS = ("begin", "middle", "end")
 
 
@@ -26,24 +28,24 @@ class Question:
 
     Args:
         timeline: What is shown.
-        anchor: Index of the clip that is asked about; no other clip has its marker.
+        asked: Indices of the clips that are asked about; no other clip has their markers.
         text: The question.
         answer: The truth.
     """
 
     timeline: Timeline
-    anchor: int
+    asked: tuple[int, ...]
     text: str
     answer: str
 
     @property
     def position(self) -> str:
-        """Third of the timeline in which the anchor's middle lies."""
-        return POSITIONS[min(2, int(self.timeline.centre(self.anchor) * 3))]
+        """Third of the timeline in which the middle of the first clip that is asked about lies."""
+        return POSITIONS[min(2, int(self.timeline.centre(self.asked[0]) * 3))]
 
 
 def make_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed: int) -> list[Question]:
-    """`number` questions about timelines of `num_clips` clips, the anchors spread evenly over the positions.
+    """`number` questions about one clip of `num_clips`, these clips spread evenly over the positions.
 
     Raises:
         ValueError: If the pool cannot fill such a timeline.
@@ -54,18 +56,49 @@ def make_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed
     for place in places:
         order = rng.permutation(len(clips))
         asked = clips[order[0]]
-        others = [clips[i] for i in order[1:] if clips[i].marker != asked.marker][: num_clips - 1]
-        if len(others) < num_clips - 1:
-            raise ValueError(
-                f"A pool of {len(clips)} clips has only {len(others)} without the marker {asked.marker}; "
-                f"timelines of {num_clips} clips need {num_clips - 1}."
-            )
-        anchor = int(place * num_clips)
-        members = [*others[:anchor], asked, *others[anchor:]]
-        questions.append(
-            Question(Timeline(tuple(member.clip for member in members)), anchor, asked.question, asked.colour)
-        )
+        position = int(place * num_clips)
+        timeline = _timeline(clips, order[1:].tolist(), num_clips, {position: asked})
+        questions.append(Question(timeline, (position,), asked.question, asked.colour))
     return questions
+
+
+def make_pair_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed: int) -> list[Question]:
+    """`number` questions about two clips of `num_clips`, at random positions, of different colours.
+
+    Raises:
+        ValueError: If `num_clips` < 2, or the pool cannot fill such a timeline.
+    """
+    if num_clips < 2:
+        raise ValueError(f"Questions about two clips need num_clips ≥ 2, got {num_clips}.")
+    rng = np.random.default_rng([seed, num_clips, 2])
+    questions: list[Question] = []
+    while len(questions) < number:
+        order = rng.permutation(len(clips))
+        first, second = (clips[index] for index in order[:2])
+        if first.marker == second.marker or first.colour == second.colour:
+            continue
+        places = tuple(int(place) for place in rng.choice(num_clips, size=2, replace=False))
+        timeline = _timeline(clips, order[2:].tolist(), num_clips, dict(zip(places, (first, second), strict=True)))
+        text = pair_question(first.marker, second.marker)
+        questions.append(Question(timeline, places, text, f"{first.colour} {second.colour}"))
+    return questions
+
+
+def _timeline(
+    clips: Sequence[WorldClip], order: Sequence[int], num_clips: int, asked: dict[int, WorldClip]
+) -> Timeline:
+    """A timeline with the asked clips at their positions, filled in this order with clips of other markers."""
+    markers = {clip.marker for clip in asked.values()}
+    missing = num_clips - len(asked)
+    others = [clips[index] for index in order if clips[index].marker not in markers][:missing]
+    if len(others) < missing:
+        raise ValueError(
+            f"A pool of {len(clips)} clips has only {len(others)} without the markers {sorted(markers)}; "
+            f"timelines of {num_clips} clips need {missing}."
+        )
+    rest = iter(others)
+    members = [asked[position] if position in asked else next(rest) for position in range(num_clips)]
+    return Timeline(tuple(member.clip for member in members))
 
 
 @dataclass(frozen=True, slots=True)

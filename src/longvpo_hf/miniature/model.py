@@ -25,7 +25,15 @@ from transformers import (
     Qwen2Config,
 )
 
-from longvpo_hf.miniature.world import CAPTION_QUESTION, FRAME_PIXELS, MARKERS, SHAPE_COLOURS, caption
+from longvpo_hf.miniature.world import (
+    CAPTION_QUESTION,
+    FRAME_PIXELS,
+    MARKERS,
+    SHAPE_COLOURS,
+    caption,
+    pair_question,
+    question,
+)
 
 MAX_ANSWER_TOKENS = 4  # "navy-gold , red" and the end of sequence.
 
@@ -114,7 +122,8 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
         *SHAPE_COLOURS,
         CAPTION_QUESTION,
         caption(MARKERS[0], next(iter(SHAPE_COLOURS))),
-        "what colour in the clip ?",
+        question(MARKERS[0]),
+        pair_question(*MARKERS[:2]),
     )
     words = dict.fromkeys((*_SPECIAL, *(word for text in texts for word in text.split())))
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=_UNKNOWN))

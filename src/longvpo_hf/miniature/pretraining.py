@@ -1,10 +1,11 @@
 """Pretraining of the miniature: from nothing to a model that answers well about one or two clips, and badly about many.
 
 Does: trains the untrained model in two phases. *Naming*: one clip, vision and language together, mostly captions, so
-that vision learns to name the marker. *Recall*: vision frozen and its features computed once; one or two clips, where
-the question names the clip whose colour is asked. At first any two clips, until the model finds the named one; from
-then on half of the pairs share wall or frame colour. Takes model, processor, decoded frames, the truth about them, a
-seed and settings; gives the loss history. Knows nothing of files, decoding or longer timelines.
+that vision learns to name the marker. *Recall*: vision frozen and its features computed once; one or two clips, and
+questions that name the clips whose colours are asked. At first about one of any two clips, until the model finds the
+named one; then also about both, until it answers these too; then half of the pairs share wall or frame colour.
+Takes model, processor, decoded frames, the truth about them, a seed and settings; gives the loss history. Knows nothing
+of files, decoding or longer timelines.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import InternVLForConditionalGeneration, InternVLProcessor
 
-from longvpo_hf.miniature.world import CAPTION_QUESTION, SHAPE_COLOURS, WorldClip
+from longvpo_hf.miniature.world import CAPTION_QUESTION, SHAPE_COLOURS, WorldClip, pair_question
 
 _IGNORED_LABEL = -100  # What torch's cross-entropy skips.
 _RUNNING_MEAN_WEIGHT = 0.05  # Of the newest loss: the mean of about the last 20 steps.
@@ -37,9 +38,10 @@ class PretrainingSettings:
         naming_clips: Clips per naming step.
         caption_share: Share of naming examples that ask for the caption, the others for the colour.
         recall_search_steps: At most so many steps of one- and two-clip training on cached features at the peak learning
-            rate, until the model finds the named clip. Seeds 1, 5, 6 and 9 took 150 to 450 steps.
-        recall_found_loss: It has found it when the running mean of the two-clip loss is below this. Per answer token,
-            guessing between the two clips' colours costs 0.30, and between all colours 1.04.
+            rate, until the model finds the named clip; and at most so many again, with questions about both clips,
+            until it answers these. Seeds 1, 2, 5, 6 and 9 took 130 to 260 steps, then 70 to 135.
+        recall_found_loss: It has found it when the running mean of the loss of each kind of question is below this. Per
+            answer token, guessing between the two clips' colours costs 0.30, and between all colours 1.04.
         recall_steps: Steps from then on, with the cosine. Counting all steps together instead left late finders
             weak at 4 and 8 clips.
         recall_videos: Timelines per recall step, each with two questions.
@@ -73,7 +75,7 @@ class PretrainingSettings:
     @classmethod
     def fast(cls) -> PretrainingSettings:
         """A few steps of each phase: shows that everything runs, and that the loss falls."""
-        return cls(naming_steps=30, naming_clips=32, recall_search_steps=5, recall_steps=5, warmup_steps=5)
+        return cls(naming_steps=100, naming_clips=16, recall_search_steps=5, recall_steps=5, warmup_steps=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def _train_naming(
             question, answer = (CAPTION_QUESTION, clip.caption) if wants_caption else (clip.question, clip.colour)
             rows.append((coder.prompt_ids(frames.shape[1], question), coder.answer_ids(answer)))
         pixels = pixel_values(processor, frames[torch.from_numpy(drawn)])
-        stepper.step(_answer_loss(model, rows, model.get_image_features(pixels).pooler_output))
+        stepper.step(torch.cat(_answer_losses(model, rows, model.get_image_features(pixels).pooler_output)).mean())
     return stepper.losses
 
 
@@ -207,35 +209,60 @@ def _train_recall(
     language = (*model.model.language_model.parameters(), *model.lm_head.parameters())
     stepper = _Stepper(list(dict.fromkeys(language)), settings)
     pairs = _PairSampler(clips, rng)
-    running_loss = math.log(len(SHAPE_COLOURS))
-    step, end = 0, settings.recall_search_steps + settings.recall_steps
+    running_losses = {"one": math.log(len(SHAPE_COLOURS))}  # By kind of question about two clips that is asked so far.
+    searched, end = 0, 2 * settings.recall_search_steps + settings.recall_steps
     bar = tqdm(total=end, desc="pretraining: recall", unit="step")
-    while step < end:
-        is_single = step % settings.single_every == 0
-        rows, seen = [], []
+    while len(stepper.losses) < end:
+        is_single = len(stepper.losses) % settings.single_every == 0
+        rows, row_kinds, seen = [], [], []
         for _ in range(settings.recall_videos):
             if is_single:
                 indices = [int(rng.integers(0, len(clips)))]
                 clip = clips[indices[0]]
-                asked = [(clip.question, clip.colour), (CAPTION_QUESTION, clip.caption)]
+                asked = [("single", clip.question, clip.colour), ("single", CAPTION_QUESTION, clip.caption)]
             else:
                 indices = pairs.draw(settings.hard_share if stepper.is_decaying else 0.0)
-                asked = [(clips[index].question, clips[index].colour) for index in indices]
-            for question, answer in asked:
+                asked = _ask_two(clips[indices[0]], clips[indices[1]], "both" in running_losses, rng)
+            for kind, question, answer in asked:
                 rows.append((coder.prompt_ids(len(indices) * features.shape[1], question), coder.answer_ids(answer)))
+                row_kinds.append(kind)
                 seen.append(features[indices])
-        stepper.step(_answer_loss(model, rows, torch.stack(seen)))
-        step += 1
+        losses = _answer_losses(model, rows, torch.stack(seen))
+        stepper.step(torch.cat(losses).mean())
         bar.update()
-        if not is_single:
-            running_loss += _RUNNING_MEAN_WEIGHT * (stepper.losses[-1] - running_loss)
-        is_found = running_loss < settings.recall_found_loss
-        if not stepper.is_decaying and (is_found or step == settings.recall_search_steps):
-            end = step + settings.recall_steps
-            stepper.decay(step, end)
+        for kind, running_loss in running_losses.items():
+            of_kind = [loss.detach() for loss, row_kind in zip(losses, row_kinds, strict=True) if row_kind == kind]
+            if of_kind:
+                running_losses[kind] += _RUNNING_MEAN_WEIGHT * (torch.cat(of_kind).mean().item() - running_loss)
+        if stepper.is_decaying:
+            continue
+        searched += 1
+        is_found = all(loss < settings.recall_found_loss for loss in running_losses.values())
+        if not is_found and searched < settings.recall_search_steps:
+            continue
+        searched = 0
+        if "both" not in running_losses:
+            running_losses["both"] = math.log(len(SHAPE_COLOURS))
+        else:
+            end = len(stepper.losses) + settings.recall_steps
+            stepper.decay(len(stepper.losses), end)
             bar.total = end
     bar.close()
     return stepper.losses
+
+
+def _ask_two(
+    first: WorldClip, second: WorldClip, also_both: bool, rng: np.random.Generator
+) -> list[tuple[str, str, str]]:
+    """Two questions about a video of two clips, as kind, question and answer."""
+    if rng.random() < 0.5:
+        first, second = second, first
+    one = ("one", first.question, first.colour)
+    if not also_both:
+        return [one, ("one", second.question, second.colour)]
+    if rng.random() < 0.5:
+        first, second = second, first
+    return [one, ("both", pair_question(first.marker, second.marker), f"{first.colour} {second.colour}")]
 
 
 class _PairSampler:
@@ -304,10 +331,10 @@ class _Stepper:
         self.losses.append(loss.item())
 
 
-def _answer_loss(
+def _answer_losses(
     model: InternVLForConditionalGeneration, rows: Sequence[tuple[list[int], list[int]]], features: Tensor
-) -> Tensor:
-    """Mean cross-entropy of the answers' tokens. `features`: one per frame token, in the order of the rows."""
+) -> tuple[Tensor, ...]:
+    """Cross-entropy of each row's answer tokens. `features`: one per frame token, in the order of the rows."""
     length = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
     pad_id = model.config.text_config.pad_token_id
     ids = torch.full((len(rows), length), pad_id)
@@ -324,4 +351,5 @@ def _answer_loss(
         inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), use_cache=False
     ).last_hidden_state
     is_answer = labels != _IGNORED_LABEL
-    return F.cross_entropy(model.lm_head(hidden[is_answer]), labels[is_answer])
+    losses = F.cross_entropy(model.lm_head(hidden[is_answer]), labels[is_answer], reduction="none")
+    return losses.split([len(answer) for _, answer in rows])

@@ -1,7 +1,7 @@
-"""The demo's report: a table, two plots and a filmstrip.
+"""The demo's report: tables, plots and filmstrips.
 
-Takes the demo's measurements and a row of its dataset; writes `report.md`, `accuracy.png`, `positions.png` and
-`filmstrip.png`. Knows nothing of how they came about.
+Takes the demo's measurements and a row of each of its datasets; writes `report.md`, `accuracy.png`, `positions.png` and
+the rows' filmstrips. Knows nothing of how they came about.
 """
 
 from __future__ import annotations
@@ -11,58 +11,79 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.miniature.evaluation import POSITIONS
 from longvpo_hf.preference import VideoPreference
 
-_BEFORE, _AFTER, _CHANCE = "#8a8f98", "#1f6feb", "#c0392b"
+#: The models that are compared, as the metrics name them, with label and colour.
+MODELS = {
+    "before": ("before: short-context base", "#8a8f98"),
+    "stage1": ("after Stage 1", "#1f6feb"),
+    "stage2": ("after Stage 2", "#1a7f37"),
+}
+_MARK = "#c0392b"
 
 
-def write_report(output: Path, metrics: Mapping[str, Any], row: Mapping[str, Any], sampler: FrameSampler) -> None:
+def write_report(
+    output: Path, metrics: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], sampler: FrameSampler
+) -> None:
     """Writes the report's files into `output`.
 
     Args:
         output: The folder of the run.
         metrics: What `metrics.json` holds.
-        row: A row of the dataset, for the filmstrip.
-        sampler: Takes its frames.
+        rows: A row of each dataset, by the name of its filmstrip.
+        sampler: Takes their frames.
     """
     _plot_accuracy(metrics).savefig(output / "accuracy.png", dpi=150)
     _plot_positions(metrics).savefig(output / "positions.png", dpi=150)
-    _plot_filmstrip(VideoPreference.from_row(row), sampler).savefig(output / "filmstrip.png", dpi=150)
+    for name, row in rows.items():
+        _plot_filmstrip(VideoPreference.from_row(row), sampler).savefig(output / f"{name}.png", dpi=150)
     (output / "report.md").write_text(_text(metrics), encoding="utf-8")
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """Accuracy before and after by number of clips, as Markdown."""
-    before, after = metrics["accuracy"]["before"], metrics["accuracy"]["after"]
-    lines = ["| clips | before | after | change |", "|---:|---:|---:|---:|"]
-    lines += [
-        f"| {length} | {_with_interval(metrics, 'before', length)} | {_with_interval(metrics, 'after', length)} "
-        f"| {after[length] - before[length]:+.1f} |"
-        for length in before
+    """Accuracy of every model by number of clips, about one clip and about two, as Markdown."""
+    pairs = metrics["pairs"]
+    return "\n".join(
+        [
+            f"About one clip ({metrics['questions_per_length']} questions a length, chance {metrics['chance']:g} %):",
+            "",
+            *_table(metrics["accuracy"], metrics["interval_95"]),
+            "",
+            f"About two clips ({pairs['questions_per_length']} questions a length, chance {pairs['chance']:.1f} %):",
+            "",
+            *_table(pairs["accuracy"], pairs["interval_95"]),
+            "",
+            "Percent of right answers, 95 % interval.",
+        ]
+    )
+
+
+def _table(accuracy: Mapping[str, Any], interval: Mapping[str, Any]) -> list[str]:
+    def cell(model: str, length: str) -> str:
+        low, high = interval[model][length]
+        return f"{accuracy[model][length]:.1f} ({low:.0f}–{high:.0f})"
+
+    lines = ["| clips | before | Stage 1 | Stage 2 |", "|---:|---:|---:|---:|"]
+    return lines + [
+        f"| {length} | " + " | ".join(cell(model, length) for model in MODELS) + " |" for length in accuracy["before"]
     ]
-    questions = metrics["questions_per_length"]
-    lines += ["", f"Percent of {questions} questions per length, 95 % interval; chance {metrics['chance']:g} %."]
-    return "\n".join(lines)
-
-
-def _with_interval(metrics: Mapping[str, Any], when: str, length: str) -> str:
-    low, high = metrics["interval_95"][when][length]
-    return f"{metrics['accuracy'][when][length]:.1f} ({low:.0f}–{high:.0f})"
 
 
 def _position_table(metrics: Mapping[str, Any]) -> str:
     lines = [
-        "| clips | " + " | ".join(f"{position}: before → after" for position in POSITIONS) + " |",
+        "| clips | " + " | ".join(f"{position}: before → Stage 1 → Stage 2" for position in POSITIONS) + " |",
         "|---:|" + "---:|" * len(POSITIONS),
     ]
-    for length, before in metrics["positions"]["before"].items():
-        after = metrics["positions"]["after"][length]
+    positions = metrics["positions"]
+    for length, before in positions["before"].items():
         cells = [
-            f"{before[place]['accuracy']:.1f} → {after[place]['accuracy']:.1f} (n={before[place]['questions']})"
+            " → ".join(f"{positions[model][length][place]['accuracy']:.1f}" for model in MODELS)
+            + f" (n={before[place]['questions']})"
             if place in before
             else "–"
             for place in POSITIONS
@@ -71,28 +92,54 @@ def _position_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def truth_table(truth: Mapping[str, Mapping[str, int]]) -> str:
+    """What the world's truth says of Stage-2 rows, as Markdown."""
+    lines = [
+        "| Stage-2 pairs | number | chosen right | rejected wrong | evidence exactly the scenes needed |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, counts in truth.items():
+        shares = [
+            f"{100 * counts[share] / counts['pairs']:.1f} %" if share in counts and counts["pairs"] else "–"
+            for share in ("chosen_right", "rejected_wrong", "evidence_exact")
+        ]
+        lines.append(f"| {name} | {counts['pairs']} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
+def _funnel(funnel: Mapping[str, Mapping[str, int]]) -> str:
+    stages = ", ".join(f"{name} {number}" for name, number in funnel["stages"].items())
+    return f"{stages}; dropped: " + (
+        ", ".join(f"{name} {number}" for name, number in funnel["dropped"].items()) or "none"
+    )
+
+
 def _text(metrics: Mapping[str, Any]) -> str:
-    settings, arm = metrics["settings"], metrics["arm"]
+    settings, arms, captions = metrics["settings"], metrics["arms"], metrics["stage2_captions"]
     warning = (
         "> **`--fast`: these numbers mean nothing.** The run is far too short; it shows that everything works.\n\n"
         if metrics["meaningless"]
         else ""
     )
-    funnel = metrics["funnel"]
-    stages = ", ".join(f"{name} {number}" for name, number in funnel["stages"].items())
-    drops = ", ".join(f"{name} {number}" for name, number in funnel["dropped"].items()) or "none"
     seconds = metrics["seconds"]
     times = "\n".join(f"| {name} | {value:.1f} |" for name, value in seconds.items())
     versions = ", ".join(f"{name} {value}" for name, value in metrics["versions"].items())
-    machine = metrics["machine"]
+    machine, memory = metrics["machine"], metrics["peak_memory_gib"]
     base, trained = metrics["base"], settings["max_clips"]
-    pool = settings["pretraining_clips"]
+    shortest, longest = settings["stage2_scenes"]
+    steps = {"stage1": settings["steps"], "stage2": settings["stage2_steps"]}
+    trainings = "\n".join(
+        f"- Stage {name[-1]}: {steps[name]} steps of 48 rows, learning rate {arm['learning_rate']:g}, "
+        f"reference `{arm['reference']}`, β {arm['beta']}, α {arm['sft_weight']}"
+        for name, arm in arms.items()
+    )
     return f"""# LongVPO in miniature
 
 {warning}A tiny video-language model was trained from nothing on videos of one and two clips (before, `base/`). Stage 1
-of LongVPO then trained it on preference rows of 2 to {trained} clips that were made from its own answers, without any
-label (after, `model/`). Asked is the colour of the shape in one clip, which the question names by its marker; the
-answer must match to the letter. No training phase saw the clips of this evaluation.
+of LongVPO trained it on preference rows of 2 to {trained} clips about one of them (`model/`), Stage 2 trained that on
+rows of {shortest} to {longest} consecutive scenes about two of them (`stage2-model/`). All rows are made of the model's
+own answers, without any label. Asked are the colours of the shapes in one clip or in two, which the question names by
+their markers; an answer must match to the letter. No training phase saw the clips of this evaluation.
 
 {table(metrics)}
 
@@ -104,27 +151,38 @@ answer must match to the letter. No training phase saw the clips of this evaluat
 
 ![Accuracy by position](positions.png)
 
-## One row
+## Are the Stage-2 rows right?
 
-![A row: its clips, the anchor marked](filmstrip.png)
+{truth_table(metrics["stage2_truth"])}
+
+Measured with the world's truth, which no step of building or training sees. Before filters: every pair of answers that
+was given. The filters drop pairs that agree, and pairs of which a judge, who reads the model's own captions, does not
+find the chosen answer supported or finds the rejected one right. Of {captions["scenes"]} captions,
+{100 * captions["captions_right"] / captions["scenes"]:.1f} % are right.
+
+## A row of each stage
+
+![A Stage-1 row: its clips, the anchor marked](stage1-row.png)
+
+![A Stage-2 row: its scenes, the evidence marked](stage2-row.png)
 
 ## What it does not show
 
-Here the SFT term on the chosen answers does nearly all of the work: training on it alone, or with the reference scored
-on the whole video, gives accuracies that cannot be told from these (controls over seeds: `benchmarks/results/` of the
-repository). Lengths beyond {trained} clips were not trained on, and gain less.
+The SFT term on the chosen answers does nearly all of the work of Stage 1: training on it alone, or with the reference
+scored on the whole video, gives accuracies that cannot be told from these (controls over seeds: `benchmarks/results/`
+of the repository). Lengths beyond {max(trained, longest)} clips were not trained on, and gain less.
 
 ## How it was made
 
-- seed {metrics["seed"]}, scale {metrics["settings"]["scale"]}; the same seed on the same machine gives the same numbers
+- seed {metrics["seed"]}, scale {settings["scale"]}; the same seed on the same machine gives the same numbers
 - base: {base["parameters"]} parameters; {base["naming_steps"]} steps on one clip, {base["recall_steps"]} on one and
-  two, from {pool} clips
-- rows: {stages}; dropped: {drops}
-- Stage 1: {settings["steps"]} steps of 48 rows, learning rate 1e-3
-- loss: reference `{arm["reference"]}`, β {arm["beta"]}, α {arm["sft_weight"]}
+  two, from {settings["pretraining_clips"]} clips
+- Stage-1 rows: {_funnel(metrics["funnels"]["stage1"])}
+- Stage-2 rows: {_funnel(metrics["funnels"]["stage2"])}
+{trainings}
 - versions: {versions}
 - machine: {machine["processor"]}, {machine["cores"]} cores, {machine["platform"]}
-- peak memory: {metrics["peak_memory_gib"]} GiB
+{f"- peak memory: {memory:.2f} GiB, of all processes together" if memory else "- peak memory: not measured here"}
 
 | phase | seconds |
 |---|---:|
@@ -134,24 +192,35 @@ repository). Lengths beyond {trained} clips were not trained on, and gain less.
 
 
 def _plot_accuracy(metrics: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    lengths = [int(length) for length in metrics["accuracy"]["before"]]
-    for when, colour, label in (("before", _BEFORE, "before: short-context base"), ("after", _AFTER, "after: Stage 1")):
-        accuracy = np.array(list(metrics["accuracy"][when].values()))
-        bounds = np.array(list(metrics["interval_95"][when].values()))
+    settings, pairs = metrics["settings"], metrics["pairs"]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    one, two = figure.subplots(1, 2, sharey=True)
+    _plot_lengths(one, metrics["accuracy"], metrics["interval_95"], metrics["chance"])
+    _plot_lengths(two, pairs["accuracy"], pairs["interval_95"], pairs["chance"])
+    for axes, stage, trained in (
+        (one, "stage1", (2, settings["max_clips"])),
+        (two, "stage2", settings["stage2_scenes"]),
+    ):
+        label = f"lengths in Stage {stage[-1]} ({trained[0]}–{trained[1]})"
+        axes.axvspan(*trained, color=MODELS[stage][1], alpha=0.06, label=label)
+        axes.legend(loc="lower left", fontsize=8)
+    one.set(title="Questions about one clip", ylabel="right answers (%)")
+    two.set(title="Questions about two clips")
+    figure.suptitle(_titled("Answers about long videos", metrics))
+    return figure
+
+
+def _plot_lengths(axes: Axes, accuracy: Mapping[str, Any], interval: Mapping[str, Any], chance: float) -> None:
+    lengths = [int(length) for length in accuracy["before"]]
+    for model, (label, colour) in MODELS.items():
+        bounds = np.array(list(interval[model].values()))
         axes.fill_between(lengths, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.2, linewidth=0)
-        axes.plot(lengths, accuracy, "o-", color=colour, label=label)
-    axes.axhline(metrics["chance"], color=_CHANCE, linestyle=":", label=f"chance ({metrics['chance']:g} %)")
-    trained = metrics["settings"]["max_clips"]
-    axes.axvspan(2, trained, color=_AFTER, alpha=0.05, label=f"lengths in Stage 1 (2–{trained})")
+        axes.plot(lengths, list(accuracy[model].values()), "o-", color=colour, label=label, markersize=4)
+    axes.axhline(chance, color=_MARK, linestyle=":", label=f"chance ({chance:.3g} %)")
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.set(xlabel="clips in the video", ylabel="right answers (%)", ylim=(0, 103))
-    axes.set_title(_titled("Answers about one clip of a long video", metrics))
-    axes.legend(loc="lower left", fontsize=8)
+    axes.set(xlabel="clips in the video", ylim=(0, 103))
     axes.grid(alpha=0.3)
-    return figure
 
 
 def _plot_positions(metrics: Mapping[str, Any]) -> Figure:
@@ -160,17 +229,17 @@ def _plot_positions(metrics: Mapping[str, Any]) -> Figure:
     all_axes = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     places = np.arange(len(POSITIONS))
     for axes, length in zip(all_axes, lengths, strict=True):
-        for when, colour, shift in (("before", _BEFORE, -0.2), ("after", _AFTER, 0.2)):
-            parts = metrics["positions"][when][length]
+        for shift, (model, (label, colour)) in zip((-0.28, 0.0, 0.28), MODELS.items(), strict=True):
+            parts = metrics["positions"][model][length]
             heights = [parts[position]["accuracy"] for position in POSITIONS]
-            axes.bar(places + shift, heights, width=0.38, color=colour, label=when)
-        axes.axhline(metrics["chance"], color=_CHANCE, linestyle=":")
+            axes.bar(places + shift, heights, width=0.26, color=colour, label=label)
+        axes.axhline(metrics["chance"], color=_MARK, linestyle=":")
         axes.set_xticks(places, POSITIONS, fontsize=8)
         axes.set_title(f"{length} clips", fontsize=10)
         axes.set_ylim(0, 103)
         axes.grid(axis="y", alpha=0.3)
     all_axes[0].set_ylabel("right answers (%)")
-    all_axes[0].legend(fontsize=8, loc="lower left")
+    all_axes[0].legend(fontsize=7, loc="lower left")
     figure.suptitle(_titled("Where in the video the asked clip stands", metrics))
     return figure
 
@@ -186,6 +255,7 @@ def _plot_filmstrip(preference: VideoPreference, sampler: FrameSampler) -> Figur
     lines = -(-num_clips // columns)
     figure = Figure(figsize=(1.25 * columns, 1.55 * lines + 1.0), layout="constrained")
     all_axes = figure.subplots(lines, columns, squeeze=False).flat
+    marked = "anchor" if len(preference.evidence) == 1 else "evidence"
     for index, axes in enumerate(all_axes):
         if index >= num_clips:
             axes.axis("off")
@@ -193,11 +263,11 @@ def _plot_filmstrip(preference: VideoPreference, sampler: FrameSampler) -> Figur
         axes.imshow(frames.pixels[frames.clip_indices.index(index)].permute(1, 2, 0).numpy())
         axes.set_xticks([])
         axes.set_yticks([])
-        anchor = index in preference.evidence
+        is_evidence = index in preference.evidence
         for spine in axes.spines.values():
-            spine.set(color=_CHANCE if anchor else "#cccccc", linewidth=4 if anchor else 1)
+            spine.set(color=_MARK if is_evidence else "#cccccc", linewidth=4 if is_evidence else 1)
         start = preference.timeline.starts_timeline_seconds[index]
-        axes.set_xlabel("anchor" if anchor else f"{start:g} s", fontsize=8, color=_CHANCE if anchor else "black")
+        axes.set_xlabel(marked if is_evidence else f"{start:g} s", fontsize=8, color=_MARK if is_evidence else "black")
     figure.suptitle(
         f"{preference.question}\nchosen: {preference.chosen}    rejected: {preference.rejected}", fontsize=10, wrap=True
     )

@@ -2,16 +2,16 @@
 
 Does: draws clips of 32×32 pixels and 1 second, encodes many of them back to back into each mp4 file, and writes what
 is true of them beside the media. A clip has a *marker* (wall colour × frame colour, one word such as `navy-gold`),
-which tells it from its neighbours, and one big shape whose *colour* is what is asked. What the shape is, where it moves
-and the small grey second shape are nuisance. Takes a folder, a number of clips and a seed; gives `WorldClip`s. Knows
-nothing of decoding, models or tokens.
+which tells it from its neighbours, and one big shape whose *colour* is what is asked: of one clip or of two.
+What the shape is, where it moves and the small grey second shape are nuisance. Takes a folder, a number of clips and a
+seed; gives `WorldClip`s. Knows nothing of decoding, models or tokens.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ SHAPE_COLOURS: Mapping[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
 }
 MARKERS: tuple[str, ...] = tuple(f"{wall}-{frame}" for wall in WALL_COLOURS for frame in FRAME_COLOURS)
+_MARKERS = frozenset(MARKERS)
 CAPTION_QUESTION = "describe the clip ?"
 
 _BORDER_PIXELS = 4
@@ -110,6 +111,29 @@ class WorldClip:
 def question(marker: str) -> str:
     """The question about the clip with this marker."""
     return f"what colour in the {marker} clip ?"
+
+
+def pair_question(first: str, second: str) -> str:
+    """The question about the clips with these two markers; its answer is their colours in this order: `red blue`.
+
+    It has as many words as `question`. Where it had more, a model that saw few lengths of video knew by the position of
+    its answer how many colours to give (seed 31), and no longer did in longer videos or after Stage 1.
+    """
+    return f"what colours in {first} then {second} ?"
+
+
+def named_markers(asked: str) -> list[str]:
+    """The markers a question names, in order."""
+    return [word for word in asked.split() if word in _MARKERS]
+
+
+def answer_to(asked: str, scenes: Sequence[tuple[str, str]]) -> str:
+    """The answer to either of the questions above, of a video whose clips have these markers and colours.
+
+    Empty where there is none: a marker that the question names is in no clip, or in several.
+    """
+    colours = [[colour for marker, colour in scenes if marker == named] for named in named_markers(asked)]
+    return " ".join(found[0] for found in colours) if all(len(found) == 1 for found in colours) else ""
 
 
 def caption(marker: str, colour: str) -> str:
