@@ -261,7 +261,7 @@ def report(results: dict[str, Any]) -> str:
             *table(results["internvl"], [*estimated, "peak_mib"]),
             "",
             "The peak is the resident memory's, above what was held before the step, of two steps the larger; the",
-            "estimate is activations, vision, head and gradients. It is too low for a CPU, most of all with adapters and",
+            "estimate is activations, vision, head and gradients: too low for a CPU, most of all with adapters and",
             "checkpointing; how much of that is the allocator's is not known, nor what a GPU's will take: for that",
             f"`longvpo check` adds {budget.FRAGMENTED:.0%} and {budget.RESERVE_GIB} GiB, which no GPU has confirmed.",
             "",
