@@ -1,9 +1,10 @@
 """The claim of `longvpo demo`, over fresh seeds and with controls; kept in `benchmarks/results/miniature.{json,md}`.
 
-    python benchmarks/miniature.py --seeds 41 42 43 --control-seeds 41
+    python benchmarks/miniature.py --seeds 41 42 43 --stage2-controls 41
 
-Runs the demo's own phases with its own settings for every seed; for the control seeds also trains the other arms on the
-same base and the same rows. Goes on where it was stopped. Takes about 7 minutes a seed and 2 an arm on one core.
+Runs the demo's own phases with its own settings for every seed; for the seeds of controls also trains the other arms of
+a stage, on the same base and the same rows. Goes on where it was stopped. Takes about 7 minutes a seed and 2 an arm on
+one core.
 """
 
 from __future__ import annotations
@@ -58,24 +59,22 @@ CLAIM = {
 ROWS_CLAIM = "Stage-2 rows: chosen right, rejected wrong, evidence exact ≥ 95 % each"
 
 
-def run_seed(folder: Path, seed: int, is_controlled: bool) -> dict[str, Any]:
+def run_seed(folder: Path, seed: int, controls: Sequence[Arm]) -> dict[str, Any]:
     """Accuracies of the base and of each arm at one seed."""
     demo = Demo(folder, DemoSettings(seed=seed))
     demo.worlds()
     result: dict[str, Any] = {"base": demo.base(), "funnels": {}, "arms": {}, "before": demo.evaluate("base")}
     result["funnels"][LONGVPO.rows] = demo.rows()
-    result["arms"][LONGVPO.name] = _run_arm(demo, LONGVPO, None)
+    result["arms"][LONGVPO.name] = _run_arm(demo, LONGVPO, demo.settings.steps)
     result["stage2_captions"] = demo.stage2_captions()
     stage2 = demo.stage2_rows()
     result["funnels"][STAGE2.rows], result["stage2_truth"] = stage2["funnel"], stage2["truth"]
     result["arms"][STAGE2.name] = _run_arm(demo, STAGE2, demo.settings.stage2_steps)
-    if is_controlled:
-        for arm in STAGE2_CONTROLS:
-            if arm.start == "base":
-                result["funnels"][arm.rows] = demo.stage2_rows("base", arm.rows)["funnel"]
-            result["arms"][arm.name] = _run_arm(demo, arm, demo.settings.stage2_steps)
-        for arm in STAGE1_CONTROLS:
-            result["arms"][arm.name] = _run_arm(demo, arm, None)
+    for arm in controls:
+        if arm.rows not in result["funnels"]:
+            result["funnels"][arm.rows] = demo.stage2_rows(arm.start, arm.rows)["funnel"]
+        steps = demo.settings.stage2_steps if arm in STAGE2_CONTROLS else demo.settings.steps
+        result["arms"][arm.name] = _run_arm(demo, arm, steps)
     accuracies = [
         _accuracies(model) for model in (result["before"], *(result["arms"][a.name] for a in (LONGVPO, STAGE2)))
     ]
@@ -87,7 +86,7 @@ def run_seed(folder: Path, seed: int, is_controlled: bool) -> dict[str, Any]:
     return result
 
 
-def _run_arm(demo: Demo, arm: Arm, steps: int | None) -> dict[str, Any]:
+def _run_arm(demo: Demo, arm: Arm, steps: int) -> dict[str, Any]:
     return {"settings": asdict(arm), "training": demo.train(arm, steps), **demo.evaluate(arm.name)}
 
 
@@ -166,23 +165,37 @@ def main() -> None:
     """Runs the seeds and writes the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
-    parser.add_argument("--control-seeds", type=int, nargs="*", default=[41])
+    parser.add_argument("--stage1-controls", type=int, nargs="*", default=[], metavar="SEED")
+    parser.add_argument("--stage2-controls", type=int, nargs="*", default=[41], metavar="SEED")
     parser.add_argument("--work", type=Path, default=Path("runs/miniature"), help="Folder of the runs.")
     args = parser.parse_args()
     results: dict[str, Any] = {
         "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("longvpo-hf", "torch", "transformers", "trl", "datasets", "torchcodec")},
-        "command": "python benchmarks/miniature.py --seeds {} --control-seeds {}".format(
-            " ".join(map(str, args.seeds)), " ".join(map(str, args.control_seeds))
+        "command": "python benchmarks/miniature.py "
+        + " ".join(
+            f"--{name} {' '.join(map(str, seeds))}"
+            for name, seeds in (
+                ("seeds", args.seeds),
+                ("stage1-controls", args.stage1_controls),
+                ("stage2-controls", args.stage2_controls),
+            )
+            if seeds
         ),
         "settings": asdict(DemoSettings()),
         "seeds": {},
     }
     with one_thread():
         # First all seeds, then the controls: the claim is known early.
-        plan = [(seed, False) for seed in args.seeds] + [(seed, True) for seed in args.control_seeds]
-        for seed, is_controlled in plan:
-            results["seeds"][str(seed)] = run_seed(args.work / f"seed-{seed}", seed, is_controlled)
+        controls = {
+            seed: (
+                *(STAGE2_CONTROLS if seed in args.stage2_controls else ()),
+                *(STAGE1_CONTROLS if seed in args.stage1_controls else ()),
+            )
+            for seed in (*args.stage2_controls, *args.stage1_controls)
+        }
+        for seed, arms in (*((seed, ()) for seed in args.seeds), *controls.items()):
+            results["seeds"][str(seed)] = run_seed(args.work / f"seed-{seed}", seed, arms)
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / "miniature.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             (RESULTS / "miniature.md").write_text(report(results), encoding="utf-8")

@@ -168,9 +168,10 @@ find the chosen answer supported or finds the rejected one right. Of {captions["
 
 ## What it does not show
 
-The SFT term on the chosen answers does nearly all of the work of Stage 1: training on it alone, or with the reference
-scored on the whole video, gives accuracies that cannot be told from these (controls over seeds: `benchmarks/results/`
-of the repository). Lengths beyond {max(trained, longest)} clips were not trained on, and gain less.
+Which part of the loss does the work: training on the chosen answers alone, or with the reference scored on another
+view, is measured over seeds in `benchmarks/results/` of the repository. Nor that the model learns what comes before
+what: questions about the order of two clips were tried, and not learnt. Lengths beyond {max(trained, longest)} clips
+were not trained on, and gain less.
 
 ## How it was made
 
