@@ -28,21 +28,25 @@ from datasets import load_dataset
 from miniature import base_responder, temporal_rows
 
 import stage1
+import stage2
 import temporal
 from longvpo_hf import Timeline, VideoPreference
 from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.miniature.asking import Describer
 from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread, processor_name
+from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"
 
-RECIPES = {"stage1": stage1, "temporal": temporal}
+RECIPES = {"stage1": stage1, "stage2": stage2, "temporal": temporal}
 
-Rows = Literal["dataset", "unfiltered", "single", "single-first", "localized", "comprehensive"]
+Rows = Literal[
+    "dataset", "unfiltered", "single", "single-first", "localized", "comprehensive", "stage2", "stage2-of-base"
+]
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,17 @@ class Arm:
         rows: What it is trained on, see `ROWS`; `dataset` are the demo's.
         options: What it changes of the configuration.
         recipe: Which recipe trains it, with the miniature's configuration of that.
+        start: Folder of the model it begins with, and whose reference it has.
+        replay: Whether rows of Stage 1 are mixed in.
     """
 
     name: str
     label: str
     rows: Rows = "dataset"
     options: tuple[str, ...] = ()
-    recipe: Literal["stage1", "temporal"] = "stage1"
+    recipe: Literal["stage1", "stage2", "temporal"] = "stage1"
+    start: str = "base"
+    replay: bool = False
 
 
 FULL = ("--reference", "full")
@@ -100,14 +108,29 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
     ),
 }
 
+STAGE2 = Arm("stage2", "after Stage 1", rows="stage2", recipe="stage2", start="anchored", replay=True)
+QUESTIONS["Stage 2"] = (
+    Arm("anchored", "Stage 1 alone"),
+    STAGE2,
+    # Without Stage 1 there are no rows of it to mix in.
+    Arm("stage2-from-base", "without Stage 1", rows="stage2-of-base", recipe="stage2"),
+    replace(
+        STAGE2,
+        name="stage2-evidence",
+        label="after Stage 1, reference on the evidence scenes",
+        options=("--reference", "anchor"),
+    ),
+)
+
 ARMS = {arm.name: arm for arms in QUESTIONS.values() for arm in arms}
 
 
 def settings(seed: int, fast: bool) -> DemoSettings:
     """The demo's own, without its longest evaluation."""
     if fast:
-        return replace(DemoSettings.fast(seed), steps=2, lengths=(2, 8), questions_per_length=8)
-    return replace(DemoSettings(seed), lengths=(1, 2, 8, 16, 32))
+        short = replace(DemoSettings.fast(seed), steps=2, stage2_steps=2, lengths=(2, 8), pair_lengths=(2, 8))
+        return replace(short, questions_per_length=8, pair_questions_per_length=8)
+    return replace(DemoSettings(seed), lengths=(1, 2, 8, 16, 32), pair_lengths=(2, 8, 16))
 
 
 # ----------------------------------------------------------------------------------------------------- rows
@@ -117,12 +140,16 @@ def make_rows(demo: Demo, rows: Rows) -> Any:
     """Makes what `ROWS` names in the demo's folder, once; gives the builder's funnel."""
     if rows == "dataset":
         return demo.rows()
+    if rows in ("stage2", "stage2-of-base"):
+        demo.stage2_captions()
+        made = demo.stage2_rows("base" if rows == "stage2-of-base" else STAGE2.start, rows_folder(demo, rows).name)
+        return {**made["funnel"], "truth": made["truth"]}
     return demo.phase(f"rows {rows}", lambda: ROWS[rows](demo, rows_folder(demo, rows)))
 
 
 def rows_folder(demo: Demo, rows: Rows) -> Path:
     """Where rows lie; arms may have their names."""
-    return demo.output / "dataset" if rows == "dataset" else demo.output / "rows" / rows
+    return demo.output / "dataset" if rows == "dataset" else demo.output / f"rows-{rows}"
 
 
 def _unfiltered(demo: Demo, output: Path) -> Any:
@@ -184,10 +211,12 @@ def train(demo: Demo, arm: Arm) -> dict[str, float]:
         output = demo.output / arm.name
         given = yaml.safe_load((CONFIGS / f"{arm.recipe}.yaml").read_text(encoding="utf-8"))
         del given["miniature"]  # the demo has made it
-        given["model_name_or_path"] = str(demo.output / "base")
+        given["model_name_or_path"] = str(demo.output / arm.start)
         given["dataset_name"] = str(rows_folder(demo, arm.rows))
         given["output_dir"] = str(output)
-        given["max_steps"], given["seed"] = demo.settings.steps, demo.settings.seed
+        steps = demo.settings.stage2_steps if arm.recipe == "stage2" else demo.settings.steps
+        given["max_steps"], given["seed"] = steps, demo.settings.seed
+        given["replay_name"] = str(rows_folder(demo, "dataset")) if arm.replay else None
         config = demo.output / f"{arm.name}.yaml"
         config.write_text(yaml.safe_dump(given), encoding="utf-8")
         trainer = RECIPES[arm.recipe].main(["--config", str(config), "--resume_from_checkpoint", "true", *arm.options])
@@ -208,6 +237,9 @@ def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str]) -> dict[
     result: dict[str, Any] = {"base": demo.evaluate("base"), "arms": {}}
     for name in names:
         arm = ARMS[name]
+        if arm.start != "base":
+            make_rows(demo, ARMS[arm.start].rows)
+            train(demo, ARMS[arm.start])
         funnel = make_rows(demo, arm.rows)
         log = train(demo, arm)
         result["arms"][name] = {"funnel": funnel, "log": log, **demo.evaluate(name)}
@@ -234,7 +266,7 @@ def report(results: dict[str, Any]) -> str:
         text += ["**A run with `--fast`: its numbers mean nothing.**", ""]
     header = ["| | " + " | ".join(lengths) + " |", "|---|" + "---:|" * len(lengths)]
 
-    def line(label: str, measured: Sequence[dict[str, Any]]) -> str:
+    def line(label: str, measured: Sequence[dict[str, Any]], lengths: Sequence[str] = lengths) -> str:
         cells = []
         for length in lengths:
             values = [each["accuracy"][length] for each in measured]
@@ -248,6 +280,13 @@ def report(results: dict[str, Any]) -> str:
         if done:
             text += [f"## {asked}", "", *header]
             text += [line(arm.label, [seed["arms"][arm.name] for seed in seeds]) for arm in done]
+            text.append("")
+        if done and any(arm.recipe == "stage2" for arm in done):
+            pairs = list(seeds[0]["base"]["pairs"]["accuracy"])
+            text += [f"Questions about two clips, chance {PAIR_CHANCE_PERCENT:.1f} %:", ""]
+            text += ["| | " + " | ".join(pairs) + " |", "|---|" + "---:|" * len(pairs)]
+            text.append(line("base", [seed["base"]["pairs"] for seed in seeds], pairs))
+            text += [line(arm.label, [seed["arms"][arm.name]["pairs"] for seed in seeds], pairs) for arm in done]
             text.append("")
     return "\n".join(
         [

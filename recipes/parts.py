@@ -11,14 +11,14 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
@@ -71,6 +71,12 @@ class RecipeArguments:
             "choices": ["reference", "longvpo", "longva-tpo", "trl"],
         },
     )
+    replay_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of an earlier stage that are mixed in, half as many as there are rows. Ours, not the papers'."
+        },
+    )
     probe_steps: int | None = field(
         default=None, metadata={"help": "Probe long context before training, every so many steps, and at the end."}
     )
@@ -118,6 +124,8 @@ class RecipeArguments:
     def __post_init__(self) -> None:
         if self.dataset_name is None:
             raise ValueError("dataset_name is missing: the rows to train on, a dataset on the Hub or a folder.")
+        if self.replay_name is not None and self.dataset_streaming:
+            raise ValueError("replay_name needs to know how many rows there are: leave dataset_streaming=false.")
         if self.video_root is not None and self.dataset_streaming:
             raise ValueError("video_root is for rows that are all there: leave dataset_streaming=false.")
         if self.probe_haystack is not None and self.probe_questions is None:
@@ -178,9 +186,12 @@ def quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
 
 def load_rows(recipe: RecipeArguments) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """The rows to train on, and those to evaluate on if a split is named."""
-    return _split(recipe, recipe.dataset_train_split), (
-        _split(recipe, recipe.dataset_test_split) if recipe.dataset_test_split else None
-    )
+    rows = _split(recipe, recipe.dataset_train_split)
+    held_out = _split(recipe, recipe.dataset_test_split) if recipe.dataset_test_split else None
+    if recipe.replay_name is not None:
+        earlier = _split(replace(recipe, dataset_name=recipe.replay_name, dataset_config=None), "train")
+        rows = concatenate_datasets([rows, earlier.select(range(min(len(earlier), len(rows) // 2)))])
+    return rows, held_out
 
 
 def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:

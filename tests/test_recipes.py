@@ -453,6 +453,8 @@ def test_rows_may_be_held_out_streamed_saved_or_without_media(tmp_path: Path, ba
     held.save_to_disk(str(tmp_path / "saved"))
     recipe, _, _ = PARTS.parse(options(base, tmp_path / "saved", tmp_path / "b"))
     assert PARTS.load_rows(recipe)[0]["id"] == held["id"]
+    recipe, _, _ = PARTS.parse(options(base, rows, tmp_path / "b", replay_name=rows))
+    assert PARTS.load_rows(recipe)[0]["id"] == [*held["id"], *held["id"][:4]]  # half as many are mixed in
     with pytest.raises(ValueError, match="needs video_root"):
         PARTS.parse(options(base, rows, tmp_path / "b", dataset_form="longvpo"))
 
@@ -531,7 +533,7 @@ def test_anchors_move_to_the_begin_and_nothing_else(
 
 def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
     def measured(value: float) -> dict[str, Any]:
-        return {"accuracy": {"8": value}}
+        return {"accuracy": {"8": value}, "pairs": {"accuracy": {"4": value / 2}}}
 
     arms = [{name: measured(value) for name in ABLATIONS.ARMS} for value in (90.0, 94.0)]
     seeds = {"1": {"base": measured(50.0), "arms": arms[0]}, "2": {"base": measured(53.0), "arms": arms[1]}}
@@ -540,6 +542,7 @@ def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
     text = ABLATIONS.report({**facts, "questions_per_length": 4, "seeds": seeds})
     assert "| base | 51.5 ± 2.1 |" in text  # sqrt(2 · 1.5²) = 2.12
     assert "| SFT alone | 92.0 ± 2.8 |" in text  # sqrt(2 · 2²) = 2.83
+    assert "| without Stage 1 | 46.0 ± 1.4 |" in text  # about two clips
     assert all(f"## {question}" in text for question in ABLATIONS.QUESTIONS)
 
 
