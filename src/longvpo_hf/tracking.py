@@ -29,7 +29,7 @@ Logs = Sequence[Mapping[str, float]]
 #: chance has an accuracy of 0.50 ± 0.025, and the SFT term of rows that differ by 0.5 nats a token an error of 0.025.
 WINDOW = 5
 #: Share of the run after which chance-level accuracy counts as stuck. An anchored reference has seen the answer alone:
-#: against it accuracy begins near 0 and rises late (benchmarks/results/miniature.json: 0.5 after a fifth of the run).
+#: against it accuracy begins near 0 and rises late (benchmarks/results/miniature-stage1.json: 0.5 after a fifth of it).
 STUCK_AFTER = 0.5
 #: Two standard deviations above chance, see `WINDOW`.
 STUCK_ACCURACY = 0.55
