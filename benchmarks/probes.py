@@ -62,7 +62,8 @@ def report(results: dict[str, Any], machine: dict[str, Any]) -> str:
         "# The probes on the miniature's models",
         "",
         "`base` was trained on videos of one and two clips (2 and 4 frames), `model` is the same after LongVPO Stage 1",
-        "on 2 to 16 clips (32 frames). The clips asked about were in no training. Chance is 12.5 %.",
+        "on 2 to 16 clips (32 frames), `stage2-model` that one after Stage 2 on 4 to 16. The clips asked about were in",
+        "no training. Chance is 12.5 %.",
         "",
         f"## Position: a clip of two frames among others, {QUESTIONS} questions at {PLACEMENTS} places each",
         "",
@@ -111,7 +112,7 @@ def report(results: dict[str, Any], machine: dict[str, Any]) -> str:
         f"- {machine['processor']}, {machine['cores']} cores, {machine['platform']}; one thread, no accelerator",
         f"- Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
-        f"- commit {machine['commit']}; models of `longvpo demo` with seed 0",
+        f"- commit {machine['commit']}; models of `longvpo demo` with seed {machine['seed']}",
         f"- `{machine['command']}`",
         "",
     ]
@@ -128,7 +129,7 @@ def main() -> None:
     """Runs the probes and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="A finished `longvpo demo`.")
-    parser.add_argument("--models", nargs="+", default=["base", "model"], help="Folders of the demo's models.")
+    parser.add_argument("--models", nargs="+", default=["base", "model", "stage2-model"], help="Folders of the demo.")
     parser.add_argument("--work", type=Path, default=Path("runs/probes"), help="Folder of the runs.")
     args = parser.parse_args()
     with one_thread():
@@ -141,6 +142,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("longvpo-hf", "torch", "transformers", "trl", "torchcodec")},
         "commit": commit.stdout.strip(),
+        "seed": json.loads((args.demo / "state" / "settings.json").read_text(encoding="utf-8"))["seed"],
         "command": f"python benchmarks/probes.py --models {' '.join(args.models)}",
     }
     RESULTS.mkdir(exist_ok=True)

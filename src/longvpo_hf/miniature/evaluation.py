@@ -6,12 +6,12 @@ right if it is the truth to the letter. Knows nothing of training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
 from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip, pair_question
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.timeline import Timeline
@@ -121,10 +121,8 @@ class Score:
     @property
     def interval_percent(self) -> tuple[float, float]:
         """Wilson's 95 % confidence interval, in percent."""
-        z, p, n = 1.959964, self.right / self.number, self.number
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return 100 * (centre - half), 100 * (centre + half)
+        low, high = wilson_interval(self.right, self.number)
+        return 100 * low, 100 * high
 
 
 @dataclass(frozen=True, slots=True)
