@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,16 @@ SCRIPTS = Path(__file__).parents[1] / "dataset_scripts"
 
 
 def load(name: str) -> ModuleType:
-    """The script of that name, imported as Python imports it when it is run: with its folder on the path."""
+    """The script of that name. Under a name of its own: the recipes have the same."""
+    module_name = f"dataset_scripts_{name}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
     if str(SCRIPTS) not in sys.path:
-        sys.path.insert(0, str(SCRIPTS))
-    return importlib.import_module(name)
+        sys.path.append(str(SCRIPTS))  # for what the scripts share, as when Python runs one
+    spec = importlib.util.spec_from_file_location(module_name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return module
