@@ -1,11 +1,11 @@
 """What each part of the method does, in the miniature's world: one command, one table.
 
-    python recipes/ablations.py --seeds 31 32 33
+    python recipes/ablations.py --seeds 51 52 53
     python recipes/ablations.py --fast --work runs/ablations-fast --output runs/ablations-fast/ablations
 
 Every arm is trained by the recipes themselves, with the configurations of `configs/miniature/` and what the arm changes
 of them, on a base that all arms of a seed share. Kept in `benchmarks/results/ablations.{json,md}`. A killed run goes on
-where it was: rows, models and scores are made once per folder. About 25 minutes a seed on one quiet core.
+where it was: rows, models and scores are made once per folder. About half an hour a seed on one quiet core.
 """
 
 from __future__ import annotations
@@ -229,14 +229,16 @@ def train(demo: Demo, arm: Arm) -> dict[str, float]:
     return demo.phase(f"train {arm.name}", work)
 
 
-def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracies of the base and of each arm at one seed."""
+def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str], only_done: bool) -> dict[str, Any]:
+    """Accuracies of the base and of each arm at one seed; with `only_done` of those that an earlier run finished."""
     demo = Demo(folder, settings(seed, fast))
     demo.worlds()
     demo.base()
     result: dict[str, Any] = {"base": demo.evaluate("base"), "arms": {}}
     for name in names:
         arm = ARMS[name]
+        if only_done and not demo.is_done(f"evaluate {name}"):
+            continue
         if arm.start != "base":
             make_rows(demo, ARMS[arm.start].rows)
             train(demo, ARMS[arm.start])
@@ -258,13 +260,14 @@ def report(results: dict[str, Any]) -> str:
         "# Ablations in the miniature's world",
         "",
         f"Percent of right answers by number of clips, {results['questions_per_length']} questions a length, chance "
-        f"12.5 %; mean and standard deviation over the seeds {', '.join(results['seeds'])}. All arms of a seed begin "
-        "with the same base, see as many pairs in as many steps, and are trained by `recipes/`.",
+        f"12.5 %; mean and standard deviation over the seeds (of {', '.join(results['seeds'])}) that an arm was "
+        "trained with. All arms of a seed begin with the same base, see as many pairs in as many steps, and are "
+        "trained by `recipes/`.",
         "",
     ]
     if results["fast"]:
         text += ["**A run with `--fast`: its numbers mean nothing.**", ""]
-    header = ["| | " + " | ".join(lengths) + " |", "|---|" + "---:|" * len(lengths)]
+    header = ["| | seeds | " + " | ".join(lengths) + " |", "|---|---:|" + "---:|" * len(lengths)]
 
     def line(label: str, measured: Sequence[dict[str, Any]], lengths: Sequence[str] = lengths) -> str:
         cells = []
@@ -272,22 +275,33 @@ def report(results: dict[str, Any]) -> str:
             values = [each["accuracy"][length] for each in measured]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.1f}{spread}")
-        return f"| {label} | " + " | ".join(cells) + " |"
+        return f"| {label} | {len(measured)} | " + " | ".join(cells) + " |"
+
+    def of(name: str) -> list[dict[str, Any]]:
+        return [seed["arms"][name] for seed in seeds if name in seed["arms"]]
 
     text += ["## Before training", "", *header, line("base", [seed["base"] for seed in seeds]), ""]
     for asked, arms in QUESTIONS.items():
-        done = [arm for arm in arms if all(arm.name in seed["arms"] for seed in seeds)]
+        done = [arm for arm in arms if of(arm.name)]
         if done:
-            text += [f"## {asked}", "", *header]
-            text += [line(arm.label, [seed["arms"][arm.name] for seed in seeds]) for arm in done]
-            text.append("")
+            text += [f"## {asked}", "", *header, *[line(arm.label, of(arm.name)) for arm in done], ""]
         if done and any(arm.recipe == "stage2" for arm in done):
             pairs = list(seeds[0]["base"]["pairs"]["accuracy"])
             text += [f"Questions about two clips, chance {PAIR_CHANCE_PERCENT:.1f} %:", ""]
-            text += ["| | " + " | ".join(pairs) + " |", "|---|" + "---:|" * len(pairs)]
+            text += ["| | seeds | " + " | ".join(pairs) + " |", "|---|---:|" + "---:|" * len(pairs)]
             text.append(line("base", [seed["base"]["pairs"] for seed in seeds], pairs))
-            text += [line(arm.label, [seed["arms"][arm.name]["pairs"] for seed in seeds], pairs) for arm in done]
+            text += [line(arm.label, [each["pairs"] for each in of(arm.name)], pairs) for arm in done]
             text.append("")
+    longest = str(settings(0, results["fast"]).max_clips)
+    if longest in lengths:
+        text += [f"## Seed by seed, at {longest} clips, the most of the training", ""]
+        text += ["| arm | " + " | ".join(results["seeds"]) + " |", "|---|" + "---:|" * len(seeds)]
+        for name in ("base", *ARMS):
+            each = [seed["base"] if name == "base" else seed["arms"].get(name) for seed in seeds]
+            if any(each):
+                cells = " | ".join(f"{one['accuracy'][longest]:.1f}" if one else "–" for one in each)
+                text.append(f"| {name} | {cells} |")
+        text.append("")
     return "\n".join(
         [
             *text,
@@ -305,8 +319,9 @@ def report(results: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the seeds and writes the results after each of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[31, 32, 33])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[51, 52, 53])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="Default: all.")
+    parser.add_argument("--only-done", action="store_true", help="Run nothing; report what earlier runs finished.")
     parser.add_argument("--fast", action="store_true", help="Few steps, to see it run; its numbers mean nothing.")
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="Folder of the runs.")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ablations",
@@ -325,7 +340,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     with one_thread():
         for seed in args.seeds:
-            results["seeds"][str(seed)] = run_seed(args.work / f"seed-{seed}", seed, args.fast, args.arms)
+            folder = args.work / f"seed-{seed}"
+            results["seeds"][str(seed)] = run_seed(folder, seed, args.fast, args.arms, args.only_done)
             args.output.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", report(results))):
                 args.output.with_suffix(suffix).write_text(text, encoding="utf-8")

@@ -225,13 +225,17 @@ class Demo:
     def phase(self, name: str, work: Callable[[], Any]) -> Any:
         """The result of `work`, done now or in an earlier run; results are JSON."""
         path = self._state / f"{name}.json"
-        if not path.exists():
+        if not self.is_done(name):
             tqdm.write(f"— {name}")
             start = time.perf_counter()
             result = work()
             seconds = round(time.perf_counter() - start, 1)
             _write(path, json.dumps({"seconds": seconds, "result": result}))
         return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    def is_done(self, name: str) -> bool:
+        """Whether `phase` has the result of that name."""
+        return (self._state / f"{name}.json").exists()
 
     def seconds(self) -> dict[str, float]:
         """How long each finished phase took, in order of finishing; of a resumed one, its last part."""
