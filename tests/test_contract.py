@@ -36,6 +36,7 @@ METHODS: list[tuple[type, str, list[str]]] = [
     (Trainer, "_get_train_sampler", ["train_dataset"]),
     (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"]),
     (Trainer, "_load_best_model", []),
+    (Trainer, "create_accelerator_and_postprocess", []),
     (Accelerator, "gather", ["tensor"]),
     (Accelerator, "gather_for_metrics", ["input_data", "use_gather_object"]),
     (PreTrainedModel, "get_encoder", ["modality"]),

@@ -431,7 +431,7 @@ def _attending_by(implementation: str) -> Any:
 )
 def test_models_that_cannot_be_packed_are_left_as_they_were(make: Callable[[], Any], words: list[str]) -> None:
     model = make()
-    decoder = tree._unwrap(model).get_decoder()
+    decoder = tree.unwrapped(model).get_decoder()
     before = decoder.config._attn_implementation
     reason = enable_tree_packing(model)
     assert reason is not None

@@ -66,7 +66,7 @@ def enable_tree_packing(model: Any) -> str | None:
         `None` when the model is ready. Otherwise the reason, in plain English, why it cannot be packed; the model is
         then as it was.
     """
-    base = _unwrap(model)
+    base = unwrapped(model)
     decoder = base.get_decoder()
     before = decoder.config._attn_implementation
     if before == ATTENTION:
@@ -83,7 +83,7 @@ def enable_tree_packing(model: Any) -> str | None:
 
 def is_tree_packed(model: Any) -> bool:
     """Whether `enable_tree_packing` readied `model` (wrapped or not) and nobody changed its attention since."""
-    return _unwrap(model).get_decoder().config._attn_implementation == ATTENTION
+    return unwrapped(model).get_decoder().config._attn_implementation == ATTENTION
 
 
 def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
@@ -150,7 +150,7 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
         RuntimeError: If the model's layers did not all attend along the tree; the numbers would be wrong.
         ValueError: If the batch is not as described in the module.
     """
-    base = _unwrap(model)
+    base = unwrapped(model)
     decoder = base.get_decoder()
     if not is_tree_packed(base):
         raise RuntimeError(
@@ -557,7 +557,7 @@ def _at(outputs: Sequence[Any], source: Tensor) -> FusedCausalLMOutput:
 # ----------------------------------------------------------------------------------------------- guards
 
 
-def _unwrap(model: Any) -> PreTrainedModel:
+def unwrapped(model: Any) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
     if isinstance(model, torch.nn.DataParallel):
         raise ValueError(
