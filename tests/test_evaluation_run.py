@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,24 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     scores = json.loads((tmp_path / "answers-c-2.json").read_text("utf-8"))
     assert scores["stage"] is None
     assert scores["tasks"]["mlvu"]["m_avg"] == pytest.approx((200 / 3 + 200) / 7)
+    # A file that opens and cannot be decoded is told in the same way, and what was answered before it is kept.
+    monkeypatch.setattr(adapter, "_WINDOW_BATCHES", 4)
+    broken = bytearray(content)
+    begin = broken.index(b"mdat") + 4
+    end = begin - 8 + int.from_bytes(broken[begin - 8 : begin - 4], "big")
+    broken[begin:end] = random.Random(0).randbytes(end - begin)
+    video.unlink()
+    video.write_bytes(bytes(broken))
+    try:
+        stopped = longvpo_eval(*arguments, "--max-pixels", "1024")
+    finally:
+        video.write_bytes(content)
+    assert stopped.exit_code == 2, stopped.exception
+    assert "longvpo eval: unreadable: " in stopped.output
+    assert "v2.mp4" in stopped.output
+    assert longvpo_eval(*arguments, "--max-pixels", "1024").exit_code == 0
+    assert [len(call) for call in asked] == [4, 3]
+    asked.clear()
     # Another sampling has answers of its own.
     assert longvpo_eval(*arguments, "--fps", "none").exit_code == 0
     assert sum(map(len, asked)) == 9
@@ -223,13 +243,27 @@ def test_a_limit_asks_less(root: Path, model: Path, tmp_path: Path) -> None:
     # needle C, C, A and ego C; the tasks that were not asked stand nowhere and count for nothing
     assert scores["groups"].keys() == {"needle", "ego"}
     assert scores["m_avg"] == pytest.approx((200 / 3 + 100) / 2)
-    assert "Only the first 4 questions" in (tmp_path / "card.md").read_text("utf-8")
+    for name in ("card.md", "table.md"):
+        assert "Only the first 4 questions" in (tmp_path / name).read_text("utf-8")
+    assert not list(tmp_path.glob("*.model-index.yaml")), "they could not say it"
 
 
 def test_two_models_of_one_name_are_refused(root: Path, model: Path, tmp_path: Path) -> None:
     result = longvpo_eval(model, model, "--data-root", root, "--output", tmp_path)
     assert result.exit_code == 2
     assert "write STAGE=MODEL" in result.output
+    # Their files would have one name.
+    result = longvpo_eval("org/a", "org_a=org/b", "--data-root", root, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "write STAGE=MODEL" in result.output
+
+
+def test_a_number_of_frames_named_twice_is_asked_once(root: Path, model: Path, tmp_path: Path) -> None:
+    result = longvpo_eval(
+        model, "--tasks", "lvbench", "--data-root", root, "--frames", "2,2", "--output", tmp_path, "--limit", "1"
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "answers-c-2.json").is_file()
 
 
 def test_tasks_dir_is_what_lmms_eval_includes() -> None:
@@ -359,6 +393,12 @@ def test_an_adapter_s_own_processor_goes_before_its_base_s(model: Path, lora: Pa
 
     processor = AutoProcessor.from_pretrained(model)
     assert template(lora) == processor.chat_template  # the folder holds none
+    tokenizer = shutil.copytree(lora, tmp_path / "with-tokenizer")
+    processor.tokenizer.save_pretrained(tokenizer)
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))
+    del settings["processor_class"]
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert template(tokenizer) == processor.chat_template
     own = shutil.copytree(lora, tmp_path / "with-processor")
     processor.chat_template = f"Be brief. {processor.chat_template}"
     processor.save_pretrained(own)
@@ -379,6 +419,13 @@ def test_pictures_are_refused(echo: adapter.LongVPO) -> None:
 def test_a_broken_video_is_an_error_and_no_answer(echo: adapter.LongVPO, tmp_path: Path) -> None:
     with pytest.raises(UnreadableVideo, match="missing_file"):
         answers(echo, instance([{"type": "video", "url": str(tmp_path / "gone.mp4")}, {"type": "text", "text": "?"}]))
+
+
+def test_only_the_device_that_is_named_is_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # From this "accelerator" no weights come back.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("meta"))
+    loaded = adapter.LongVPO(str(model), device="cpu")
+    assert {weight.device.type for weight in loaded._responder.model.parameters()} == {"cpu"}
 
 
 def test_a_batch_size_that_is_no_number_is_refused(model: Path) -> None:
@@ -460,10 +507,30 @@ def test_missing_data_are_told_with_the_command_that_brings_them(
     assert f"{download} '{root}/longvideobench/LongVideoBench'" in result.output
     # Two of three videos.
     assert f"- sy1998/MLVU_dev: 2 of 3 videos, in {root}: mlvu/v0.mp4, mlvu/v2.mp4\n" in result.output
-    assert f"unzip -n \"$f\" -d '{root}/mlvu'" in result.output
+    assert f"find '{root}/sy1998/MLVU_dev' -name '*.zip' -exec unzip -n {{}} -d '{root}/mlvu' \\;" in result.output
     # All videos, and no subtitles.
     assert "Video-MME: 0 of" not in result.output
     assert f"- videomme_subtitles: subtitles: {root}/videomme/subtitle holds none of 3 .srt files" in result.output
+
+
+def test_the_commands_unpack_archives_wherever_they_are(tmp_path: Path) -> None:
+    archives, media = tmp_path / "my archives", tmp_path / "my media"
+    (archives / "deep").mkdir(parents=True)
+    media.mkdir()
+    for number, folder in enumerate((archives, archives / "deep")):
+        with zipfile.ZipFile(folder / f"part {number}.zip", "w") as archive:
+            archive.writestr(f"v{number}.mp4", "a video")
+    command = BENCHMARKS["mlvu"].unpack.format(archives=shlex.quote(str(archives)), media=shlex.quote(str(media)))
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+    assert sorted(path.name for path in media.iterdir()) == ["v0.mp4", "v1.mp4"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_annotations_that_are_there_and_cannot_be_read_are_told(root: Path, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "lmms-eval/LVBench/data").mkdir(parents=True)  # a download that was interrupted
+    result = longvpo_eval(model, "--tasks", "lvbench", "--data-root", tmp_path, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert f"annotations (lmms-eval/LVBench): cannot be read from {tmp_path}/lmms-eval/LVBench: " in result.output
 
 
 @pytest.mark.usefixtures("no_model")

@@ -7,6 +7,7 @@ MVBench and MLVU; LongVideoBench's stands in lmms-eval, whose task says so.
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 import benchmark_doubles as doubles
-from longvpo_hf.evaluation.benchmarks import BENCHMARKS, locate
+from longvpo_hf.evaluation.benchmarks import BENCHMARKS, _rows, locate
 from longvpo_hf.evaluation.scoring import Record, choice_of, mean_of_groups, record, summary
 from longvpo_hf.evaluation.subtitles import Subtitle, read_srt, shown_at
 
@@ -221,6 +222,16 @@ def test_data_are_where_lmms_eval_has_them(builtin: Callable[[str], Any]) -> Non
         assert video == f"mvbench_video/{folder}/v0.mp4"
 
 
+def test_rows_are_those_of_the_folder_as_it_is_now(tmp_path: Path) -> None:
+    """The cache of datasets tells no two folders of one name and card apart."""
+    for number, root in enumerate((tmp_path / "a", tmp_path / "b", tmp_path / "a")):
+        shutil.rmtree(root, ignore_errors=True)
+        rows = [{**row, "video_name": f"{number}.mp4"} for row in doubles.mlvu_rows()[number:]]
+        doubles.write_parquet(root / "sy1998/MLVU_dev", {"test": rows})
+        _rows.cache_clear()  # as in another process
+        assert BENCHMARKS["mlvu"].rows(root).to_list() == rows
+
+
 # ----------------------------------------------------------------------------------------------------- bad rows, files
 
 
@@ -259,6 +270,8 @@ def test_subtitles_are_those_of_the_instants(tmp_path: Path) -> None:
     ]
     assert shown_at(subtitles, [0.49, 2.0, 61.25]) == []  # [start, end)
     assert shown_at(subtitles, [3600.0, 1.0, 0.5]) == ["Hello there & here", "7"]
+    path.write_text("1\n00:00:01,000 --> 00:00:02,000 X1:40 X2:600\nI <3 you\n<b>and 5 > 4</b>\n")
+    assert read_srt(path) == [Subtitle(1.0, 2.0, "I <3 you and 5 > 4")]
     path.write_text("<html>404</html>")
     with pytest.raises(ValueError, match=r"x\.srt is no SRT file"):
         read_srt(path)

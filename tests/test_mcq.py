@@ -128,6 +128,16 @@ def test_right_replies() -> None:
     assert not is_right("a red balloon", "red balloon")
     assert is_right("<think>blue?</think>red", "red")
     assert not is_right("", "red")
+    assert is_right("**“Red.”**", "red")
+    assert is_right("红色。", "红色")
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"), [("", "+"), ("", ""), (".", "?"), ("-5", "5"), (".5", "5"), ("C", "C++"), ("5", "5 %")]
+)
+def test_marks_that_belong_to_an_answer(reply: str, answer: str) -> None:
+    assert not is_right(reply, answer)
+    assert not answer or is_right(f" {answer}\n", answer)
 
 
 def test_interval_is_wilsons() -> None:

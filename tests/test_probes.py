@@ -34,7 +34,7 @@ from longvpo_hf.evaluation.probes import (
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
 from longvpo_hf.miniature.world import MARKERS, write_world
-from longvpo_hf.responders import Request, ScriptedResponder
+from longvpo_hf.responders import Request, ScriptedResponder, Unanswered
 from longvpo_hf.timeline import Clip
 from longvpo_hf.vision import vision_tower
 from media import indices_of, write_video
@@ -220,6 +220,7 @@ def test_positions_are_spread_evenly_and_distances_are_counted_to_the_question(m
     assert result["thirds"]["middle"]["percent"] == 0
     assert result["thirds"]["begin"]["percent"] == result["thirds"]["end"]["percent"] == 100
     assert result["dip"] == {"percent": 100, "band_95": [100, 100]}
+    assert result["alone"] == [1] * 6
     assert result["unparsed_percent"] == 0
     assert [part["percent"] for part in result["curve"]][:3] == [100, 100, 100]
     assert json.loads((tmp_path / "position.json").read_text()) == result
@@ -291,6 +292,19 @@ def test_curves_of_several_models_and_maps_side_by_side(media: Path, tmp_path: P
     labels = [text.get_text() for text in plot_position(curves).axes[0].get_legend().get_texts()]
     assert labels[:2] == ["before: dip 0 points (0 to 0)", "before: video alone, 0 %"]
     assert labels[3] == "after: video alone, 100 %"
+    many = plot_position({f"model {number}": curves["after"] for number in range(7)})
+    assert sum("dip" in text.get_text() for text in many.axes[0].get_legend().get_texts()) == 7
+
+
+def test_names_are_shown_as_they_are(media: Path, tmp_path: Path) -> None:
+    """Also those that matplotlib would take for mathematics."""
+    shutil.copy(media / "haystack.mp4", tmp_path / r"$\foo$.mp4")
+    responder = ScriptedResponder(r"a$\bar$", lambda _: "B")
+    questions, filler = questions_about(media, 1), VideoFiller(tmp_path / r"$\foo$.mp4")
+    probe_needle(responder, questions, filler, [4], 1, tmp_path)
+    probe_position(responder, questions, filler, 4, 1, tmp_path)
+    assert (tmp_path / "needle.png").is_file()
+    assert (tmp_path / "position.png").is_file()
 
 
 # -------------------------------------------------------------------------------------------------- when memory is full
@@ -300,6 +314,8 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
@@ -320,7 +336,7 @@ class Narrow:
         return ["B"] * len(requests)
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: f"{type(error).__name__} {str(error)[:24]}")
 def test_full_memory_is_known_by_its_errors(media: Path, error: Exception) -> None:
     (question,) = questions_about(media, 1)
     with pytest.raises(DoesNotFit):
@@ -333,9 +349,14 @@ def test_a_decoder_that_ran_out_of_memory_is_no_bad_video(media: Path) -> None:
     bad = UnreadableVideo("unreadable", question.clips[0], "no frames")
     with pytest.raises(UnreadableVideo):
         ask(Narrow(lambda number, clips: False, bad), [question], requests)
+    # As a responder of several requests tells it.
+    with pytest.raises(UnreadableVideo):
+        ask(Narrow(lambda number, clips: False, Unanswered(["B", bad])), [question] * 2, requests * 2)
     bad.__cause__ = OUT_OF_MEMORY[2]
-    with pytest.raises(DoesNotFit):
-        ask(Narrow(lambda number, clips: False, bad), [question], requests)
+    for error in (bad, Unanswered([bad])):
+        with pytest.raises(DoesNotFit, match="can't allocate memory") as caught:
+            ask(Narrow(lambda number, clips: False, error), [question], requests)
+        assert str(media) not in str(caught.value), "folders of this machine are not told"
 
 
 def test_the_probe_ends_at_the_first_length_that_does_not_fit(
@@ -460,7 +481,30 @@ def test_weights_tell_checkpoints_of_one_name_apart(tmp_path: Path) -> None:
     assert weights_digest(str(tmp_path)) == before
     (tmp_path / "model.safetensors").write_bytes(b"12345")
     assert weights_digest(str(tmp_path)) != before
+
+
+def test_weights_of_an_adapter_are_its_base_model_s_too(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (base / "model.safetensors").write_bytes(b"1234")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = weights_digest(str(adapter))
+    assert weights_digest(str(adapter)) == before
+    (base / "model.safetensors").write_bytes(b"12345")
+    assert weights_digest(str(adapter)) != before
+
+
+def test_weights_on_the_hub_are_told_by_their_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert weights_digest("org/on-the-hub") == ""
+    cached = tmp_path / "models--org--on-the-hub"
+    (cached / "refs").mkdir(parents=True)
+    for commit in ("1" * 40, "2" * 40):
+        (cached / "refs" / "main").write_text(commit)
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+        assert weights_digest("org/on-the-hub") == commit
 
 
 # ------------------------------------------------------------------------------------------------- questions and worlds
@@ -486,6 +530,24 @@ def test_questions_of_a_file(media: Path, tmp_path: Path) -> None:
     pixels = FrameSampler(1)(request.timeline).pixels
     assert pixels.shape == (1, 3, 31, 47)
     assert (pixels.float().mean(dim=(0, 2, 3)) - torch.tensor([200.0, 40.0, 40.0])).abs().max() < 6
+
+
+def test_a_question_may_hold_whatever_json_may(media: Path, tmp_path: Path) -> None:
+    shutil.copy(media / "needle.mp4", tmp_path / "short.mp4")
+    path = tmp_path / "questions.jsonl"
+    record = {"video": "short.mp4", "question": "Which\u2028one?", "answer": "red"}
+    path.write_bytes(f"{json.dumps(record, ensure_ascii=False)}\r\n".encode())
+    assert [question.text.splitlines()[0] for question in read_questions(path, 1, tmp_path)] == ["Which"]
+
+
+def test_a_picture_stands_upright(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a camera held upright
+    Image.new("RGB", (64, 32)).save(tmp_path / "photo.jpg", exif=turned)
+    question = make_question(tmp_path / "photo.jpg", "What?", "red", (), 1, tmp_path / "made")
+    request = question.laid_among((), 0)
+    assert request.timeline is not None
+    assert FrameSampler(1)(request.timeline).pixels.shape == (1, 3, 64, 32)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from longvpo_hf.evaluation.sampling import Sampling
 from longvpo_hf.evaluation.subtitles import shown_at
 from longvpo_hf.frames import whole_clip
 from longvpo_hf.hub import public_name
-from longvpo_hf.responders import LocalResponder, Request
+from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered
 from longvpo_hf.timeline import Clip, Timeline
 
 #: Requests looked at together, in batches: among them those of equally many frames share a call.
@@ -73,9 +73,9 @@ class LongVPO(lmms):
             fps=trained.fps if fps is None else _bound(fps, float),
             max_pixels=trained.max_pixels if max_pixels is None else _bound(max_pixels, int),
         )
-        model, processor = load_checkpoint(self.pretrained)
+        model, processor = load_checkpoint(self.pretrained, self._device)
         self._responder = LocalResponder(
-            model.to(self._device),
+            model,
             processor,
             self.sampling.sampler(),
             batch_size=_whole_number(batch_size),
@@ -118,10 +118,19 @@ class LongVPO(lmms):
             for limit, group in itertools.groupby(requests, _max_new_tokens):
                 self._responder.max_new_tokens = limit
                 while batch := list(itertools.islice(group, window)):
-                    answers = self._responder.respond([self._request(instance) for instance in batch])
+                    answers = self._results([self._request(instance) for instance in batch])
                     bar.update(len(batch))
                     for instance, answer in zip(batch, answers, strict=True):
+                        if not isinstance(answer, str):
+                            raise answer
                         yield _until(answer, _settings(instance).get("until"))
+
+    def _results(self, requests: Sequence[Request]) -> Sequence[Result]:
+        """The answers; in place of one that could not be had, why: those before it are kept."""
+        try:
+            return self._responder.respond(requests)
+        except Unanswered as error:
+            return error.results
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the benchmarks of long video are answered in words."""

@@ -127,11 +127,13 @@ def locate(root: Path, *names: str) -> Path | None:
 @functools.lru_cache(maxsize=64)
 def _rows(dataset: str, revision: str | None, split: str, root: Path, subset: str) -> Dataset:
     """Kept: the preflight and every task of a process ask for the same ones."""
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     local = root / dataset
     if local.is_dir():
-        return load_dataset(str(local), subset or None, split=split)
+        # Streamed: the cache of datasets knows a folder by its last name and its card alone, and would give the rows
+        # of another root, or those the folder held before.
+        return Dataset.from_list(list(load_dataset(str(local), subset or None, split=split, streaming=True)))
     return load_dataset(dataset, subset or None, split=split, revision=revision)
 
 
@@ -238,7 +240,8 @@ _MVBENCH_FOLDERS = {
     "unexpected_action": "FunQA_test/test",
 }
 
-_UNZIP = 'for f in {archives}/*.zip; do unzip -n "$f" -d {media}; done'
+#: As lmms-eval does, wherever in the repository the archives are.
+_UNZIP = "find {archives} -name '*.zip' -exec unzip -n {{}} -d {media} \\;"
 _VIDEOMME = Benchmark(
     name="videomme",
     dataset="lmms-eval/Video-MME",

@@ -7,12 +7,14 @@ processor may stand in its own folder or in its base model's. Knows nothing of q
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.frames import FrameSampler
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
     from longvpo_hf.responders import LocalResponder
@@ -21,25 +23,26 @@ if TYPE_CHECKING:
 _CACHE_BYTES = 4 * 1024**3
 
 
-def load_checkpoint(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model, in evaluation mode on the machine's accelerator (else the CPU), and processor.
+def load_checkpoint(name: str, device: torch.device | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model, in evaluation mode on its device, and processor.
 
     Args:
         name: Folder or name on the Hub of a model, or of a PEFT adapter, whose base model is loaded with it.
+        device: Where the model runs; by default the machine's accelerator, else the CPU.
 
     Raises:
         OSError: If there is no such checkpoint.
     """
     import torch
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
     from transformers.utils.peft_utils import find_adapter_config_file
 
     from longvpo_hf.vision import bound_frozen_forward, vision_tower
 
     adapted = find_adapter_config_file(name) is not None
     base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapted else name
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype="auto").to(device)
     if adapted:
         model = PeftModel.from_pretrained(model, name)
@@ -48,6 +51,8 @@ def load_checkpoint(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     except (OSError, ValueError):
         if not adapted:
             raise
+        processor = None
+    if adapted and not isinstance(processor, ProcessorMixin):  # none, or the tokenizer that others save with adapters
         processor = AutoProcessor.from_pretrained(base)
     model = model.eval().requires_grad_(False)
     # Frames go through the tower a few at a time: thousands of them at once would not fit long before the text does.
@@ -69,8 +74,27 @@ def load_responder(
 
 
 def weights_digest(name: str) -> str:
-    """Tells the weights of one folder from others of its name: names, sizes and times of its files. "" on the Hub."""
+    """Tells the weights of a checkpoint from others of its name; those of an adapter's base model with them.
+
+    Of a folder it is made of the names, sizes and times of its files; of a name on the Hub it is the commit that lies
+    in the Hub's cache, "" if none does.
+    """
+    digest, adapter = _digest_of(name)
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else None
+    return f"{digest} on {_digest_of(base)[0]}" if base else digest
+
+
+def _digest_of(name: str) -> tuple[str, Path]:
+    """What tells the weights of one folder or commit from others, and where its adapter's settings would be."""
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = "adapter_config.json"
     folder = Path(name)
-    files = sorted(folder.glob("*")) if folder.is_dir() else []
-    facts = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.is_file()]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16] if facts else ""
+    if folder.is_dir():
+        files = sorted(folder.glob("*"))
+        facts = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.is_file()]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16] if facts else "", folder / settings
+    for file in ("config.json", settings):
+        if isinstance(path := try_to_load_from_cache(name, file), str):
+            return Path(path).parent.name, Path(path).with_name(settings)
+    return "", folder / settings

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
-from longvpo_hf.evaluation.probes import DoesNotFit, Filler, Journal, ProbeQuestion, ask, settings_of, write_json
+from longvpo_hf.evaluation.probes import (
+    DoesNotFit,
+    Filler,
+    Journal,
+    ProbeQuestion,
+    as_it_is,
+    ask,
+    settings_of,
+    write_json,
+)
 from longvpo_hf.responders import Request, Responder
 
 if TYPE_CHECKING:
@@ -156,7 +165,7 @@ def plot_needle(results: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.text(column, row, f"{percents[row, column]:.0f}", ha="center", va="center", fontsize=8, color=ink)
         axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:.0f}" for depth in depths])
-        axes.set(xlabel="frames of the video", ylabel="depth of the needle (%)", title=result["model"])
+        axes.set(xlabel="frames of the video", ylabel="depth of the needle (%)", title=as_it_is(result["model"]))
         if result["stopped"] is not None:
             axes.set_xlabel(
                 f"frames of the video\n{result['stopped']['frames']} frames did not fit in memory (hatched)"
@@ -165,5 +174,5 @@ def plot_needle(results: Sequence[Mapping[str, Any]]) -> Figure:
     first = results[0]
     asked = "1 needle" if first["questions"] == 1 else f"{first['questions']} needles a cell"
     title = f"Needles among {first['filler']}; {asked}"
-    figure.suptitle(textwrap.fill(title, round(13 * width_inches)), fontsize=9)
+    figure.suptitle(as_it_is(textwrap.fill(title, round(13 * width_inches))), fontsize=9)
     return figure

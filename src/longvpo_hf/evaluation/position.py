@@ -9,6 +9,7 @@ filler frames stand between the video's last frame and the question.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from longvpo_hf.evaluation.probes import DoesNotFit, Filler, Journal, ProbeQuestion, ask, settings_of, write_json
+from longvpo_hf.evaluation.probes import (
+    DoesNotFit,
+    Filler,
+    Journal,
+    ProbeQuestion,
+    as_it_is,
+    ask,
+    settings_of,
+    write_json,
+)
 from longvpo_hf.responders import Request, Responder
 
 if TYPE_CHECKING:
@@ -103,6 +113,7 @@ def probe_position(
         **summary(table[:, 0, 1], table[:, 1:, 0] / longest, table[:, 1:, 1], seed),
         "longest_distance_frames": longest,
         "unparsed_percent": round(100 * float(1 - table[:, :, 2].mean()), 2),
+        "alone": [int(right) for right in table[:, 0, 1]],
         "trials": [
             {"question": number, "distance_frames": int(table[number, place, 0]), "right": int(table[number, place, 1])}
             for number in range(len(questions))
@@ -186,7 +197,8 @@ def plot_position(results: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     figure = Figure(figsize=(7.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for (label, result), colour in zip(results.items(), _COLOURS, strict=False):
+    for (name, result), colour in zip(results.items(), itertools.cycle(_COLOURS), strict=False):
+        label = as_it_is(name)
         longest = result["longest_distance_frames"]
         parts = [part for part in result["curve"] if part["percent"] is not None]
         middles = [longest * (part["from_share"] + part["to_share"]) / 2 for part in parts]
@@ -207,7 +219,8 @@ def plot_position(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     longest = first["longest_distance_frames"]
     axes.axvspan(longest / 3, 2 * longest / 3, color="black", alpha=0.04, linewidth=0, label="middle third")
     axes.set(xlabel="distance to the question (frames)", ylabel="right answers (%)", ylim=(0, 104), xlim=(0, longest))
-    axes.set_title(f"A short video among {first['filler']}, {first['frames']} frames in all", fontsize=10)
+    title = f"A short video among {first['filler']}, {first['frames']} frames in all"
+    axes.set_title(as_it_is(title), fontsize=10)
     axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.3)
     return figure

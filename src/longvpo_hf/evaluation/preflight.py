@@ -95,8 +95,8 @@ def _no_annotations(benchmark: Benchmark, archives: Path, download: str, error: 
     from huggingface_hub import get_token
 
     reason = (str(error).strip().splitlines() or [""])[0]
-    what = f"{benchmark.name}: annotations ({benchmark.dataset}): neither in {archives} nor from the Hub: "
-    what += f"{type(error).__name__}: {reason}"
+    where = f"cannot be read from {archives}" if archives.is_dir() else f"neither in {archives} nor from the Hub"
+    what = f"{benchmark.name}: annotations ({benchmark.dataset}): {where}: {type(error).__name__}: {reason}"
     if benchmark.gated and get_token() is None:
         address = f"https://huggingface.co/datasets/{benchmark.dataset}"
         return Missing(

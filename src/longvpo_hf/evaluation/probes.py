@@ -20,12 +20,14 @@ from typing import Any, Protocol
 
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders import Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline, View
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BY_LETTER = "Answer with the option's letter only."
 _IN_SHORT = "Answer with a single word or phrase."
+#: What CUDA says where memory that torch does not hand out itself is full: of a kernel, of cuBLAS.
+_FULL_DEVICE = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ def read_questions(path: Path, num_frames: int, media: Path) -> list[ProbeQuesti
         ValueError: If a line is not as described; the message names it.
     """
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: it also ends lines at characters that JSON texts may hold, such as U+2028.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -233,6 +236,7 @@ def ask(responder: Responder, questions: Sequence[ProbeQuestion], requests: Sequ
     Raises:
         DoesNotFit: If a request alone does not fit in memory. Requests that only do not fit together are asked one by
             one.
+        longvpo_hf.frames.UnreadableVideo: If a request's video cannot be decoded.
     """
     replies = _replies(responder, requests)
     return [
@@ -248,9 +252,11 @@ def _replies(responder: Responder, requests: Sequence[Request]) -> list[str]:
     try:
         return responder.respond(requests)
     except Exception as error:
-        if not _is_out_of_memory(error):
-            raise
-        said = str(error).strip().split("\n")[0] or type(error).__name__
+        said = _said_of_memory(error)
+        if not said:
+            if (failure := _failures(error)[0]) is error:
+                raise
+            raise failure from failure.__cause__
     # Out of the except block, so that the traceback no longer holds the call's tensors.
     _free_memory()
     if len(requests) == 1:
@@ -258,18 +264,31 @@ def _replies(responder: Responder, requests: Sequence[Request]) -> list[str]:
     return [reply for request in requests for reply in _replies(responder, [request])]
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it is, or came of, an allocation that failed: of the model or of the decoder."""
+def _failures(error: Exception) -> list[Exception]:
+    """What went wrong in a call: itself, or why each of its requests has no answer."""
+    return [each for each in error.results if not isinstance(each, str)] if isinstance(error, Unanswered) else [error]
+
+
+def _said_of_memory(error: Exception) -> str:
+    """What an allocation that failed said, of the model or of the decoder; "" if something else went wrong."""
+    for failure in _failures(error):
+        cause: BaseException | None = failure
+        while cause is not None:
+            if _is_out_of_memory(cause):
+                return str(cause).strip().split("\n")[0] or type(cause).__name__
+            cause = cause.__cause__
+    return ""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        if isinstance(error, Exception) and should_reduce_batch_size(error):
-            return True
-        error = error.__cause__
-    return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, Exception) and should_reduce_batch_size(error):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL_DEVICE)
 
 
 def _free_memory() -> None:
@@ -351,6 +370,11 @@ def settings_of(
     }
 
 
+def as_it_is(text: str) -> str:
+    """A name as matplotlib shows it unchanged: between two `$` it would read mathematics, or fail to."""
+    return text.replace("$", r"\$")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a result so that it appears whole."""
     part = path.with_name(path.name + ".part")
@@ -386,13 +410,14 @@ def _as_video(image: Path, media: Path) -> Path:
     """A picture as a video of one frame, one second long."""
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     content = image.read_bytes()
     path = media / f"{hashlib.sha256(content).hexdigest()[:20]}.mp4"
     if not path.is_file():
         with Image.open(image) as opened:
-            pixels = torch.from_numpy(np.array(opened.convert("RGB")))
+            upright = ImageOps.exif_transpose(opened)  # as viewers show it, and as videos are decoded
+            pixels = torch.from_numpy(np.array(upright.convert("RGB")))
         _encode(pixels.permute(2, 0, 1)[None].contiguous(), path)
     return path
 

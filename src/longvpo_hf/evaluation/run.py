@@ -78,15 +78,15 @@ def evaluate(
     """Evaluates, and writes scores, tables, a section for the model card and all answers into `output`.
 
     Files: `<label>-<frames>.json` with the scores, `table.json`, `table.md`, `card.md`, `<label>.model-index.yaml` for
-    the card's head, and `answers/<label>-<frames>/` with a line for each question; `cache/` keeps what lets an
-    interrupted evaluation go on.
+    the card's head (not under a limit), and `answers/<label>-<frames>/` with a line for each question; `cache/` keeps
+    what lets an interrupted evaluation go on.
 
     Args:
         contestants: The models, of different labels.
         benchmarks: What they are asked.
         root: See `benchmarks`.
         output: Folder of the results.
-        frames: Numbers of frames; by default the one each model was trained with.
+        frames: Numbers of frames, each once; by default the one each model was trained with.
         fps: At most so many frames per second, "none" for no bound; by default as the model was trained, or as the
             others were, if its card does not say it.
         max_pixels: At most so many pixels per frame; by default like `fps`.
@@ -101,14 +101,14 @@ def evaluate(
         ValueError: If two models have one label, or the frames are none.
     """
     labels = [contestant.label for contestant in contestants]
-    if len(set(labels)) < len(labels):
+    if len({_safe(label) for label in labels}) < len(labels):
         raise ValueError(f"Models of one name cannot be told apart in a table, got {labels}; write STAGE=MODEL.")
     trained = [Sampling.of_training(contestant.checkpoint) for contestant in contestants]
     default = next((sampling for sampling in trained if sampling), Sampling())
     plans = [
         [
             _changed(sampling or default, number, fps, max_pixels)
-            for number in frames or [(sampling or default).num_frames]
+            for number in dict.fromkeys(frames) or [(sampling or default).num_frames]
         ]
         for sampling in trained
     ]
@@ -232,16 +232,18 @@ def _write(results: Sequence[Mapping[str, Any]], output: Path) -> None:
     runs = table_runs(results)
     for result, run in zip(results, runs, strict=True):
         _write_json(output / f"{_stem(run.stage, run.num_frames)}.json", result)
-    for stage, own in itertools.groupby(runs, lambda run: run.stage):
+    limit = results[0]["limit"]
+    only = [f"- Only the first {limit} questions of each task were asked."] if limit else []
+    # A card's metadata have no place to say that only some questions were asked.
+    for stage, own in itertools.groupby([] if limit else runs, lambda run: run.stage):
         index = ModelCardData(model_name=stage, eval_results=eval_results(list(own))).to_yaml()
         (output / f"{_safe(stage)}.model-index.yaml").write_text(f"{index}\n", encoding="utf-8")
     found = comparison(runs)
     _write_json(output / "table.json", found)
-    (output / "table.md").write_text(to_markdown(found), encoding="utf-8")
+    (output / "table.md").write_text("\n".join([to_markdown(found), *only]).rstrip() + "\n", encoding="utf-8")
     samplings = [Sampling(result["num_frames"], result["fps"], result["max_pixels"]) for result in results]
     lines = [f"- {markdown(run.stage)}: {sampling}" for run, sampling in zip(runs, samplings, strict=True)]
-    limit = results[0]["limit"]
-    lines += [f"- Only the first {limit} questions of each task were asked."] if limit else []
+    lines += only
     lines += [f"- longvpo-hf {version('longvpo-hf')}, lmms-eval {version('lmms-eval')}"]
     (output / "card.md").write_text(card_section(runs) + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)")
+#: What stands behind the times says where on the screen the line is shown.
+_TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)[^\r\n]*")
 #: The number of the next line, on a line of its own before that line's times.
 _COUNTER = re.compile(r"\n[ \t]*\d+[ \t]*\r?\n[ \t]*$")
-_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+_TAG = re.compile(r"</?[A-Za-z][^>]*>|\{\\[^}]*\}")
 
 
 @dataclass(frozen=True, slots=True)

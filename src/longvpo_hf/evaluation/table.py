@@ -193,7 +193,7 @@ def to_markdown(table: Mapping[str, Any]) -> str:
             for column in columns
         ]
         lines = [
-            f"Percent of right answers, {frames} frames of each video. In brackets the change from the base.",
+            f"Percent of right answers, at most {frames} frames of each video. In brackets the change from the base.",
             "",
             "| benchmark | " + " | ".join(heads) + " |",
             "|---|" + "---:|" * len(heads),

@@ -19,6 +19,9 @@ _TRACES = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<analysis>"
 # No option: a capital inside of a word ("Cannot be determined") and the article of an option's text ("(B) A man").
 _WORD = re.compile(r"[A-Za-z]{2,}|[A-Za-z](?=['’][A-Za-z])")
 _ARTICLE = re.compile(r"(\([A-H]\)|\b[A-H][.:)])(\s+)A\b")
+# Marks around an answer that are no part of it; others are: "-5", ".5", "C++".
+_AROUND = " \"'`*_()[]{}<>“”‘’«»"
+_CLOSING = _AROUND + ".,;:!?…。，！？"
 _PHRASES = (
     *("the answer is", "answer is", "the correct answer is", "correct answer is", "the best answer is"),
     *("best answer is", "the correct option is", "correct option is", "the best option is", "best option is"),
@@ -72,7 +75,8 @@ def is_right(reply: str, answer: str, letters: Sequence[str] = ()) -> bool:
     """
     if letters:
         return letter_of(reply, letters) == answer
-    return _plain(_after_traces(reply)) == _plain(answer)
+    said = _plain(_after_traces(reply))
+    return bool(said) and said == _plain(answer)
 
 
 def wilson_interval(right: int, number: int) -> tuple[float, float]:
@@ -99,4 +103,5 @@ def _after_traces(reply: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(string.punctuation + " ")
+    text = " ".join(text.casefold().split())
+    return text.lstrip(_AROUND).rstrip(_CLOSING) or text
