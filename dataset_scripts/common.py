@@ -23,6 +23,7 @@ from longvpo_hf.frames import FrameSampler
 from longvpo_hf.hub import push_dataset
 from longvpo_hf.media import MediaSettings, cut_clips
 from longvpo_hf.responders import EndpointResponder, LocalResponder, Responder
+from longvpo_hf.responders.endpoint import is_hugging_face
 from longvpo_hf.timeline import Clip, Timeline
 
 #: A frame of a model that is asked: InternVL's tile of 448 × 448; the paper samples clips at 1 fps, at most 64 frames.
@@ -78,8 +79,8 @@ def add_models(parser: argparse.ArgumentParser, roles: dict[str, tuple[Sequence[
         models.add_argument(*flags, dest=role, help=text)
     models.add_argument("--base-url", help="Address of the endpoint, e.g. http://localhost:8000/v1.")
     models.add_argument("--model", help="Name of the endpoint's model.")
-    models.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME",
-                        help="Variable that holds the endpoint's key; Hugging Face's own take HF_TOKEN.")  # fmt: skip
+    models.add_argument("--api-key-env", metavar="NAME", help="Variable that holds the endpoint's key. Default: "
+                        "OPENAI_API_KEY; for Hugging Face's own servers HF_TOKEN.")  # fmt: skip
     models.add_argument("--concurrency", type=int, default=8, help="Requests under way at the endpoint at once.")
     models.add_argument("--batch-size", type=int, default=8, help="Requests per batch of a model of this machine.")
     models.add_argument("--max-new-tokens", type=int, default=128, help="Of an answer or a caption.")
@@ -136,7 +137,7 @@ def read_videos(
         else:
             videos.setdefault(origins[index], []).append(item)
     if not videos:
-        raise ValueError(f"no clip came out of {args.source}; see {log_folder(args.output) / 'dropped.jsonl'} for why.")
+        raise ValueError(f"no clip came out of {args.source}; see {_log(args) / 'dropped.jsonl'} for why.")
     return [Timeline(tuple(members)) for members in videos.values()], {
         "corpus": args.corpus,
         "clips cut by": f"{cutting.method}, {cutting.min_seconds:g} to {cutting.max_seconds:g} s",
@@ -172,6 +173,16 @@ def captioned(
     folder = args.output.with_name(args.output.name + ".scenes")
     seeing, reading = models.seeing(captioner), models.reading(summariser)
     return caption_videos(videos, seeing, reading, folder, settings, funnel), {"captions by": seeing.name}
+
+
+def open_log(args: argparse.Namespace) -> Funnel:
+    """The run's log. A dry run has one of its own: that of the rows that are there stays."""
+    return Funnel(_log(args))
+
+
+def _log(args: argparse.Namespace) -> Path:
+    output: Path = args.output
+    return log_folder(output.with_name(f"{output.name}.dry-run") if args.dry_run else output)
 
 
 def media_folder(args: argparse.Namespace) -> Path:
@@ -240,22 +251,39 @@ class Models:
         if kind == "endpoint":
             return EndpointResponder(
                 model or args.model, args.base_url, self._sampler, max_tokens=max_new_tokens,
-                concurrency=args.concurrency, seed=args.seed, api_key=os.environ.get(args.api_key_env),
+                concurrency=args.concurrency, seed=args.seed, api_key=_api_key(args),
             )  # fmt: skip
+        import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        from transformers.utils.peft_utils import find_adapter_config_file
 
+        from longvpo_hf.evaluation.checkpoint import load_checkpoint
         from longvpo_hf.responders.text import TextResponder
 
-        sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        adapted = find_adapter_config_file(name) is not None
+        sees = adapted or type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         if name not in self._loaded:
-            auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-            loaded = auto.from_pretrained(name, dtype="auto").eval().to(device_of(args))
-            self._loaded[name] = (loaded, AutoProcessor.from_pretrained(name))
+            if adapted:  # of a recipe's own training; merged as Stage 2 will train it
+                model, processor = load_checkpoint(name, torch.device(device_of(args)))
+                loaded = model.merge_and_unload()
+                loaded.config.name_or_path = name
+            else:
+                auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+                loaded = auto.from_pretrained(name, dtype="auto").eval().to(device_of(args))
+                processor = AutoProcessor.from_pretrained(name)
+            self._loaded[name] = (loaded, processor)
         loaded, processor = self._loaded[name]
         if not sees:
             return TextResponder(loaded, processor, max_new_tokens, args.batch_size)
         return LocalResponder(loaded, processor, self._sampler, max_new_tokens, args.batch_size)
+
+
+def _api_key(args: argparse.Namespace) -> str | None:
+    """The endpoint's key. Hugging Face is not shown what is another's unless it is named."""
+    if args.api_key_env is None and is_hugging_face(args.base_url):
+        return None
+    return os.environ.get(args.api_key_env or "OPENAI_API_KEY") or None
 
 
 def disk_lines(clips: Iterable[Clip], args: argparse.Namespace) -> list[str]:

@@ -23,10 +23,8 @@ from collections.abc import Sequence
 
 import common
 from longvpo_hf.builders.anchored import AnchoredSettings, Embedder, build_anchored, clips_for_budget
-from longvpo_hf.builders.recipe import log_folder
 from longvpo_hf.corpora import CorpusError
 from longvpo_hf.embeddings import DEFAULT_MODEL, VisionEmbedder
-from longvpo_hf.filters import Funnel
 from longvpo_hf.responders.endpoint import EndpointError
 from longvpo_hf.timeline import Clip
 
@@ -68,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the whole job."""
     args = parse(argv)
-    funnel = Funnel(log_folder(args.output))
+    funnel = common.open_log(args)
     try:
         videos, facts = common.read_videos(args, funnel)
         clips = [clip for video in videos for clip in video.clips]

@@ -24,9 +24,7 @@ from collections.abc import Sequence
 
 import common
 from longvpo_hf.builders.reasoning import ReasoningSettings, build_reasoning
-from longvpo_hf.builders.recipe import log_folder
 from longvpo_hf.corpora import CorpusError
-from longvpo_hf.filters import Funnel
 from longvpo_hf.responders.endpoint import EndpointError
 
 
@@ -74,7 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the whole job."""
     args = parse(argv)
-    funnel = Funnel(log_folder(args.output))
+    funnel = common.open_log(args)
     try:
         settings = ReasoningSettings(
             num_rows=args.num_rows,

@@ -21,10 +21,8 @@ import sys
 from collections.abc import Sequence
 
 import common
-from longvpo_hf.builders.recipe import log_folder
 from longvpo_hf.builders.temporal import TemporalSettings, build_temporal
 from longvpo_hf.corpora import CorpusError
-from longvpo_hf.filters import Funnel
 from longvpo_hf.responders.endpoint import EndpointError
 
 
@@ -75,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the whole job."""
     args = parse(argv)
-    funnel = Funnel(log_folder(args.output))
+    funnel = common.open_log(args)
     try:
         settings = TemporalSettings(
             mode=args.mode,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ SCENE_SECONDS = 0.3
 _SHOWN = re.compile(r"^Scene #(\d+): (.*)$", re.MULTILINE)
 _FOCUS = re.compile(r"One of them must be Scene #(\d+)")
 _THING = re.compile(r"thing (\d+) appears")
+_RMTREE = shutil.rmtree
 
 
 def filmed(folder: Path, lengths: Sequence[int]) -> list[CaptionedVideo]:
@@ -175,6 +177,18 @@ def check_funnel(output: Path, funnel: dict[str, dict[str, int]]) -> None:
     assert json.loads((log / "funnel.json").read_text()) == funnel
     if stages["rows"]:
         assert len(rows_of(output)) == stages["rows"]
+
+
+def stop_at(name: str) -> Callable[..., None]:
+    """`shutil.rmtree` of a process that is stopped when it has removed the first file of that name."""
+
+    def rmtree(path: Path, **more: Any) -> None:
+        if (path / name).exists():
+            (path / name).unlink()
+            raise KeyboardInterrupt
+        _RMTREE(path, **more)
+
+    return rmtree
 
 
 def same_files(first: Path, second: Path) -> None:

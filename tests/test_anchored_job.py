@@ -192,6 +192,13 @@ def test_the_judge_is_heard(pool: list[Clip], tmp_path: Path) -> None:
     assert "judge" in (tmp_path / "rows" / "README.md").read_text()
 
 
+def test_a_judge_that_says_neither_yes_nor_no_is_named(pool: list[Clip], tmp_path: Path) -> None:
+    for of_question in ("Yes", "Perhaps"):
+        judge = ScriptedResponder("j", lambda r, said=of_question: said if "several distinct" in r.text else "Perhaps")
+        with pytest.raises(ValueError, match=r"No row came out; dropped: malformed_verdict \d+\."):
+            build_anchored(pool, WRITER, ANSWERER, tmp_path / of_question, SETTINGS, judge=judge)
+
+
 def test_rows_are_never_doubled(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.mp4" for number in range(3)]
     for path in paths:

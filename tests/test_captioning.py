@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +38,7 @@ from longvpo_hf.filters import Funnel
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.responders import NoAnswer, Request, Result, Unanswered
 from longvpo_hf.timeline import Clip, Timeline
+from scenes import stop_at
 
 LABEL = re.compile(r"^Scenes? #(\d+)(?: to #(\d+))?: ", re.MULTILINE)
 
@@ -378,6 +380,12 @@ def test_other_models_and_settings_never_meet_old_work(tmp_path: Path) -> None:
     (captioned,), _, _ = caption([video(3)], tmp_path / "out", lambda request: "x" * 999, max_caption_characters=50)
     assert len(captioned.timeline.clips[0].caption) == 50
 
+    class Bounded(Scripted):
+        settings: ClassVar[Any] = {"max_new_tokens": 9}
+
+    (captioned,) = caption_videos([video(3)], Bounded(lambda request: "nine"), Scripted(summed), tmp_path / "out")
+    assert captioned.timeline.clips[0].caption == "nine", "a model of the same name with another bound is asked anew"
+
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     _, whole, summariser = caption(MANY, tmp_path / "whole", **SIZES)
@@ -532,3 +540,14 @@ def test_another_folder_is_not_replaced(tmp_path: Path) -> None:
     caption([video(1)], tmp_path / "out")  # empty, and then its own
     caption([video(2)], tmp_path / "out")
     assert len(read_captions(tmp_path / "out")[0].timeline) == 2
+
+
+def test_stopped_while_earlier_captions_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them in their place would look like a folder of somebody else's."""
+    caption([video(2)], tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop_at("captions.json"))
+        with pytest.raises(KeyboardInterrupt):
+            caption([video(3)], tmp_path / "out")
+    captioned, _, _ = caption([video(3)], tmp_path / "out")
+    assert read_captions(tmp_path / "out") == captioned

@@ -570,14 +570,33 @@ def test_failures_between_answers_are_no_outage(serve: Serve) -> None:
     ("status", "remedy"),
     [(400, "fewer or smaller frames"), (401, "api_key"), (403, "api_key"), (404, "/v1/models"), (422, "fewer")],
 )
-def test_refusals_end_the_call_at_once(serve: Serve, status: int, remedy: str) -> None:
+def test_refusals_of_all_end_the_call(serve: Serve, status: int, remedy: str) -> None:
+    """At once where no request can be better than another."""
     server = serve(lambda call: Reply(status=status, body=b'{"detail": "not like this"}'))
     with pytest.raises(EndpointError) as error:
         responder(server, concurrency=1).respond(questions(5))
-    assert len(server.calls) == 1
+    assert len(server.calls) == (5 if status in (400, 422) else 1)
     message = str(error.value)
     assert message.startswith(f'tiny/model at {server.base_url}: status {status}: {{"detail": "not like this"}}. ')
     assert remedy in message
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("schema", [None, {"type": "object"}])
+def test_one_refused_request_costs_no_other(serve: Serve, status: int, place: int, schema: Any) -> None:
+    """A prompt too long for the model or a content filter, at the first request or a later one: no run ends there."""
+    server = serve(lambda call: Reply(status=status, body=b"too long") if "Q3" in call.text else Reply("yes"))
+    asked = [Request(f"Q{3 if number == place else 9}", schema=schema) for number in range(5)]
+    one = responder(server, concurrency=1)
+    for _ in range(2):
+        with pytest.raises(Unanswered, match=r"^1 of 5 requests have no answer; .*too long") as error:
+            one.respond(asked)
+        assert isinstance(failure_of(error, place), NoAnswer)
+        assert [result for result in error.value.results if isinstance(result, str)] == ["yes"] * 4
+    assert len([call for call in server.calls if "Q3" in call.text]) <= 4, "asked once, and once without its schema"
+    with pytest.raises(EndpointError, match=r"too long.* The last 16 requests"):
+        one.respond([Request("Q3")] * 40)
 
 
 @pytest.mark.parametrize("status", [200, 401, 500])

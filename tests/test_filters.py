@@ -48,6 +48,22 @@ def test_empty_texts() -> None:
     assert check_answer("Why?", " \n") == "empty_answer"
 
 
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("What is in the fifth scene?", "names_position"),
+        ("What is in the 12th clip?", "names_position"),
+        ("Who walks in scene no. 3?", "names_position"),
+        ("What is in the opening scene?", "names_position"),
+        ("Who finishes fifth?", None),
+        ("In which scene does no one speak?", None),
+        ("What does the man in the scene at the opening carry?", None),
+    ],
+)
+def test_questions_that_name_a_place(question: str, reason: str | None) -> None:
+    assert check_question(question) == reason
+
+
 def test_everything_that_can_be_checked_or_fail_to_decode_has_a_named_reason() -> None:
     assert set(get_args(Reason)) <= set(REASONS)
 
@@ -70,6 +86,17 @@ def test_the_funnel_counts_and_writes(tmp_path: Path) -> None:
         {"reason": "unreadable", "clip": "b.mp4", "detail": "two\nlines"},
     ]
     assert "ü" in (log / "dropped.jsonl").read_text(encoding="utf-8"), "a person reads this file"
+
+
+def test_a_log_is_of_one_run(tmp_path: Path) -> None:
+    """A run that ends in an error leaves no numbers of the one before."""
+    Funnel(tmp_path).close()
+    Funnel(tmp_path).drop("unreadable", clip="\udcff.mp4")
+    assert not (tmp_path / "funnel.json").exists()
+    funnel = Funnel(tmp_path)
+    funnel.drop("unreadable", clip="a\udcff.mp4")  # as Python names a file whose name is no UTF-8
+    funnel.close()
+    assert json.loads((tmp_path / "dropped.jsonl").read_text(encoding="utf-8"))["clip"] == "a\udcff.mp4"
 
 
 def test_a_drop_needs_a_named_reason(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_citations(reasoning: str, evidence: tuple[int, ...], tmp_path: Path) ->
         (with_reasoning("It follows from what is seen."), "too_few_scenes"),
         (json.dumps({**FIELDS, "question": "What do scene 1 and scene 3 share?"}), "names_position"),
         (json.dumps({**FIELDS, "question": "What do Scenes #1 and #3 share?"}), "names_position"),
+        (json.dumps({**FIELDS, "question": "What does the man in #1 hold that he drops in #3?"}), "names_position"),
         (json.dumps({**FIELDS, "question": "What happens at the end of the video?"}), "names_position"),
         (json.dumps({**FIELDS, "question": "Tell what they share."}), "no_question"),
         (json.dumps({**FIELDS, "question": "I'm sorry, what?"}), "refusal"),
@@ -334,6 +335,31 @@ def test_prompts_keep_their_bound_and_only_scenes_that_are_shown_can_be_cited(
             assert max(shown[0]) - min(shown[0]) > 800, "what is shown is spread"
     else:
         assert shown[0] == list(range(num_scenes))
+
+
+@pytest.mark.parametrize("lengths", [[30_000, 30_000], [30_000, 20, 20], [400] * 9])
+def test_prompts_keep_their_bound_where_captions_are_giant(lengths: list[int], tmp_path: Path) -> None:
+    """A corpus' own captions may have any length; the judge is told no more than the writer."""
+    (tmp_path / "odd.mp4").write_bytes(b"odd")
+    clips = [
+        replace(clip, caption=f"{clip.caption} {'x' * length}")
+        for clip, length in zip(
+            captioned(tmp_path / "odd.mp4", range(len(lengths))).timeline.clips, lengths, strict=True
+        )
+    ]
+
+    def write(request: Request) -> str:
+        shown = re.findall(r"^Scene #(\d+): ", request.text.partition("in order:\n")[2], re.MULTILINE)
+        return about({int(scene): f"thing {scene} appears" for scene in shown})
+
+    writer, judge = Scripted(write), Scripted(lambda request: "Yes" if "saw [0, 1" in request.text else "No")
+    settings = {"num_rows": 1, "max_context_characters": 1000, "chosen_from": "whole"}
+    rows, _ = build([CaptionedVideo(Timeline(tuple(clips)))], tmp_path / "rows", writer, judge=judge, **settings)
+    assert len(rows[0].evidence) >= 2
+    own = len(prompts.question_over_scenes([], ["."], None, ""))
+    assert max(len(request.text) for request in writer.requests) <= 1000 + own
+    asked = (rows[0].question, rows[0].chosen, rows[0].rejected)
+    assert max(len(request.text) for request in judge.requests) <= 1000 + len(prompts.is_supported(*asked[:2], []))
 
 
 def test_a_scene_that_is_not_shown_is_unknown(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -51,6 +52,7 @@ from scenes import (
     rows_of,
     same_files,
     seen,
+    stop_at,
     things,
     told,
     unfilmed,
@@ -267,6 +269,113 @@ def test_rows_are_never_doubled_across_parts(videos: list[CaptionedVideo], tmp_p
     rows, funnel = make(tmp_path / "rows", videos, [recipe(), recipe(), recipe(chosen=whole)], 4, max_rounds=1)
     assert len(rows) == 4 == len({row.id for row in rows})
     assert funnel["dropped"].keys() == {"duplicate_row", "duplicate_question"}
+
+
+def test_a_question_that_is_there_is_not_answered_again(tmp_path: Path) -> None:
+    """Where videos give no more questions, further rounds cost nothing but asking the writer, which is remembered."""
+    videos = unfilmed(tmp_path / "many", [4] * 70)
+    writer, answerer = Scripted(cite, "writer"), Scripted(answer_by_clips, "answerer")
+    settings = ReasoningSettings(num_rows=600, max_rounds=3)
+    funnel = build_reasoning(videos, writer, answerer, tmp_path / "rows", settings)
+    check_funnel(tmp_path / "rows", funnel)
+    rows = rows_of(tmp_path / "rows")
+    # At most two questions of a video stand in one piece of 64: only such are answered before they are known.
+    assert len(rows) < 360
+    assert len(answerer.requests) < 2.1 * len(rows)
+    assert funnel["dropped"]["duplicate_question"] > 600
+    assert len({(row.timeline, row.question) for row in rows}) == len(rows)
+
+    # Stopped and called again, it asks for nothing and knows the same questions.
+    asked = len(writer.requests) + len(answerer.requests)
+    assert build_reasoning(videos, writer, answerer, tmp_path / "rows", settings) == funnel
+    assert len(writer.requests) + len(answerer.requests) == asked
+    assert rows_of(tmp_path / "rows") == rows
+
+
+def test_a_question_whose_row_was_dropped_is_answered_again(tmp_path: Path) -> None:
+    """Only rows make a question known: another view of its rejected answer may give one."""
+    videos = unfilmed(tmp_path / "many", [4] * 64)
+    one = recipe(write=lambda drafts, ask: [replace(d, question="What is it?", evidence=(1,)) for d in drafts])
+    first: set[Timeline] = set()
+
+    def agreeing_at_first(request: Request) -> str:
+        assert request.timeline is not None
+        if request.view.drop and request.timeline not in first:
+            first.add(request.timeline)
+            return "saw [1]"
+        return "saw [1]" if request.view.keep else answer_by_clips(request)
+
+    rows, funnel = make(tmp_path / "rows", videos, [one], 64, Scripted(agreeing_at_first))
+    assert (len(rows), funnel["dropped"]) == (64, {"answers_agree": 64})
+
+
+def test_a_row_that_fails_at_the_end_is_made_up_for(tmp_path: Path) -> None:
+    """A clip that neither answer saw is missing: the next round goes on with other videos, also after whole pieces."""
+    videos = unfilmed(tmp_path / "many", [6] * 70)
+    gone = {Rotation(videos, 0).order(0)[place] for place in (0, 9)}
+    for index in gone:
+        *clips, last = videos[index].timeline.clips
+        videos[index] = CaptionedVideo(Timeline((*clips, replace(last, path=str(tmp_path / "gone.mp4")))))
+    one = recipe(rejected=lambda draft, rng: View.only([2]))
+    rows, funnel = make(tmp_path / "rows", videos, [one], 64)
+    assert (len(rows), funnel["dropped"]) == (64, {"missing_file": 2})
+    assert len({row.timeline for row in rows}) == 64
+
+
+def test_other_bounds_of_a_model_never_meet_old_pieces(videos: list[CaptionedVideo], tmp_path: Path) -> None:
+    """Models of one name that answer with other bounds, or other weights, see `responders.identity`."""
+
+    class Bounded(Scripted):
+        settings: Any = None
+
+    for bound in (3, 9):
+        answerer = Bounded(lambda request, bound=bound: answer_by_clips(request)[:4] + str(told(request))[:bound])
+        answerer.settings = {"max_new_tokens": bound}
+        settings = ReasoningSettings(num_rows=4, partial_share=0.0)
+        build_reasoning(videos, Scripted(cite), answerer, tmp_path / "rows", settings)
+        assert answerer.requests, "asked again"
+        assert {len(row.chosen) <= 7 for row in rows_of(tmp_path / "rows")} == {bound == 3}
+
+
+def test_halves_of_characters_end_no_build(tmp_path: Path) -> None:
+    """Models leave some in the escapes of JSON, and where they are cut off."""
+    (video,) = unfilmed(tmp_path / "media", [6])
+
+    def write(request: Request) -> str:
+        return cite(request).replace("What do", "What \\ud83d do").replace("A colour", "A \\ud83d\\ude00")
+
+    answerer = Scripted(lambda request: f"{answer_by_clips(request)} \ud83d")
+    build_reasoning([video], Scripted(write), answerer, tmp_path / "written", ReasoningSettings(num_rows=1))
+    (row,) = rows_of(tmp_path / "written")
+    assert row.question.startswith("What \ufffd do")
+    assert row.chosen.endswith(" \ufffd")
+    assert row.provenance.reasoning.endswith("Answer: A \U0001f600.")
+
+
+def test_another_folder_is_not_replaced(videos: list[CaptionedVideo], tmp_path: Path) -> None:
+    output = tmp_path / "films"
+    output.mkdir()
+    make(output, videos, [recipe()], 2)  # an empty one is
+    make(output, videos, [recipe()], 4)  # and a dataset
+    (output / "train.parquet").unlink()
+    before = sorted(output.rglob("*"))
+    with pytest.raises(ValueError, match=r"films holds something else than a dataset and would be replaced; name ano"):
+        make(output, videos, [recipe()], 2)
+    assert sorted(output.rglob("*")) == before
+
+
+def test_stopped_while_an_earlier_dataset_goes(
+    videos: list[CaptionedVideo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a dataset in its place would look like a folder of somebody else's."""
+    output = tmp_path / "rows"
+    make(output, videos, [recipe()], 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop_at("train.parquet"))
+        with pytest.raises(KeyboardInterrupt):
+            make(output, videos, [recipe()], 4)
+    assert len(make(output, videos, [recipe()], 4)[0]) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"media", "rows", "rows.job", "rows.log"}
 
 
 def test_too_few_rows_are_said_with_the_remedy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from longvpo_hf.responders import (
     Responder,
     ScriptedResponder,
     Unanswered,
+    identity,
     json_object,
     local,
+    weights,
 )
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
@@ -126,6 +129,32 @@ def test_names_and_settings(video: str) -> None:
         respond("internvl", [], batch_size=0)
 
 
+def test_what_answers_follow_from(video: str, tmp_path: Path) -> None:
+    """Models in folders of one name are told apart by their files, and so are bounds; how a batch is cut is not."""
+    model, processor = tiny_models.build("internvl")
+    folders = [tmp_path / parent / "stage1" for parent in "abc"]
+    for number, folder in enumerate(folders):
+        if number == 2:
+            next(model.parameters()).data.add_(1.0)
+        model.save_pretrained(folder)
+        (folder / "optimizer.pt").write_bytes(bytes([number]))
+
+    def of(folder: Path, num_frames: int = 4, **settings: Any) -> Any:
+        model.config.name_or_path = str(folder)
+        responder = LocalResponder(model, processor, FrameSampler(num_frames, cache_bytes=number), **settings)
+        assert responder.name == "stage1"
+        return json.loads(json.dumps(identity(responder)))
+
+    first = of(folders[0])
+    assert first == of(folders[1]) == of(folders[0], batch_size=2)
+    others = [of(folders[2]), of(folders[0], max_new_tokens=9), of(folders[0], num_frames=5)]
+    assert all(first != other for other in others)
+    model.config.name_or_path = "org/model"
+    model.config._commit_hash = "abc"
+    assert weights(model.config) == "abc"
+    assert identity(ScriptedResponder("script", str)) == ["script", None]
+
+
 def test_a_scripted_responder_is_a_responder() -> None:
     responder: Responder = ScriptedResponder("script", lambda request: request.text.upper())
     assert responder.name == "script"
@@ -146,6 +175,7 @@ def test_a_scripted_responder_is_a_responder() -> None:
         ('First {"a": 1}, or better {"a": 2}. {}', {"a": 2}),
         ('{"a": "two\nlines"}', {"a": "two\nlines"}),
         ('{"a": 1, "b": ', None),
+        ('{"a": "\\ud83d", "b": "\\ud83d\\ude00"}', {"a": "\ufffd", "b": "\U0001f600"}),
         ("no object", None),
         ("", None),
         ("[1, 2]", None),

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
 from torchcodec.encoders import VideoEncoder
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 import tiny_models
 from longvpo_hf.builders.captioning import read_captions
 from longvpo_hf.preference import VideoPreference, undecoded
-from longvpo_hf.responders import Request
+from longvpo_hf.responders import LocalResponder, Request
 from longvpo_hf.responders.text import TextResponder
 from longvpo_hf.timeline import Clip, Timeline
 from scripts import SCRIPTS, load
@@ -136,6 +137,43 @@ def test_a_dry_run_asks_nothing(name: str, videos: Path, tmp_path: Path, capsys)
     assert f"model calls       {18 + 12 + 24 + verdicts}: 18 captions" in capsys.readouterr().out
 
 
+def test_a_dry_run_leaves_the_log_of_rows_that_are_there(stage2, videos: Path, tmp_path: Path) -> None:
+    stage2.main(arguments(videos, tmp_path / "rows", "--num-rows", "60"))
+    log = {path.name: path.read_bytes() for path in (tmp_path / "rows.log").iterdir()}
+    assert b"duplicate_question" in log["dropped.jsonl"]
+    stage2.main(arguments(videos, tmp_path / "rows", "--dry-run"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "rows.log").iterdir()} == log
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "key"),
+    [
+        ("https://api.openai.com/v1", [], "openai's"),
+        ("https://router.huggingface.co/v1", [], "hugging face's"),
+        ("https://router.huggingface.co/v1", ["--api-key-env", "OWN_KEY"], "own"),
+        ("http://localhost:8000/v1", ["--api-key-env", "NO_KEY"], None),
+    ],
+)
+def test_each_endpoint_is_shown_its_own_key(
+    stage2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, more: list[str], key: str | None
+) -> None:
+    for name, value in (("OPENAI_API_KEY", "openai's"), ("HF_TOKEN", "hugging face's"), ("OWN_KEY", "own")):
+        monkeypatch.setenv(name, value.replace(" ", "-"))
+    args = [
+        "--captions",
+        "x",
+        "--responder",
+        "endpoint:m",
+        "--base-url",
+        url,
+        *more,
+        "--output",
+        str(tmp_path / "rows"),
+    ]
+    made = sys.modules["common"].Models(stage2.parse(args), 8).reading("endpoint:m")
+    assert made._api_key == (key and key.replace(" ", "-"))
+
+
 def test_the_second_iteration_is_told_on_the_card(stage2, videos: Path, tmp_path: Path) -> None:
     more = arguments(videos, tmp_path / "rows")
     more[more.index("--responder")] = "--iterate-from"
@@ -178,6 +216,26 @@ def test_killed_while_captioning_it_goes_on_with_the_same_result(stage2, videos:
     assert (tmp_path / "cut" / "train.parquet").read_bytes() == (tmp_path / "whole" / "train.parquet").read_bytes()
     logs = [json.loads((tmp_path / f"{name}.log" / "funnel.json").read_text()) for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+def test_an_adapter_answers_as_what_it_was_trained_to_be(stage2, videos: Path, tmp_path: Path) -> None:
+    """Stage 1 with LoRA leaves an adapter: it must answer, under its own name, and not as its base does."""
+    model, processor = tiny_models.build("internvl")
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "base"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "stage1")
+    args = stage2.parse(["--captions", "x", "--responder", "a", "--max-new-tokens", "8", "--output", str(tmp_path)])
+    models = sys.modules["common"].Models(args, 8)
+    shown = [Request(text, Timeline((Clip(str(videos / "v0.mp4"), 0.0, 4.0),))) for text in ("What?", "Who is it?")]
+    base, tuned = (models.seeing(str(tmp_path / name)) for name in ("base", "stage1"))
+    assert (base.name, tuned.name) == ("base", "stage1")
+    wanted = LocalResponder(adapted.eval(), processor, tuned.sampler, max_new_tokens=8)
+    assert tuned.respond(shown) == wanted.respond(shown) != base.respond(shown)
+    assert tuned.settings["weights"] not in ("", base.settings["weights"])
 
 
 def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path, stage2) -> None:

@@ -65,8 +65,9 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _NAMES_POSITION = re.compile(
-    r"\b((first|second|third|last|final|next|previous) (clip|scene|segment|part of the video)"
-    r"|(beginning|start|end|middle) of the (video|clip|timeline)|(clip|scene|segment)s?\s*(number\s*)?#?\s*\d+"
+    r"\b((first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|\d+(st|nd|rd|th)|last|final|next|previous"
+    r"|opening|closing) (clip|scene|segment|part of the video)"
+    r"|(beginning|start|end|middle) of the (video|clip|timeline)|(clip|scene|segment)s?\s*(number\s*|no\.?\s*)?#?\s*\d+"
     r"|at \d+:\d\d|\d+(\.\d+)? seconds? into)\b",
     re.IGNORECASE,
 )
@@ -158,7 +159,9 @@ class Funnel:
         self._stages: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "dropped.jsonl").open("w", encoding="utf-8")
+        (folder / "funnel.json").unlink(missing_ok=True)  # of an earlier run: this one may end before its own
+        # Half a character (in a file's name) is written as the escape that JSON has for it.
+        self._file = (folder / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
 
     def count(self, stage: str, number: int = 1) -> None:
         """Adds `number` to what came through `stage`."""

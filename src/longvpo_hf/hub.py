@@ -74,7 +74,7 @@ class DatasetWriter:
     """Writes rows and their media into a folder, as a context manager: it appears whole at the end or not at all.
 
     Args:
-        folder: Where the dataset will stand; an earlier one there is replaced.
+        folder: Where the dataset will stand; an earlier one there is replaced, anything else is an error.
         media_root: Leaves the media out, for corpora that may not be redistributed: rows then name each clip's file
             relative to this folder, and `adapters.from_reference` finds them there again. None copies the media.
     """
@@ -90,6 +90,10 @@ class DatasetWriter:
         self.num_rows = 0
 
     def __enter__(self) -> DatasetWriter:
+        if not _may_be_replaced(self.folder):
+            raise ValueError(
+                f"{self.folder} holds something else than a dataset and would be replaced; name another folder."
+            )
         shutil.rmtree(self._part, ignore_errors=True)
         (self._part if self._media_root else self._part / "clips").mkdir(parents=True)
         self._parquet = pq.ParquetWriter(self._part / "train.parquet", SCHEMA)
@@ -139,8 +143,7 @@ class DatasetWriter:
             # `datasets` chooses its builder by the more numerous kind of file, Parquet in a draw: a second copy makes
             # this a dataset of videos.
             shutil.copyfile(media[0], media[0].with_stem(f"{media[0].stem}-again"))
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._part.rename(self.folder)
+        put_in_place(self._part, self.folder)
 
     def _flush(self) -> None:
         if self._rows:
@@ -161,6 +164,16 @@ class DatasetWriter:
             shutil.copyfile(source, self._part / name)
             self._names[clip.path] = name
         return self._names[clip.path]
+
+
+def put_in_place(part: Path, folder: Path) -> None:
+    """Renames a finished folder to where it belongs. What stood there is gone whole: half of it would be nobody's."""
+    old = part.with_name(part.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def dataset_card(
@@ -289,6 +302,12 @@ def public_name(name: str) -> str:
     if PureWindowsPath(name).is_absolute():
         return PureWindowsPath(name).name
     return Path(name).name if name.startswith(("/", "~", "./", "../")) or os.path.isdir(name) else name
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    if (folder / "train.parquet").is_file() or not folder.exists():
+        return True
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _licence_ids(licences: Iterable[str]) -> str | list[str] | None:

@@ -33,7 +33,7 @@ from longvpo_hf.builders.recipe import (
     without_evidence,
 )
 from longvpo_hf.filters import Funnel
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Clip, Timeline
 
 RECIPE = "longvpo-stage1"
@@ -153,7 +153,7 @@ def build_anchored(
         title="LongVPO Stage 1: anchored preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=[what_rows_follow_from(settings), judge.name if judge else ""],
+        follows_from=[what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else ""],
         funnel=funnel,
         media_root=media_root,
         facts={
@@ -278,7 +278,10 @@ def _unless(wanted: bool, verdict: str | Drop, reason: str, what: str) -> Drop |
     """A drop, unless the judge said what was wanted."""
     if isinstance(verdict, Drop):
         return verdict
-    return None if prompts.yes_or_no(verdict) is wanted else Drop(reason, f"{what} — judge: {verdict}")
+    said = prompts.yes_or_no(verdict)
+    if said is wanted:
+        return None
+    return Drop("malformed_verdict" if said is None else reason, f"{what} — judge: {verdict}")
 
 
 def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:

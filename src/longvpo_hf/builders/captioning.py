@@ -33,7 +33,8 @@ from longvpo_hf import prompts
 from longvpo_hf.builders.job import Job, Record
 from longvpo_hf.builders.recipe import Asker, Drop, dropped, log_folder
 from longvpo_hf.filters import Funnel, check_caption
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.hub import put_in_place
+from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Clip, Timeline, View, check_indices
 
 SCENES_FILE = "scenes.parquet"
@@ -362,7 +363,7 @@ class _Run:
         self.ask = Asker()
         self.job = Job(
             output.with_name(output.name + ".job"),
-            [FORMAT, prompts.CAPTIONS_VERSION, asdict(settings), captioner.name, summariser.name],
+            [FORMAT, prompts.CAPTIONS_VERSION, asdict(settings), identity(captioner), identity(summariser)],
         )
 
     def videos(self, timelines: Sequence[Timeline]) -> list[CaptionedVideo]:
@@ -571,8 +572,7 @@ def _write(folder: Path, videos: Sequence[CaptionedVideo], facts: Mapping[str, A
             rows = [_to_row(video) for video in videos[start : start + _ROWS_PER_WRITE]]
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
     (part / FACTS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    put_in_place(part, folder)
 
 
 def _to_row(video: CaptionedVideo) -> dict[str, Any]:

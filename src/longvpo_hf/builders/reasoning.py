@@ -36,7 +36,7 @@ from longvpo_hf.builders.recipe import (
     whole,
 )
 from longvpo_hf.filters import REASONS, Funnel, check_question
-from longvpo_hf.responders import Request, Responder, json_object
+from longvpo_hf.responders import Request, Responder, identity, json_object
 from longvpo_hf.timeline import View
 
 RECIPE = "longvpo-stage2"
@@ -62,11 +62,13 @@ class ReasoningSettings:
             the full video (§3.4). Default the scenes: it says so twice, and a model that needs this training is at its
             best on few scenes.
         reference: View the reference model is scored on. The paper: the whole video. The evidence is ours to measure.
-        partial_share: Share of rows whose rejected answer is given from a part of the evidence; the others' from the
-            scenes that are not cited. The paper has both and no share: even, ours.
+        partial_share: Share of drafts whose rejected answer is given from a part of the evidence; the others' from the
+            scenes that are not cited. What filters make of it stands on the card. The paper has both and no share:
+            even, ours.
         max_tries: How often a question is asked for where an answer is refused; each further try says why.
-        max_context_characters: Most characters of captions the question writer is shown, about 6,000 tokens. Of a
-            longer video it sees a spread of scenes and the summaries of all.
+        max_context_characters: Most characters of captions the question writer and the judge are shown, about 6,000
+            tokens. Of a longer video the writer sees a spread of scenes and the summaries of all; the judge, where the
+            evidence is longer, the begin of each caption.
         max_rounds: How often more questions are asked for to make up for dropped ones before giving up.
         seed: Same seed, same videos, same models: same rows.
     """
@@ -118,8 +120,8 @@ def recipe(
         rejected=partial(_degraded, settings.partial_share),
         reference=views[settings.reference],
         pair_filters=(
-            PairFilter("supported", partial(_drop_unsupported, judge)),
-            PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge)),
+            PairFilter("supported", partial(_drop_unsupported, judge, settings.max_context_characters)),
+            PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge, settings.max_context_characters)),
         )
         if judge
         else (),
@@ -166,7 +168,7 @@ def build_reasoning(
         title="LongVPO Stage 2: preference rows over several scenes",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=follows_from(settings, usable, judge),
+        follows_from=follows_from(settings, usable, question_writer, judge),
         funnel=funnel,
         media_root=media_root,
         facts={
@@ -210,10 +212,12 @@ def with_captions(videos: Sequence[CaptionedVideo], at_least: int, funnel: Funne
     return usable
 
 
-def follows_from(settings: Any, videos: Sequence[CaptionedVideo], judge: Responder | None) -> list[Any]:
+def follows_from(
+    settings: Any, videos: Sequence[CaptionedVideo], question_writer: Responder, judge: Responder | None
+) -> list[Any]:
     """See `recipe.build`."""
     summed_up = [video.history for video in videos if video.summaries]
-    return [what_rows_follow_from(settings), judge.name if judge else "", summed_up]
+    return [what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else "", summed_up]
 
 
 class Rotation:
@@ -233,10 +237,10 @@ class Rotation:
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
         """As many drafts as rows are missing, going on where the round before stopped."""
-        for place in range(self._drawn, self._drawn + missing):
+        drawn, self._drawn = self._drawn, self._drawn + missing  # at once: who takes all drafts may not ask for more
+        for place in range(drawn, drawn + missing):
             number, position = divmod(place, len(self._videos))
             yield [Draft(self._videos[self.order(number)[position]].timeline, number=number)]
-        self._drawn += missing
 
 
 class _Writer:
@@ -302,10 +306,11 @@ class _Writer:
     def _prompt(self, draft: Draft, shown: Sequence[int], refused: str) -> str:
         video = self._videos[draft.timeline]
         captions, overview = [draft.timeline.clips[scene].caption for scene in shown], []
+        room = self._settings.max_context_characters
         if len(shown) < len(video.captioned_scenes):
-            half = self._settings.max_context_characters // 2
-            labels = sum(len(f"Scene #{scene}: ") for scene in shown)
-            captions, overview = within(captions, half - labels), within(video.history, half)
+            room //= 2
+            overview = within(video.history, room)
+        captions = within(captions, room - sum(len(f"Scene #{scene}: ") for scene in shown))
         return prompts.question_over_scenes(
             list(zip(shown, captions, strict=True)), overview, self._focus(draft), refused
         )
@@ -335,7 +340,8 @@ def _read(draft: Draft, answer: str, shown: Sequence[int], focus: int | None) ->
         return Drop("too_few_scenes", detail)
     if focus is not None and focus not in cited:
         return Drop("lacks_focus", detail)
-    if reason := check_question(question):
+    reason = "names_position" if _CITED.search(question) else check_question(question)
+    if reason:
         return Drop(reason, question)
     return replace(draft, question=question, evidence=tuple(cited), reasoning=f"{reasoning} Answer: {sketch}")
 
@@ -360,19 +366,20 @@ def _degraded(partial_share: float, draft: Draft, rng: np.random.Generator) -> V
     return View.without(draft.evidence)
 
 
-def _drop_unsupported(judge: Responder, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
-    return _judged(judge, [(pair, pair.chosen) for pair in pairs], ask, wanted=True, reason="unsupported")
+def _drop_unsupported(judge: Responder, most: int, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
+    return _judged(judge, most, [(pair, pair.chosen) for pair in pairs], ask, wanted=True, reason="unsupported")
 
 
-def _drop_right_ones(judge: Responder, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
-    return _judged(judge, [(pair, pair.rejected) for pair in pairs], ask, wanted=False, reason="rejected_is_right")
+def _drop_right_ones(judge: Responder, most: int, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
+    answers = [(pair, pair.rejected) for pair in pairs]
+    return _judged(judge, most, answers, ask, wanted=False, reason="rejected_is_right")
 
 
 def _judged(
-    judge: Responder, answers: Sequence[tuple[Pair, str]], ask: Asker, wanted: bool, reason: str
+    judge: Responder, most: int, answers: Sequence[tuple[Pair, str]], ask: Asker, wanted: bool, reason: str
 ) -> list[Drop | None]:
     requests = [
-        Request(prompts.is_supported(pair.draft.question, answer, evidence_captions(pair.draft)))
+        Request(prompts.is_supported(pair.draft.question, answer, within(evidence_captions(pair.draft), most)))
         for pair, answer in answers
     ]
     drops: list[Drop | None] = []

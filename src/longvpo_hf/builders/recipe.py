@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question,
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import Provenance, VideoPreference
-from longvpo_hf.responders import Request, Responder, Result, Unanswered
+from longvpo_hf.responders import Request, Responder, Result, Unanswered, identity, whole_characters
 from longvpo_hf.timeline import Timeline, View
 
 _THOUGHTS = re.compile(r"^.*</think(ing)?>", re.DOTALL)
@@ -253,7 +253,7 @@ def build(
     """
     num_rows = sum(part.num_rows for part in parts)
     versions = [[part.recipe.name, part.recipe.prompt_version, part.recipe.question_model] for part in parts]
-    job = Job(output.with_name(output.name + ".job"), [versions, answerer.name, seed, follows_from])
+    job = Job(output.with_name(output.name + ".job"), [versions, identity(answerer), seed, follows_from])
     run = _Build(answerer, seed, funnel, job)
     with DatasetWriter(output, media_root) as writer, tqdm(total=num_rows, desc=f"{name} rows", unit="row") as bar:
         for part_index, part in enumerate(parts):
@@ -306,7 +306,9 @@ class _Build:
         self.job = job
         self.ask = Asker()
         self.ids: set[str] = set()
-        self.questions: set[bytes] = set()
+        self.questions: set[str] = set()
+        #: Of the rows of each part, by the timeline of their drafts.
+        self._asked: defaultdict[tuple[int, Timeline], list[str]] = defaultdict(list)
         self._places = [0] * 10  # of evidence in the rows, by tenth of the timeline
         self._rejected_from: Counter[str] = Counter()
         self._types: Counter[str] = Counter()
@@ -319,15 +321,16 @@ class _Build:
             drafts = [draft for timeline in piece for draft in timeline]
             self.funnel.count("timelines", sum(bool(timeline) for timeline in piece))
             self.funnel.count("drafts", len(drafts))
+            known = [list(self._asked.get((part_index, draft.timeline), ())) for draft in drafts]
             inputs = [
                 [
                     _identity(draft.timeline), [clip.caption for clip in draft.timeline.clips], draft.evidence,
-                    draft.number, draft.question, draft.question_type, draft.reasoning, draft.similarities,
+                    draft.number, draft.question, draft.question_type, draft.reasoning, draft.similarities, questions,
                 ]
-                for draft in drafts
+                for draft, questions in zip(drafts, known, strict=True)
             ]  # fmt: skip
             name = f"{part_index}-{round_index:02d}-{piece_index:05d}"
-            asked, *records = self.job.piece(name, inputs, partial(self._work, part.recipe, drafts))
+            asked, *records = self.job.piece(name, inputs, partial(self._work, part.recipe, drafts, known))
             self.ask.learn(asked)
             piece_index += 1
             for draft, record in zip(drafts, records, strict=True):
@@ -337,11 +340,12 @@ class _Build:
                     self.funnel.drop(**record["drop"], **record["of"])
                 elif (row := self._row(part.recipe, draft, record)).id in self.ids:
                     self.funnel.drop("duplicate_row", id=row.id)
-                elif (question := _question_id(row)) in self.questions:
+                elif (question := _question_id(row.timeline, row.question)) in self.questions:
                     self.funnel.drop("duplicate_question", id=row.id, question=row.question)
                 else:
                     self.ids.add(row.id)
                     self.questions.add(question)
+                    self._asked[part_index, draft.timeline].append(question)
                     self._count(draft, record)
                     made += 1
                     yield row
@@ -359,14 +363,19 @@ class _Build:
                 facts[name] = ", ".join(f"{kind} {100 * n / number:.0f} %" for kind, n in counter.most_common())
         return facts
 
-    def _work(self, recipe: Recipe, drafts: Sequence[Draft]) -> list[Record]:
-        """Asks all that a piece needs: what is to be remembered, and one record per draft."""
+    def _work(self, recipe: Recipe, drafts: Sequence[Draft], known: Sequence[Sequence[str]]) -> list[Record]:
+        """Asks all that a piece needs: what is to be remembered, and one record per draft.
+
+        `known` are the questions of earlier rows about each draft's timeline: nobody answers them again.
+        """
         outcomes: list[Draft | Pair | Drop] = list(recipe.write(drafts, self.ask))
         texts: list[Record] = [{"question": o.question} if isinstance(o, Draft) else {} for o in outcomes]
         for i, outcome in enumerate(outcomes):
             if isinstance(outcome, Draft) and (reason := check_question(outcome.question)):
                 outcomes[i] = Drop(reason, outcome.question)
                 texts[i] = {}
+            elif isinstance(outcome, Draft) and self._is_known(recipe, drafts[i], outcome, known[i]):
+                outcomes[i] = Drop("duplicate_question")
         for question_filter in recipe.question_filters:
             open_drafts = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, Draft)}
             verdicts = question_filter.check(list(open_drafts.values()), self.ask)
@@ -431,6 +440,13 @@ class _Build:
         shown = [draft.timeline.clips[i] for i in draft.evidence] or draft.timeline.clips[:1]
         of = {**text, "path": shown[0].path, "start_seconds": shown[0].start_seconds, "source_id": shown[0].source_id}
         return {"drop": asdict(outcome), "of": of}
+
+    def _is_known(self, recipe: Recipe, draft: Draft, written: Draft, questions: Sequence[str]) -> bool:
+        if not questions:
+            return False
+        written = replace(written, timeline=draft.timeline, number=draft.number)
+        policy = recipe.policy(written, written.random(self.seed, "policy"))
+        return _question_id(policy.of(draft.timeline), written.question) in questions
 
     def _row(self, recipe: Recipe, draft: Draft, record: Record) -> VideoPreference:
         written = replace(
@@ -501,9 +517,9 @@ def degradation(view: View, draft: Draft) -> str:
     return "all evidence" if view.num_frames is None else "sparse frames"
 
 
-def _question_id(row: VideoPreference) -> bytes:
-    content = [_identity(row.timeline), normalise(row.question)]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).digest()[:16]
+def _question_id(timeline: Timeline, question: str) -> str:
+    content = [_identity(timeline), normalise(question)]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def _identity(timeline: Timeline) -> list[Any]:
@@ -549,7 +565,7 @@ def _answers(responder: Responder, requests: Sequence[Request]) -> list[str | Dr
 
 def _said(answer: str) -> str:
     """An answer without the thoughts that led to it."""
-    return _THOUGHTS.sub("", answer).strip()
+    return _THOUGHTS.sub("", whole_characters(answer)).strip()
 
 
 def _respond_one(responder: Responder, request: Request) -> str | Drop:

@@ -183,7 +183,7 @@ def build_temporal(
         title="Temporal preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
-        follows_from=follows_from(settings, usable, judge),
+        follows_from=follows_from(settings, usable, question_writer, judge),
         funnel=funnel,
         media_root=media_root,
         facts={

@@ -7,10 +7,12 @@ function. Knows nothing of rows or filters.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longvpo_hf.frames import UnreadableVideo
@@ -29,8 +31,14 @@ __all__ = [
     "Result",
     "ScriptedResponder",
     "Unanswered",
+    "identity",
     "json_object",
+    "whole_characters",
 ]
+
+
+#: What a transformers model's answers follow from; a checkpoint also holds its optimizer's state.
+_MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ class Responder(Protocol):
 
     @property
     def name(self) -> str:
-        """Model and revision, as it stands in a row's provenance."""
+        """Model and revision, as it stands in a row's provenance. See `identity` for what else tells models apart."""
         ...
 
     def respond(self, requests: Sequence[Request]) -> list[str]:
@@ -94,6 +102,28 @@ class Responder(Protocol):
             Unanswered: If some requests have no answer and the others' are known.
         """
         ...
+
+
+def identity(responder: Responder) -> Any:
+    """What a responder's answers follow from, as JSON: its name, and its `settings` where it has them.
+
+    A name stands in rows and cannot tell two models in folders of one name apart, nor bounds on answers and frames;
+    finished work must.
+    """
+    return [responder.name, getattr(responder, "settings", None)]
+
+
+def weights(config: Any) -> str:
+    """Which weights a transformers model was loaded with: a hash of its folder's files, or the Hub's commit."""
+    folder = Path(config.name_or_path or "")
+    if not (config.name_or_path and folder.is_dir()):
+        return str(getattr(config, "_commit_hash", None) or "")
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _MODEL_FILES and path.is_file():
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +157,14 @@ def json_object(text: str) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             end = start + 1
         else:
-            found = value or found
+            found = {k: whole_characters(v) if isinstance(v, str) else v for k, v in value.items()} or found
         start = text.find("{", end)
     return found
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a character, which no file can hold: models leave some in escapes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 #: Answers break lines within strings, and the rest of what JSON forbids there does no harm.

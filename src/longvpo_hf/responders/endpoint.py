@@ -2,8 +2,9 @@
 
 Takes requests; gives their answers in order, or says which have none and why (`Unanswered`). A request's frames go as
 JPEG data URLs in order of time, then its text. Several requests are under way at once; what may pass (rate limits,
-server errors, broken connections, time-outs, answers that are none) is tried again, what cannot (a wrong key, an
-unknown model, a prompt too long) ends the call. A server that cannot hold its model to a JSON schema is asked without.
+server errors, broken connections, time-outs, answers that are none) is tried again. One request that the server refuses
+(a prompt too long, a content filter) gets no answer, and costs no other its own; what no request can pass (a wrong key,
+an unknown model, refusals only) ends the call. A server that cannot hold its model to a JSON schema is asked without.
 Knows nothing of what is asked, and never shows the key.
 """
 
@@ -62,6 +63,8 @@ _REMEDIES = {
     403: "Give an api_key that may use this model; HF_TOKEN goes to Hugging Face's own servers only.",
     404: "Compare the model's name with those the server lists under /v1/models, and base_url with its address.",
 }
+#: Statuses of a server that refuses this request, and perhaps no other.
+_REFUSALS = (400, 413, 422)
 _REMEDY = "If the prompt is too long for it, take fewer or smaller frames (FrameSampler) or lower max_tokens."
 
 
@@ -71,10 +74,11 @@ class EndpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A try that may go better the next time."""
+    """A try without an answer, that may go better the next time unless the request was refused."""
 
     why: str
     retry_after_seconds: float = 0.0
+    is_refusal: bool = False
 
 
 class EndpointResponder:
@@ -131,6 +135,7 @@ class EndpointResponder:
         self.seed = seed
         self._given_up_in_a_row = 0
         self._takes_schemas = True
+        self._has_answered = False
 
     @property
     def name(self) -> str:
@@ -139,12 +144,18 @@ class EndpointResponder:
         model = PurePath(self.model).name if self.model.startswith("/") else self.model
         return f"{model}@{self._host}"
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """See `identity`."""
+        sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
+        return {"url": self._url, "max_tokens": self.max_tokens, "seed": self.seed, "sampler": sampler}
+
     def respond(self, requests: Sequence[Request]) -> list[str]:
         """See `Responder.respond`. May be called where an event loop runs, which then waits.
 
         Raises:
             Unanswered: If some requests have no answer; it holds the others' answers.
-            EndpointError: If the endpoint refuses such requests, or has not answered for long.
+            EndpointError: If the endpoint refuses all requests, or has not answered for long.
         """
         results = _run(self._respond(requests))
         answers = [result for result in results if isinstance(result, str)]
@@ -154,11 +165,12 @@ class EndpointResponder:
 
     async def _respond(self, requests: Sequence[Request]) -> list[Result]:
         results: list[Result] = [NoAnswer("not asked")] * len(requests)
+        refusals: list[str] = []
         queue = enumerate(requests)
 
         async def work() -> None:
             for index, request in queue:  # one iterator for all: a request is taken when there is room for its frames
-                results[index] = await self._answer(session, decoder, index, request)
+                results[index] = await self._answer(session, decoder, index, request, refusals)
 
         # One thread decodes: a sampler is of one thread at a time, and the event loop must not wait for it.
         with ThreadPoolExecutor(1) as decoder:
@@ -169,12 +181,19 @@ class EndpointResponder:
                             workers.create_task(work())
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
+        if refusals and not self._has_answered:  # what is wrong is wrong with all requests
+            raise EndpointError(refusals[0])
         return results
 
     async def _answer(
-        self, session: httpx2.AsyncClient, decoder: ThreadPoolExecutor, index: int, request: Request
+        self,
+        session: httpx2.AsyncClient,
+        decoder: ThreadPoolExecutor,
+        index: int,
+        request: Request,
+        refusals: list[str],
     ) -> Result:
-        """One request's answer, after as many tries as it takes or there are."""
+        """One request's answer, after as many tries as it takes or there are; a refusal is noted in `refusals`."""
         try:
             parts = await asyncio.get_running_loop().run_in_executor(decoder, self._parts, request)
         except UnreadableVideo as error:
@@ -186,7 +205,11 @@ class EndpointResponder:
             tries += 1
             if isinstance(outcome, str):
                 self._given_up_in_a_row = 0
+                self._has_answered = True
                 return outcome
+            if outcome.is_refusal:
+                refusals.append(outcome.why)
+                return self._given_up(outcome.why)
             if tries > self.max_retries or outcome.retry_after_seconds > _LONGEST_RETRY_AFTER_SECONDS:
                 return self._given_up(f"{self.name}: {outcome.why} (tries: {tries})")
             backoff_seconds = min(_FIRST_WAIT_SECONDS * 2 ** min(tries - 1, 16), _LONGEST_WAIT_SECONDS)
@@ -198,8 +221,8 @@ class EndpointResponder:
         self._given_up_in_a_row += 1
         if self._given_up_in_a_row >= _OUTAGE_REQUESTS:
             raise EndpointError(
-                f"{why}. The last {self._given_up_in_a_row} requests to {self.base_url} got no answer, each after all "
-                "its tries. See to the server, then ask again."
+                f"{why.rstrip('.')}. The last {self._given_up_in_a_row} requests to {self.base_url} got no answer, "
+                "each after all its tries. See to the server, then ask again."
             )
         return NoAnswer(why)
 
@@ -274,7 +297,10 @@ class EndpointResponder:
         said = f"status {status}: {self._shown(response.text)}".removesuffix(": ")
         if status in (408, 429) or status >= 500:
             return _Failure(said, _retry_after_seconds(response.headers.get("retry-after", "")))
-        raise EndpointError(f"{self.model} at {self.base_url}: {said}. {_REMEDIES.get(status, _REMEDY)}")
+        why = f"{self.model} at {self.base_url}: {said}. {_REMEDIES.get(status, _REMEDY)}"
+        if status in _REFUSALS:
+            return _Failure(why, is_refusal=True)
+        raise EndpointError(why)
 
     def _shown(self, text: str) -> str:
         """What may stand in an error: short, on one line and without the key, which some servers repeat."""
@@ -326,11 +352,17 @@ def _chat_url(base_url: str) -> str:
     return parts._replace(path=(parts.path.rstrip("/") or "/v1") + "/chat/completions").geturl()
 
 
+def is_hugging_face(base_url: str) -> bool:
+    """Whether an address is Hugging Face's own, so that the user's token goes there and no other key does."""
+    parts = urlsplit(base_url)
+    return parts.scheme == "https" and f".{parts.hostname}".endswith(
+        (".huggingface.co", ".endpoints.huggingface.cloud")
+    )
+
+
 def _own_token(base_url: str) -> str | None:
     """The user's Hugging Face token, if the address is Hugging Face's."""
-    parts = urlsplit(base_url)
-    is_own = f".{parts.hostname}".endswith((".huggingface.co", ".endpoints.huggingface.cloud"))
-    return get_token() if is_own and parts.scheme == "https" else None
+    return get_token() if is_hugging_face(base_url) else None
 
 
 def _checked_key(key: str | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import torch
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
 
-from . import Request, Result, Unanswered
+from . import Request, Result, Unanswered, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -72,6 +73,16 @@ class LocalResponder:
     def name(self) -> str:
         """See `Responder.name`."""
         return self._name
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights(self.model.config)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """See `identity`. Reads the model's files."""
+        sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
+        return {"weights": self._weights, "max_new_tokens": self.max_new_tokens, "sampler": sampler}
 
     def respond(self, requests: Sequence[Request]) -> list[str]:
         """See `Responder.respond`. Requests of like length are answered together, whatever their order.

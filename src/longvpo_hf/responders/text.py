@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from . import Request
+from . import Request, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,15 @@ class TextResponder:
     def name(self) -> str:
         """See `Responder.name`."""
         return self._name
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights(self.model.config)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """See `identity`. Reads the model's files."""
+        return {"weights": self._weights, "max_new_tokens": self.max_new_tokens}
 
     def respond(self, requests: Sequence[Request]) -> list[str]:
         """See `Responder.respond`. Requests of like length are answered together, whatever their order.
