@@ -58,9 +58,9 @@ def test_known_base_models_have_the_parameters_their_pages_state() -> None:
     for name, model in known.items():
         config = budget.find_model_config(f"some-org/{name.lower()}-Instruct-hf")
         built = budget._build(config, model_settings(), _no_training(), Machine())
-        assert sum(weight.numel() for weight in built.parameters()) / 1e9 == pytest.approx(model["total"], rel=0.003), (
-            name
-        )
+        total = sum(weight.numel() for weight in built.parameters()) / 1e9
+        tolerance = 0.003 if name.startswith("LLaVA") else 1e-12  # of LLaVA-Video no exact count was found
+        assert total == pytest.approx(model["total"], rel=tolerance), name
         assert {weight.device.type for weight in built.parameters()} == {"meta"}
 
 

@@ -140,6 +140,14 @@ def test_videofolder_drops_links_that_lead_out(tmp_path: Path, videos: list[Path
     assert "within.mp4" in [item.source_id for item in found if isinstance(item, Source)]
 
 
+def test_videofolder_drops_names_that_no_row_can_hold(tmp_path: Path, videos: list[Path]) -> None:
+    root = folder_of(tmp_path / "root", videos)
+    os.link(videos[0], os.fsencode(root) + b"/caf\xe9.mp4")
+    found = read("videofolder", root)
+    assert [item.reason for item in found if isinstance(item, Dropped)] == ["bad_name"]
+    assert len(found) == 4  # and the three that were there
+
+
 def test_links_within_the_cache_of_hugging_face_stay(tmp_path: Path, videos: list[Path]) -> None:
     repo = tmp_path / "hub" / "datasets--a--b"
     (repo / "blobs").mkdir(parents=True)

@@ -8,9 +8,11 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -440,6 +442,44 @@ def test_four_bit_says_what_it_needs(base: Path, rows: Path, tmp_path: Path) -> 
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(ValueError, match="pip install bitsandbytes"):
             PARTS.parse(options(base, rows, tmp_path, load_in_4bit="true", use_peft="true"))
+
+
+def test_four_bit_trains_an_adapter_near_the_whole_precision(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where bitsandbytes is installed. On a CPU it repacks weights in evaluation, and cannot train them after it."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    words = {"use_peft": "true", "lora_r": 2, "lora_dropout": 0.0}
+    plain = STAGE1.main(options(base, rows, tmp_path / "plain", **words))
+    packed = STAGE1.main(options(base, rows, tmp_path / "packed", **words, load_in_4bit="true"))
+    held = packed.model.get_base_model().get_decoder().layers[0].self_attn.q_proj.base_layer.weight
+    assert held.dtype == torch.uint8
+    assert logged(packed, "loss") == pytest.approx(logged(plain, "loss"), rel=0.1)
+    assert logged(packed, "loss") != logged(plain, "loss")
+    assert (tmp_path / "packed" / "adapter_model.safetensors").is_file()
+
+
+def test_trackio_holds_what_the_log_holds(base: Path, rows: Path, tmp_path: Path) -> None:
+    output, folder = tmp_path / "model", tmp_path / "trackio"
+    words = options(base, rows, output, report_to="trackio", project="longvpo", run_name="one", save_strategy="steps")
+    done = subprocess.run(
+        launch("stage1", *words, "--save_steps", "2"),
+        env={**environment(), "TRACKIO_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    history = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    with closing(sqlite3.connect(folder / "longvpo.db")) as database:
+        held = database.execute("SELECT metrics FROM metrics WHERE run_name = 'one' ORDER BY id").fetchall()
+    steps = [entry for entry in map(json.loads, (metrics for (metrics,) in held)) if "train/loss/sft" in entry]
+    assert len(steps) == len(history) == 2
+    for entry, logs in zip(steps, history, strict=True):
+        for name in ("loss", "loss/sft", "rewards/margins", "visual_tokens", "ref_logps_per_token/chosen"):
+            assert entry[f"train/{name}"] == pytest.approx(logs[name]), name
 
 
 def test_rows_may_be_held_out_streamed_saved_or_without_media(tmp_path: Path, base: Path, rows: Path) -> None:

@@ -49,6 +49,7 @@ REASONS = {
     "beyond_end": "a clip ends after its file",
     "before_begin": "a clip ends before its file begins",
     "outside_root": "a record or an archive names a file outside its corpus (.., an absolute path, a link)",
+    "bad_name": "a file's name is not UTF-8",
     "single_frame": "a file holds one frame: a picture, not a video",
     "too_short": "a video or a scene is shorter than the shortest clip asked for",
     "duplicate_video": "a video of the same content is there already",

@@ -40,6 +40,8 @@ def read_videofolder(root: Path, cache: Path) -> Sources:
         name = path.relative_to(root).as_posix()
         if not stays_within(path, root):
             yield Dropped("outside_root", str(path), name, f"a link to {path.resolve()}")
+        elif is_video(name) and any("\ud800" <= character <= "\udfff" for character in name):
+            yield Dropped("bad_name", str(path), name, "rename it to UTF-8: a row could not hold the name")
         elif is_video(name):
             caption, source_id, licence = said.take(name)
             yield Source(path, caption, source_id or name, licence)
