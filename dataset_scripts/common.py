@@ -83,7 +83,8 @@ def add_models(parser: argparse.ArgumentParser, roles: dict[str, tuple[Sequence[
                         "OPENAI_API_KEY; for Hugging Face's own servers HF_TOKEN.")  # fmt: skip
     models.add_argument("--concurrency", type=int, default=8, help="Requests under way at the endpoint at once.")
     models.add_argument("--batch-size", type=int, default=8, help="Requests per batch of a model of this machine.")
-    models.add_argument("--max-new-tokens", type=int, default=128, help="Of an answer or a caption.")
+    models.add_argument("--max-new-tokens", type=int, default=256,
+                        help="Of an answer or a caption. Answers that do not end within it are dropped.")  # fmt: skip
     models.add_argument("--device", default=None, help="Default: cuda where there is one, else cpu.")
 
 

@@ -37,7 +37,7 @@ from PIL import Image
 import tiny_models
 from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
 from longvpo_hf.frames import Frames, FrameSampler, UnreadableVideo
-from longvpo_hf.responders import EndpointResponder, NoAnswer, Request, Responder, Unanswered, endpoint
+from longvpo_hf.responders import CutOff, EndpointResponder, NoAnswer, Request, Responder, Unanswered, endpoint
 from longvpo_hf.responders.endpoint import EndpointError
 from longvpo_hf.timeline import Clip, Timeline, View
 
@@ -497,6 +497,16 @@ def test_malformed_answers_are_tried_again_and_then_a_named_drop(serve: Serve, b
 def test_no_content_is_an_empty_answer(serve: Serve) -> None:
     body = b'{"choices": [{"finish_reason": "length", "message": {"role": "assistant", "content": null}}]}'
     assert responder(serve(lambda call: Reply(body=body))).respond([Request("?")]) == [""]
+
+
+def test_answers_that_reached_their_bound_are_known(serve: Serve) -> None:
+    def script(call: Call) -> Reply:
+        choice = {"finish_reason": call.text, "message": {"role": "assistant", "content": "a red ball and"}}
+        return Reply(body=json.dumps({"choices": [choice]}).encode())
+
+    answers = responder(serve(script)).respond([Request("length"), Request("stop")])
+    assert answers == ["a red ball and"] * 2
+    assert [isinstance(answer, CutOff) for answer in answers] == [True, False]
 
 
 # ------------------------------------------------------------------------------------- what one failure does to others

@@ -38,7 +38,7 @@ from longvpo_hf.builders.recipe import (
 from longvpo_hf.builders.temporal import TemporalSettings, build_temporal
 from longvpo_hf.filters import Funnel
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.responders import NoAnswer, Request, Responder, Unanswered
+from longvpo_hf.responders import CutOff, NoAnswer, Request, Responder, Unanswered
 from longvpo_hf.timeline import Timeline, View
 from scenes import (
     Scripted,
@@ -443,6 +443,28 @@ def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path
     assert ask(silent, [Request("c")], "x", remember=True) == [drop]
     later.learn(json.loads(json.dumps(ask.take_new())))
     assert later(silent, [Request("c")], "x", remember=True) == [drop]
+
+
+def test_answers_that_were_cut_off_make_no_row(videos: list[CaptionedVideo], tmp_path: Path) -> None:
+    """Neither a chosen nor a rejected one; and what is remembered of them is that they were."""
+
+    def half(request: Request) -> str:
+        answer = answer_by_clips(request)
+        is_chosen = len(told(request)) == 2  # the evidence alone
+        return CutOff(answer) if ("time 0" if is_chosen else "time 1") in request.text else answer
+
+    rows, funnel = make(tmp_path / "rows", videos, [recipe()], 2 * len(videos), Scripted(half))
+    assert all(row.question.endswith(("time 2 ?", "time 3 ?")) for row in rows)
+    assert funnel["dropped"] == {"cut_off": 2 * len(videos)}
+
+    ask = Asker()
+    (first,) = ask(Scripted(lambda request: CutOff("<think>so</think> a ")), [Request("?")], "x", remember=True)
+    assert first == "a"
+    later = Asker()
+    later.learn(json.loads(json.dumps(ask.take_new())))
+    for again in (first, *later(Scripted(lambda request: CutOff()), [Request("?")], "x", remember=True)):
+        assert isinstance(again, CutOff)
+        assert again == "a"
 
 
 def test_one_request_never_has_two_chosen_answers_also_where_a_build_was_stopped(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import tiny_models
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.responders import (
+    CutOff,
     LocalResponder,
     Request,
     Responder,
@@ -118,6 +119,32 @@ def test_unreadable_videos_cost_nobody_else_an_answer(video: str, tmp_path: Path
     assert others == respond("internvl", good)
     assert isinstance(first, UnreadableVideo)
     assert isinstance(last, UnreadableVideo)
+
+
+def test_answers_that_reached_their_bound_are_known(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the model's own end: told of each token whether it is one, and of none where no end is known."""
+    model, processor = family("internvl")
+    (request, *_) = make_requests(video)
+    responder = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=4)
+    said: list[torch.Tensor] = []
+    generate = model.generate
+
+    def noted(**inputs: Any) -> torch.Tensor:
+        said.append(generate(**inputs)[:, inputs["input_ids"].shape[1] :])
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", noted)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    (unknown,) = responder.respond([request])
+    tokens = said[-1][0].tolist()
+    assert len(tokens) == 4
+    assert not isinstance(unknown, CutOff)
+    other = next(token for token in range(len(processor.tokenizer)) if token not in tokens)
+    for ends, cut_off in (([other], True), ([other, tokens[-1]], False), ([tokens[0]], False)):
+        monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+        (answer,) = responder.respond([request])
+        assert isinstance(answer, CutOff) is cut_off, ends
+        assert answer == unknown or not cut_off
 
 
 def test_names_and_settings(video: str) -> None:

@@ -23,6 +23,7 @@ REASONS = {
     "not_specific": "the judge: the question can be answered without its anchor, or asks for too little of it",
     "refusal": "the model declined instead of asking, answering or describing",
     "answer_too_long": "an answer is far longer than an answer",
+    "cut_off": "an answer reached the bound on tokens (--max-new-tokens) before its end",
     "repeats_question": "an answer repeats the question",
     "rejected_is_right": "the judge: the rejected answer is right too",
     "empty_answer": "an answer has no text",

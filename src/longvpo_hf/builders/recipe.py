@@ -28,7 +28,7 @@ from longvpo_hf.filters import Funnel, check_answer, check_pair, check_question,
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import Provenance, VideoPreference
-from longvpo_hf.responders import Request, Responder, Result, Unanswered, identity, whole_characters
+from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, identity, whole_characters
 from longvpo_hf.timeline import Timeline, View
 
 _THOUGHTS = re.compile(r"^.*</think(ing)?>", re.DOTALL)
@@ -116,12 +116,19 @@ class Asker:
     def take_new(self) -> Record:
         """What was remembered since the last call, for the disk."""
         new, self._new = self._new, {}
-        return {key: [answer] if isinstance(answer, str) else asdict(answer) for key, answer in new.items()}
+        return {
+            key: asdict(answer) if isinstance(answer, Drop) else [answer, isinstance(answer, CutOff)]
+            for key, answer in new.items()
+        }
 
     def learn(self, stored: Record) -> None:
         """Remembers what `take_new` gave, in this run or in one that was killed."""
         for key, answer in stored.items():
-            self._known.setdefault(key, answer[0] if isinstance(answer, list) else Drop(**answer))
+            if isinstance(answer, list):
+                text, is_cut_off = answer
+                self._known.setdefault(key, CutOff(text) if is_cut_off else text)
+            else:
+                self._known.setdefault(key, Drop(**answer))
 
 
 #: A view of the draft's timeline; the randomness follows from the draft.
@@ -535,7 +542,7 @@ def _key(responder: Responder, request: Request) -> str:
 
 
 def _checked(answer: str, question: str) -> str | Drop:
-    reason = check_answer(question, answer)
+    reason = check_answer(question, answer) or ("cut_off" if isinstance(answer, CutOff) else None)
     return Drop(reason, answer) if reason else answer
 
 
@@ -565,7 +572,8 @@ def _answers(responder: Responder, requests: Sequence[Request]) -> list[str | Dr
 
 def _said(answer: str) -> str:
     """An answer without the thoughts that led to it."""
-    return _THOUGHTS.sub("", whole_characters(answer)).strip()
+    said = _THOUGHTS.sub("", whole_characters(answer)).strip()
+    return CutOff(said) if isinstance(answer, CutOff) else said
 
 
 def _respond_one(responder: Responder, request: Request) -> str | Drop:

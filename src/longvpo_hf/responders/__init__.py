@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .local import LocalResponder
 
 __all__ = [
+    "CutOff",
     "EndpointResponder",
     "LocalResponder",
     "NoAnswer",
@@ -84,6 +85,12 @@ class Unanswered(RuntimeError):
     def __reduce__(self) -> tuple[type[Unanswered], tuple[tuple[Result, ...]]]:
         """Lets the error leave a worker process as it is."""
         return type(self), (self.results,)
+
+
+class CutOff(str):
+    """An answer that reached its bound on tokens before its end, where the model's end is known."""
+
+    __slots__ = ()
 
 
 class Responder(Protocol):

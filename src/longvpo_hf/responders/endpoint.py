@@ -37,7 +37,7 @@ from PIL import Image
 
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 
-from . import NoAnswer, Request, Result, Unanswered
+from . import CutOff, NoAnswer, Request, Result, Unanswered
 
 if TYPE_CHECKING:
     import torch
@@ -275,7 +275,8 @@ class EndpointResponder:
         if not isinstance(content, str | None):
             return _Failure("malformed answer: choices[0].message.content is no text")
         # A model that says nothing (it was cut off while thinking, it refused) has null there: an empty answer.
-        return (content or "").strip()
+        text = (content or "").strip()
+        return CutOff(text) if text and getattr(choices[0], "finish_reason", None) == "length" else text
 
     async def _try_without_schema(
         self, session: httpx2.AsyncClient, parts: list[dict[str, Any]], refusal: httpx2.Response

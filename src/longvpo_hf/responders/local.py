@@ -10,14 +10,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
 
-from . import Request, Result, Unanswered, weights
+from . import CutOff, Request, Result, Unanswered, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -144,8 +144,17 @@ class LocalResponder:
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
-        texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return decoded(self.model, tokenizer, output[:, length:], self.max_new_tokens)
+
+
+def decoded(model: PreTrainedModel, tokenizer: Any, new: torch.Tensor, max_new_tokens: int) -> list[str]:
+    """The texts of generated tokens `[B, n]`; a `CutOff` for each that has as many as it may and no end."""
+    texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    ends = model.generation_config.eos_token_id
+    if ends is None or new.shape[1] < max_new_tokens:
+        return texts
+    ended = torch.isin(new, torch.as_tensor(ends, device=new.device)).any(1).tolist()
+    return [text if end else CutOff(text) for text, end in zip(texts, ended, strict=True)]
 
 
 def _left_pad(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import Request, weights
+from .local import decoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,5 +98,4 @@ class TextResponder:
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return decoded(self.model, tokenizer, output[:, inputs["input_ids"].shape[1] :], self.max_new_tokens)
