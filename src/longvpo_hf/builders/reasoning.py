@@ -62,9 +62,8 @@ class ReasoningSettings:
             the full video (§3.4). Default the scenes: it says so twice, and a model that needs this training is at its
             best on few scenes.
         reference: View the reference model is scored on. The paper: the whole video. The evidence is ours to measure.
-        partial_share: Share of drafts whose rejected answer is given from a part of the evidence; the others' from the
-            scenes that are not cited. What filters make of it stands on the card. The paper has both and no share:
-            even, ours.
+        partial_share: Share of rows whose rejected answer is given from a part of the evidence; the others' from the
+            scenes that are not cited, or from a part too where all are. The paper has both and no share: even, ours.
         max_tries: How often a question is asked for where an answer is refused; each further try says why.
         max_context_characters: Most characters of captions the question writer and the judge are shown, about 6,000
             tokens. Of a longer video the writer sees a spread of scenes and the summaries of all; the judge, where the
@@ -99,6 +98,7 @@ def recipe(
     videos: Sequence[CaptionedVideo],
     question_writer: Responder,
     settings: ReasoningSettings,
+    rejected: ViewOf,
     judge: Responder | None = None,
 ) -> Recipe:
     """Stage 2 as a recipe.
@@ -107,6 +107,7 @@ def recipe(
         videos: The captioned videos of the drafts.
         question_writer: Writes questions from captions; sees no frame.
         settings: See `ReasoningSettings`.
+        rejected: `part_of_evidence` or `uncited`.
         judge: Says whether the captions of the evidence support the chosen answer, and whether the rejected one is
             right after all; sees no frame. None leaves that out.
     """
@@ -117,7 +118,7 @@ def recipe(
         question_model=question_writer.name,
         write=_Writer(question_writer, videos, settings),
         chosen=views[settings.chosen_from],
-        rejected=partial(_degraded, settings.partial_share),
+        rejected=rejected,
         reference=views[settings.reference],
         pair_filters=(
             PairFilter("supported", partial(_drop_unsupported, judge, settings.max_context_characters)),
@@ -160,8 +161,19 @@ def build_reasoning(
     """
     funnel = funnel or Funnel(log_folder(output))
     usable = with_captions(videos, 2, funnel)
+    num_partial = round(settings.num_rows * settings.partial_share)
+    shares: list[tuple[ViewOf, int]] = [(part_of_evidence, num_partial), (uncited, settings.num_rows - num_partial)]
+    kinds = [(view, num_rows) for view, num_rows in shares if num_rows]
     return build(
-        [Part(recipe(usable, question_writer, settings, judge), Rotation(usable, settings.seed), settings.num_rows)],
+        [
+            # In turns: what becomes of one kind decides nothing of the other's drafts.
+            Part(
+                recipe(usable, question_writer, settings, view, judge),
+                Rotation(usable, settings.seed, first=kind, step=len(kinds)),
+                num_rows,
+            )
+            for kind, (view, num_rows) in enumerate(kinds)
+        ],
         answerer,
         output,
         name=RECIPE,
@@ -180,7 +192,6 @@ def build_reasoning(
             "judge": judge.name if judge else "none",
             "chosen answers from": settings.chosen_from,
             "reference scored on": settings.reference,
-            "share of rejected answers from a part of the evidence, asked for": settings.partial_share,
             "prompt version": prompts.STAGE2_VERSION,
             "seed": settings.seed,
             **(facts or {}),
@@ -221,11 +232,20 @@ def follows_from(
 
 
 class Rotation:
-    """Drafts that go round the videos, each time in another order; a draft's `number` counts the times."""
+    """Drafts that go round the videos, each time in another order; a draft's `number` counts the times.
 
-    def __init__(self, videos: Sequence[CaptionedVideo], seed: int) -> None:
+    Args:
+        videos: The captioned videos.
+        seed: Decides the orders.
+        first: Number of the first time.
+        step: From one time's number to the next: with as many rotations as this, no two give the same draft.
+    """
+
+    def __init__(self, videos: Sequence[CaptionedVideo], seed: int, first: int = 0, step: int = 1) -> None:
         self._videos = videos
         self._seed = seed
+        self._first = first
+        self._step = step
         self._drawn = 0
         self._order = (-1, np.arange(0))
 
@@ -239,7 +259,8 @@ class Rotation:
         """As many drafts as rows are missing, going on where the round before stopped."""
         drawn, self._drawn = self._drawn, self._drawn + missing  # at once: who takes all drafts may not ask for more
         for place in range(drawn, drawn + missing):
-            number, position = divmod(place, len(self._videos))
+            times, position = divmod(place, len(self._videos))
+            number = self._first + self._step * times
             yield [Draft(self._videos[self.order(number)[position]].timeline, number=number)]
 
 
@@ -358,11 +379,16 @@ def _cited(reasoning: str) -> list[int]:
     return sorted(cited)
 
 
-def _degraded(partial_share: float, draft: Draft, rng: np.random.Generator) -> View:
-    """A part of the evidence, or all that is not evidence."""
-    if rng.random() < partial_share or len(draft.evidence) == len(draft.timeline):
-        size = int(rng.integers(1, len(draft.evidence)))
-        return View.only(int(clip) for clip in rng.choice(draft.evidence, size, replace=False))
+def part_of_evidence(draft: Draft, rng: np.random.Generator) -> View:
+    """Some of the cited scenes, not all."""
+    size = int(rng.integers(1, len(draft.evidence)))
+    return View.only(int(clip) for clip in rng.choice(draft.evidence, size, replace=False))
+
+
+def uncited(draft: Draft, rng: np.random.Generator) -> View:
+    """The scenes that are not cited; some of the cited ones where all are."""
+    if len(draft.evidence) == len(draft.timeline):
+        return part_of_evidence(draft, rng)
     return View.without(draft.evidence)
 
 
