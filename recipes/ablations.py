@@ -311,6 +311,7 @@ def report(results: dict[str, Any]) -> str:
             f"- versions: {', '.join(f'{name} {number}' for name, number in results['versions'].items())}",
             f"- `{results['command']}`",
             "- seconds of each phase, other work running beside, stand in the JSON file",
+            *(f"- {remark}" for remark in results.get("remarks", [])),  # written into the JSON file by hand
             "",
         ]
     )
