@@ -44,7 +44,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same numbers.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="Few steps, to see it run; its numbers mean nothing.")] = False,
-    scale: Annotated[Scale, typer.Option(help="`large` goes to 256 clips and takes an hour on a CPU.")] = Scale.standard,
+    scale: Annotated[Scale, typer.Option(help="`large` goes to 256 clips, in an hour on a CPU.")] = Scale.standard,
     restart: Annotated[bool, typer.Option("--restart", help="Delete the folder's earlier run first.")] = False,
 ) -> None:
     """Shows the whole method on real mp4 files: makes rows, trains on them, measures before and after."""
