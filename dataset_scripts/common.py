@@ -265,7 +265,7 @@ class Models:
         adapted = find_adapter_config_file(name) is not None
         sees = adapted or type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         if name not in self._loaded:
-            if adapted:  # of a recipe's own training; merged as Stage 2 will train it
+            if adapted:  # of a recipe's own training; merged in the base's own type, where the recipes merge in float32
                 model, processor = load_checkpoint(name, torch.device(device_of(args)))
                 loaded = model.merge_and_unload()
                 loaded.config.name_or_path = name

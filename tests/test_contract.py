@@ -68,6 +68,8 @@ SPELLINGS: list[tuple[Any, str, str]] = [
     (DPOTrainer.log, "sum(val) / len(val)", "how TRL averages what we put into _metrics"),
     (Trainer._set_signature_columns_if_needed, "self._signature_columns", "our columns"),
     (Accelerator.prepare_model, "self._models.append(model)", "where a precomputed-out reference is let go"),
+    (add_fused_lm_head, "lm_head = self.get_output_embeddings()", "looked up in each call: gathered by us under FSDP2"),
+    (add_fused_lm_head, "if isinstance(weight, DTensor)", "what it does not find where we have gathered the head"),
     (add_fused_lm_head, "shift_labels", "the tree's labels are shifted beforehand"),
 ]
 

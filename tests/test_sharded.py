@@ -25,7 +25,7 @@ import sharded
 import tiny_models
 from conftest import make_dataset
 from longvpo_hf.preference import VideoPreference
-from test_recipes import STAGE1
+from test_recipes import STAGE1, options
 
 #: Runs of two steps, each step of four rows over both processes, in float32.
 SCENARIOS: dict[str, dict[str, object]] = {
@@ -38,17 +38,20 @@ SCENARIOS: dict[str, dict[str, object]] = {
         "gradient_checkpointing": "true",
         "precompute_ref_log_probs": "true",
     },
-    "tied": {
-        "model_name_or_path": "tied"
-    },  # FSDP has the head and the embeddings in one group, which it reduces itself
+    # FSDP has a tied head in one group with the embeddings, which it reduces itself.
+    "tied": {"model_name_or_path": "tied"},
     "frozen": {"freeze_vision_tower": "true"},
     "lora": {"use_peft": "true", "lora_r": 2, "lora_dropout": 0.0},
     "bad": {"on_bad_video": "skip", "dataset_name": "bad_rows"},
 }
 
+#: Folders of `given` that a run takes unless it names others.
+NAMES = {"model_name_or_path": "base", "dataset_name": "rows"}
+
 #: By a launch of its own: accelerate has one precision per process.
 HALF: dict[str, dict[str, object]] = {"half": {"bf16": "true"}}
 
+#: No dependency: its wheel is built from source, against torch. Who changes the trainer installs it and runs these.
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install deepspeed")
 
 
@@ -73,33 +76,18 @@ def given(tmp_path_factory: pytest.TempPathFactory, preferences: list[VideoPrefe
 
 
 def words(given: Path, output: Path, processes: int, changes: dict[str, object]) -> list[str]:
-    options: dict[str, object] = {
-        "model_name_or_path": "base",
-        "dataset_name": "rows",
-        "output_dir": output,
-        "num_frames": 6,
-        "max_pixels": 56 * 56,
-        "beta": 0.5,
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
+    """A run's options; one process has the batch of both."""
+    more = {
         "train_sampling_strategy": "sequential",
-        "learning_rate": 1e-2,
         "adam_epsilon": 1e-2,  # else a gradient of nearly nothing, whose sign is chance, moves a weight as any other
-        "lr_scheduler_type": "constant",
-        "gradient_checkpointing": "false",
-        "bf16": "false",
+        "per_device_train_batch_size": 2,
         "use_cpu": "false" if processes > 1 else "true",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": "true",
         **changes,
     }
-    for name in ("model_name_or_path", "dataset_name"):
-        options[name] = given / str(options[name])
     if processes == 1:
-        options["per_device_train_batch_size"] = 2 * int(str(options["per_device_train_batch_size"]))
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        more["per_device_train_batch_size"] = 2 * int(str(more["per_device_train_batch_size"]))
+    model, rows = (given / str(more.pop(name, default)) for name, default in NAMES.items())
+    return options(model, rows, output, **more)
 
 
 def launch(file: str, precision: str, given: Path, folder: Path, scenarios: dict[str, dict[str, object]]) -> Path:
@@ -165,7 +153,11 @@ def both(given: Path, two: Path, scenario: str, tolerance: float, tmp_path: Path
     assert done["log_probs"] == ["torch.float32"]
     ours, theirs = trained(two / scenario), trained(tmp_path / "one")
     assert ours.keys() == theirs.keys()
-    before = {} if "lora_r" in changes else trained(given / str(changes.get("model_name_or_path", "base")))
+    before = (
+        {}
+        if "lora_r" in changes
+        else trained(given / str(changes.get("model_name_or_path", NAMES["model_name_or_path"])))
+    )
     return before, ours, theirs
 
 

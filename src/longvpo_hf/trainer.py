@@ -167,7 +167,7 @@ class LongVPOTrainer(DPOTrainer):
         """transformers', but under FSDP2 log-probabilities leave the model as they are.
 
         accelerate has FSDP2 cast what a model gives to the type it computes in. A log-probability of -6 in bfloat16 is
-        off by up to 0.016, a margin of a hundred tokens by more than a learning rate of 5e-7 moves it in many steps.
+        off by up to 0.016, and a margin sums those of two whole answers.
         """
         super().create_accelerator_and_postprocess()
         if self.accelerator.is_fsdp2:
