@@ -35,8 +35,8 @@ from trainer_step import ARMS, CHOSEN_TOKENS, MODES, QUESTION_TOKENS, REJECTED_T
 from transformers.models.smolvlm import processing_smolvlm
 from trl import ModelConfig
 
-from longvpo_hf import budget
 from longvpo_hf.miniature.demo import processor_name
+from longvpo_hf.planning import budget
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny_models

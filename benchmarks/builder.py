@@ -30,7 +30,7 @@ def measure(num_rows: int) -> dict[str, Any]:
     """Builds `num_rows` rows in this process."""
     import numpy as np
 
-    from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
+    from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
     from longvpo_hf.responders import Request
     from longvpo_hf.timeline import Clip
 

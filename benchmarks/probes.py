@@ -18,13 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from longvpo_hf.evaluation.checkpoint import load_responder, weights_digest
 from longvpo_hf.evaluation.needle import plot_needle, probe_needle
 from longvpo_hf.evaluation.position import plot_position, probe_position
 from longvpo_hf.evaluation.probes import BlankFiller
 from longvpo_hf.miniature.demo import one_thread, processor_name
 from longvpo_hf.miniature.probes import WorldFiller, world_questions
 from longvpo_hf.miniature.world import read_world
+from longvpo_hf.responders.checkpoint import load_responder, weights_digest
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = (4, 8, 16, 32, 64, 128)

@@ -58,12 +58,12 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
-from longvpo_hf.config import LongVPOConfig
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.miniature.demo import processor_name
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.timeline import Clip, Timeline
-from longvpo_hf.trainer import LongVPOTrainer
+from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.training.trainer import LongVPOTrainer
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -14,14 +14,16 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from longvpo_hf.builders.captioning import CaptionedVideo, CaptioningSettings, caption_videos, read_captions, read_facts
-from longvpo_hf.builders.recipe import log_folder
-from longvpo_hf.builders.rehearsal import rehearsal
-from longvpo_hf.corpora import CORPORA, BenchmarkVideos, Cutting, Source, clips_of, read_corpus
-from longvpo_hf.filters import Dropped, Funnel
+from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
+from longvpo_hf.building.engine import log_folder
+from longvpo_hf.building.rehearsal import rehearsal
+from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.hub import push_dataset
-from longvpo_hf.media import MediaSettings, cut_clips
+from longvpo_hf.funnel import Dropped, Funnel
+from longvpo_hf.intake import CORPORA, BenchmarkVideos, Cutting, Source, clips_of, read_corpus
+from longvpo_hf.intake.media import MediaSettings, cut_clips
+from longvpo_hf.publishing.dataset import push_dataset
 from longvpo_hf.responders import EndpointResponder, LocalResponder, Responder
 from longvpo_hf.responders.endpoint import is_hugging_face
 from longvpo_hf.timeline import Clip, Timeline
@@ -138,7 +140,7 @@ def read_videos(
         else:
             videos.setdefault(origins[index], []).append(item)
     if not videos:
-        raise ValueError(f"no clip came out of {args.source}; see {_log(args) / 'dropped.jsonl'} for why.")
+        raise ConfigError(f"no clip came out of {args.source}; see {_log(args) / 'dropped.jsonl'} for why.")
     return [Timeline(tuple(members)) for members in videos.values()], {
         "corpus": args.corpus,
         "clips cut by": f"{cutting.method}, {cutting.min_seconds:g} to {cutting.max_seconds:g} s",
@@ -198,12 +200,12 @@ def media_root(clips: Iterable[Clip], args: argparse.Namespace) -> Path | None:
     if args.media == "embed":
         return None
     if args.source is None:
-        raise ValueError("--media reference needs --source: the folder below which rows name their files.")
+        raise ConfigError("--media reference needs --source: the folder below which rows name their files.")
     paths = {Path(clip.path).resolve() for clip in clips}
     for root in (args.source, media_folder(args) / "extracted"):
         if all(path.is_relative_to(root.resolve()) for path in paths):
             return root
-    raise ValueError(
+    raise ConfigError(
         f"--media reference: some clips lie in {args.source}, others were extracted from archives, so that rows cannot "
         "name them below one folder. Unpack the archives into the corpus' folder first."
     )
@@ -259,7 +261,7 @@ class Models:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         from transformers.utils.peft_utils import find_adapter_config_file
 
-        from longvpo_hf.evaluation.checkpoint import load_checkpoint
+        from longvpo_hf.responders.checkpoint import load_checkpoint
         from longvpo_hf.responders.text import TextResponder
 
         adapted = find_adapter_config_file(name) is not None

@@ -22,10 +22,9 @@ import sys
 from collections.abc import Sequence
 
 import common
-from longvpo_hf.builders.anchored import AnchoredSettings, Embedder, build_anchored, clips_for_budget
-from longvpo_hf.corpora import CorpusError
-from longvpo_hf.embeddings import DEFAULT_MODEL, VisionEmbedder
-from longvpo_hf.responders.endpoint import EndpointError
+from longvpo_hf.errors import CorpusError, EndpointError
+from longvpo_hf.intake.embeddings import DEFAULT_MODEL, VisionEmbedder
+from longvpo_hf.methods.stage1 import AnchoredSettings, Embedder, build_anchored, clips_for_budget
 from longvpo_hf.timeline import Clip
 
 

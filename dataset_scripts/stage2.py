@@ -23,9 +23,8 @@ import sys
 from collections.abc import Sequence
 
 import common
-from longvpo_hf.builders.reasoning import ReasoningSettings, build_reasoning
-from longvpo_hf.corpora import CorpusError
-from longvpo_hf.responders.endpoint import EndpointError
+from longvpo_hf.errors import CorpusError, EndpointError
+from longvpo_hf.methods.stage2 import ReasoningSettings, build_reasoning
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

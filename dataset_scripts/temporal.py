@@ -21,9 +21,8 @@ import sys
 from collections.abc import Sequence
 
 import common
-from longvpo_hf.builders.temporal import TemporalSettings, build_temporal
-from longvpo_hf.corpora import CorpusError
-from longvpo_hf.responders.endpoint import EndpointError
+from longvpo_hf.errors import CorpusError, EndpointError
+from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

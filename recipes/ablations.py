@@ -31,13 +31,13 @@ import stage1
 import stage2
 import temporal
 from longvpo_hf import Timeline, VideoPreference
-from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
-from longvpo_hf.hub import DatasetWriter, dataset_card
+from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
 from longvpo_hf.miniature.asking import Describer
 from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread, processor_name
 from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
+from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"

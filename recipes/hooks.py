@@ -17,6 +17,7 @@ from parts import RecipeArguments
 from transformers import TrainerCallback
 
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.benchmarks import data_root
 from longvpo_hf.evaluation.position import probe_position
 from longvpo_hf.evaluation.preflight import benchmarks_named, check
@@ -43,7 +44,7 @@ class PositionProbe(TrainerCallback):
 
     def __init__(self, trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError(
+            raise ConfigError(
                 "probe_steps asks a model that is whole on one device, and this one is sharded: leave it out, and run "
                 "`longvpo probe position` on the checkpoints."
             )
@@ -118,7 +119,7 @@ def check_benchmarks(recipe: RecipeArguments) -> None:
     if recipe.benchmarks is None:
         return
     if find_spec("lmms_eval") is None:
-        raise ValueError("benchmarks are run by lmms-eval, which is not here: pip install 'longvpo-hf[eval]'")
+        raise ConfigError("benchmarks are run by lmms-eval, which is not here: pip install 'longvpo-hf[eval]'")
     check(benchmarks_named(recipe.benchmarks.split(",")), _data(recipe))
 
 

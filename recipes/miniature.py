@@ -20,8 +20,9 @@ from parts import RecipeArguments
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from longvpo_hf import LongVPOConfig, Timeline
-from longvpo_hf.builders.captioning import CaptionedVideo
-from longvpo_hf.builders.temporal import TemporalSettings, build_temporal
+from longvpo_hf.captions import CaptionedVideo
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
 from longvpo_hf.miniature.model import MAX_ANSWER_TOKENS
 from longvpo_hf.miniature.world import CAPTION_QUESTION, question, read_world
@@ -53,7 +54,7 @@ def make_miniature(
         demo.rows()
         if rows == "stage2":
             if not (folder / LONGVPO.name / "config.json").is_file():
-                raise ValueError(
+                raise ConfigError(
                     f"{folder / LONGVPO.name} holds no Stage-1 model to answer: run recipes/stage1.py first."
                 )
             demo.stage2_captions()

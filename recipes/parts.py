@@ -26,7 +26,8 @@ from transformers.utils import find_adapter_config_file
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from longvpo_hf import LongVPOConfig
-from longvpo_hf.adapters import from_longva_tpo, from_longvpo, from_reference, from_trl
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
 from longvpo_hf.preference import undecoded
 
 logger = get_logger(__name__)
@@ -67,7 +68,7 @@ class RecipeArguments:
         default="reference",
         metadata={
             "help": "Whose form rows without media have: `reference` this package's, `longvpo` and `longva-tpo` those "
-            "of the two papers' releases, `trl` TRL's rows with videos. See longvpo_hf.adapters.",
+            "of the two papers' releases, `trl` TRL's rows with videos. See longvpo_hf.intake.formats.",
             "choices": ["reference", "longvpo", "longva-tpo", "trl"],
         },
     )
@@ -123,17 +124,17 @@ class RecipeArguments:
 
     def __post_init__(self) -> None:
         if self.dataset_name is None:
-            raise ValueError("dataset_name is missing: the rows to train on, a dataset on the Hub or a folder.")
+            raise ConfigError("dataset_name is missing: the rows to train on, a dataset on the Hub or a folder.")
         if self.replay_name is not None and self.dataset_streaming:
-            raise ValueError("replay_name needs to know how many rows there are: leave dataset_streaming=false.")
+            raise ConfigError("replay_name needs to know how many rows there are: leave dataset_streaming=false.")
         if self.video_root is not None and self.dataset_streaming:
-            raise ValueError("video_root is for rows that are all there: leave dataset_streaming=false.")
+            raise ConfigError("video_root is for rows that are all there: leave dataset_streaming=false.")
         if self.probe_haystack is not None and self.probe_questions is None:
-            raise ValueError("probe_haystack stands around your own short videos: give probe_questions too.")
+            raise ConfigError("probe_haystack stands around your own short videos: give probe_questions too.")
         if self.probe_steps is not None and self.probe_steps < 1:
-            raise ValueError(f"probe_steps must be ≥ 1, or left out, got {self.probe_steps}.")
+            raise ConfigError(f"probe_steps must be ≥ 1, or left out, got {self.probe_steps}.")
         if self.video_root is None and self.dataset_form != "reference":
-            raise ValueError(f"dataset_form={self.dataset_form} needs video_root, the folder that its videos lie in.")
+            raise ConfigError(f"dataset_form={self.dataset_form} needs video_root, the folder that its videos lie in.")
 
 
 def parse(
@@ -152,12 +153,12 @@ def parse(
     parser.set_defaults_with_config(**defaults or {})
     recipe, model, training = parser.parse_args_and_config(argv)
     if model.model_name_or_path is None:
-        raise ValueError("model_name_or_path is missing: the model to train, a name on the Hub or a folder.")
+        raise ConfigError("model_name_or_path is missing: the model to train, a name on the Hub or a folder.")
     if model.load_in_4bit or model.load_in_8bit:
         if not model.use_peft:
-            raise ValueError("load_in_4bit and load_in_8bit keep the base as it is: train an adapter, use_peft=true.")
+            raise ConfigError("load_in_4bit and load_in_8bit keep the base as it is: train an adapter, use_peft=true.")
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError(
+            raise ConfigError(
                 "load_in_4bit and load_in_8bit need bitsandbytes, which is not here: pip install bitsandbytes"
             )
     training.model_init_kwargs = {
@@ -246,7 +247,7 @@ def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
     config = PeftConfig.from_pretrained(name, revision=model.model_revision)
     base = config.base_model_name_or_path
     if not base:
-        raise ValueError(f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json).")
+        raise ConfigError(f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json).")
     logger.info(f"Merging the adapter {name} into {base}: {folder}")
     # In float32: half precision would round what the adapter adds.
     whole = AutoModelForImageTextToText.from_pretrained(base, revision=config.revision, dtype=torch.float32)
@@ -285,7 +286,7 @@ def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
     if not whole:
         return None
     if str(asked).lower() != "true":
-        raise ValueError(
+        raise ConfigError(
             f"{training.output_dir} holds checkpoints of an earlier run: go on with --resume_from_checkpoint true, "
             "name another --output_dir, or delete them."
         )

@@ -17,7 +17,7 @@ from miniature import make_miniature
 from parts import checkpoint_to_resume, load_rows, lora, parse, quantization, start_from
 
 from longvpo_hf import LongVPOTrainer
-from longvpo_hf.tracking import EarlyWarning
+from longvpo_hf.training.tracking import EarlyWarning
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:

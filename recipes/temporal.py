@@ -16,7 +16,7 @@ from miniature import make_miniature
 from parts import checkpoint_to_resume, load_rows, lora, parse, quantization, start_from
 
 from longvpo_hf import LongVPOTrainer
-from longvpo_hf.tracking import EarlyWarning
+from longvpo_hf.training.tracking import EarlyWarning
 
 #: The paper's values for LLaVA-Video-7B, where they differ from LongVPO's; LongVA's stand behind them.
 PAPER = {

@@ -172,7 +172,7 @@ def _costs(name: str, recipe: str, mode: str, costs: Costs) -> str:
 
 def estimate() -> Costs:
     """What each file costs, by its name and launch configuration; the files must have been written."""
-    from longvpo_hf import budget
+    from longvpo_hf.planning import budget
 
     costs: Costs = {}
     for name, recipe, mode in _names():

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from longvpo_hf.builders.captioning import CaptionedVideo
+from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import Request
 from longvpo_hf.timeline import Clip, Timeline

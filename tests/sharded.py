@@ -18,7 +18,7 @@ import torch
 from accelerate.state import DistributedType, PartialState
 from transformers import training_args
 
-from longvpo_hf import trainer as trainer_module
+from longvpo_hf.training import trainer as trainer_module
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 

@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset, Features, List, Value, Video, load_dataset
 from torchcodec.decoders import VideoDecoder
 
-from longvpo_hf.hub import DatasetWriter, dataset_card
 from longvpo_hf.preference import SCHEMA, TRAINING_COLUMNS, Provenance, VideoPreference, undecoded
+from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
-from longvpo_hf.config import LongVPOConfig
+from longvpo_hf.families.encoding import PromptEncoder
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.processing import PromptEncoder
 from longvpo_hf.timeline import View
-from longvpo_hf.trainer import LongVPOTrainer
+from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.training.trainer import LongVPOTrainer
 
 NUM_FRAMES = 6
 MAX_PIXELS = 56 * 56

@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from longvpo_hf.collator import VideoPreferenceCollator
-    from longvpo_hf.config import LongVPOConfig
     from longvpo_hf.preference import VideoPreference
     from longvpo_hf.timeline import Clip, Timeline, View
-    from longvpo_hf.trainer import LongVPOTrainer
+    from longvpo_hf.training.collator import VideoPreferenceCollator
+    from longvpo_hf.training.config import LongVPOConfig
+    from longvpo_hf.training.trainer import LongVPOTrainer
 
 __version__ = "0.1.0"
 
@@ -31,11 +31,11 @@ __all__ = [
 
 _MODULE_OF = {
     "Clip": "longvpo_hf.timeline",
-    "LongVPOConfig": "longvpo_hf.config",
-    "LongVPOTrainer": "longvpo_hf.trainer",
+    "LongVPOConfig": "longvpo_hf.training.config",
+    "LongVPOTrainer": "longvpo_hf.training.trainer",
     "Timeline": "longvpo_hf.timeline",
     "VideoPreference": "longvpo_hf.preference",
-    "VideoPreferenceCollator": "longvpo_hf.collator",
+    "VideoPreferenceCollator": "longvpo_hf.training.collator",
     "View": "longvpo_hf.timeline",
 }
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .timeline import Clip, Timeline, View
+from longvpo_hf.errors import ConfigError, VideoError
+from longvpo_hf.timeline import Clip, Timeline, View
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ _CHUNK_BYTES = 32 * 1024**2
 Reason = Literal["missing_file", "unreadable", "beyond_end", "before_begin"]
 
 
-class UnreadableVideo(ValueError):
+class UnreadableVideo(VideoError):
     """A clip, or a whole file, whose frames cannot be had.
 
     Args:
@@ -87,12 +88,12 @@ def spread_frames(durations_seconds: Sequence[float], num_frames: int, fps: floa
         ValueError: If the budget is smaller than the number of clips, or `fps` is not > 0.
     """
     if num_frames < len(durations_seconds):
-        raise ValueError(
+        raise ConfigError(
             f"num_frames={num_frames} cannot give each of {len(durations_seconds)} clips a frame; raise num_frames to "
             f"at least {len(durations_seconds)} or make timelines of fewer clips."
         )
     if fps is not None and not fps > 0:
-        raise ValueError(f"fps must be > 0, got {fps}.")
+        raise ConfigError(f"fps must be > 0, got {fps}.")
     caps = [num_frames if fps is None else max(1, math.floor(d * fps + 1e-6)) for d in durations_seconds]
     counts = [1] * len(durations_seconds)
     # Sainte-Laguë: the next frame goes to the clip with the most seconds per frame; ties to the earlier clip.
@@ -220,11 +221,11 @@ class FrameSampler:
         cache_bytes: int = 256 * 1024**2,
     ) -> None:
         if num_frames < 1:
-            raise ValueError(f"num_frames must be ≥ 1, got {num_frames}.")
+            raise ConfigError(f"num_frames must be ≥ 1, got {num_frames}.")
         if max_pixels is not None and max_pixels < 1:
-            raise ValueError(f"max_pixels must be ≥ 1, got {max_pixels}.")
+            raise ConfigError(f"max_pixels must be ≥ 1, got {max_pixels}.")
         if cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be ≥ 0, got {cache_bytes}; 0 keeps nothing.")
+            raise ConfigError(f"cache_bytes must be ≥ 0, got {cache_bytes}; 0 keeps nothing.")
         self.num_frames = num_frames
         self.fps = fps
         self.max_pixels = max_pixels

@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from .timeline import Clip, Timeline, View, check_indices
+from longvpo_hf.errors import DatasetError
+from longvpo_hf.timeline import Clip, Timeline, View, check_indices
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -131,9 +132,9 @@ class VideoPreference:
         where = f" (row {self.id})" if self.id else ""
         for name in ("question", "chosen", "rejected"):
             if not getattr(self, name).strip():
-                raise ValueError(f"{name} of a preference is empty{where}; drop the row before training on it.")
+                raise DatasetError(f"{name} of a preference is empty{where}; drop the row before training on it.")
         if self.chosen == self.rejected:
-            raise ValueError(f"chosen and rejected are the same, {self.chosen!r}{where}: there is nothing to prefer.")
+            raise DatasetError(f"chosen and rejected are the same, {self.chosen!r}{where}: there is nothing to prefer.")
         check_indices(self.evidence, len(self.timeline), f"evidence{where}")
         check_indices(self.reference, len(self.timeline), f"reference{where}")
         if not self.id:
@@ -186,7 +187,7 @@ class VideoPreference:
         where = f"row {row.get('id') or '?'}"
         clips = row.get("clips")
         if not isinstance(clips, list) or not clips:
-            raise ValueError(f"{where}: clips must be a list of at least one clip, got {clips!r}.")
+            raise DatasetError(f"{where}: clips must be a list of at least one clip, got {clips!r}.")
         return cls(
             timeline=Timeline(tuple(_clip_of(clip, f"{where}: clips[{i}]") for i, clip in enumerate(clips))),
             question=_text_of(row, "prompt", "user", where),
@@ -218,7 +219,7 @@ def _text_of(row: Mapping[str, Any], name: str, role: str, where: str) -> str:
     messages = row.get(name)
     message = messages[0] if isinstance(messages, list) and len(messages) == 1 else None
     if not isinstance(message, Mapping) or message.get("role") != role or not isinstance(message.get("content"), str):
-        raise ValueError(
+        raise DatasetError(
             f"{where}: {name} must be a list of one message {{'role': {role!r}, 'content': text}}, got {messages!r}."
         )
     return message["content"]
@@ -229,7 +230,7 @@ def _indices_of(row: Mapping[str, Any], name: str, where: str) -> tuple[int, ...
     if indices is None:
         return ()
     if not isinstance(indices, list) or not all(type(index) is int for index in indices):
-        raise ValueError(f"{where}: {name} must be a list of whole numbers, got {indices!r}.")
+        raise DatasetError(f"{where}: {name} must be a list of whole numbers, got {indices!r}.")
     return tuple(indices)
 
 
@@ -238,7 +239,7 @@ def _provenance_of(stored: Any, where: str) -> Provenance:
         return Provenance()
     known = [field.name for field in fields(Provenance)]
     if not isinstance(stored, Mapping) or not set(stored) <= set(known):
-        raise ValueError(f"{where}: provenance must have no other fields than {known}, got {stored!r}.")
+        raise DatasetError(f"{where}: provenance must have no other fields than {known}, got {stored!r}.")
     named: dict[str, Any] = {name: value for name, value in stored.items() if value is not None}
     for name, value in named.items():
         named[name] = tuple(value) if isinstance(value, list) else value
@@ -247,19 +248,19 @@ def _provenance_of(stored: Any, where: str) -> Provenance:
 
 def _clip_of(clip: Any, where: str) -> Clip:
     if not isinstance(clip, Mapping):
-        raise ValueError(f"{where} must have file_name or video, start_seconds and end_seconds, got {clip!r}.")
+        raise DatasetError(f"{where} must have file_name or video, start_seconds and end_seconds, got {clip!r}.")
     name = "video" if "video" in clip else "file_name"
     media = clip.get(name)
     if isinstance(media, Mapping):  # datasets' undecoded Video: {"path", "bytes"}
         media = media.get("path")
     if not isinstance(media, str):
-        raise ValueError(
+        raise DatasetError(
             f"{where}.{name} must be a path or an undecoded Video with one, got {type(media).__name__}; cast a column "
             "of videos with datasets.Video(decode=False), and give media that is stored as bytes a file."
         )
     for bound in ("start_seconds", "end_seconds"):
         if not isinstance(clip.get(bound), (int, float)):
-            raise ValueError(f"{where}.{bound} must be a number, got {clip.get(bound)!r}.")
+            raise DatasetError(f"{where}.{bound} must be a number, got {clip.get(bound)!r}.")
     try:
         return Clip(
             path=media,
@@ -270,4 +271,4 @@ def _clip_of(clip: Any, where: str) -> Clip:
             licence=clip.get("licence") or "",
         )
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise DatasetError(f"{where}: {error}") from error

@@ -22,12 +22,13 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
 
-from longvpo_hf.evaluation.checkpoint import load_checkpoint, weights_digest
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.sampling import Sampling
 from longvpo_hf.evaluation.subtitles import shown_at
 from longvpo_hf.frames import whole_clip
-from longvpo_hf.hub import public_name
+from longvpo_hf.public import public_name
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered
+from longvpo_hf.responders.checkpoint import load_checkpoint, weights_digest
 from longvpo_hf.timeline import Clip, Timeline
 
 #: Requests looked at together, in batches: among them those of equally many frames share a call.
@@ -144,11 +145,11 @@ class LongVPO(lmms):
         _, doc_to_messages, _, doc_id, task, split = instance.args
         messages = doc_to_messages(self.task_dict[task][split][doc_id])
         if [message["role"] for message in messages] != ["user"]:
-            raise ValueError(f"{task}: the model longvpo takes one turn of the user, got {messages}.")
+            raise ConfigError(f"{task}: the model longvpo takes one turn of the user, got {messages}.")
         content = messages[0]["content"]
         unknown = [part["type"] for part in content if part["type"] not in ("video", "text")]
         if unknown:
-            raise ValueError(f"{task}: the model longvpo takes videos and text, got {', '.join(unknown)}.")
+            raise ConfigError(f"{task}: the model longvpo takes videos and text, got {', '.join(unknown)}.")
         clips = tuple(self._clip(part["url"]) for part in content if part["type"] == "video")
         timeline = Timeline(clips) if clips else None
         texts = [self._text(part, timeline) for part in content if part["type"] == "text"]
@@ -177,7 +178,7 @@ def _max_new_tokens(instance: Instance) -> int:
     """Bound on an answer's length; refuses what is not greedy."""
     settings = _settings(instance)
     if settings.get("do_sample") or settings.get("temperature") or (settings.get("num_beams") or 1) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"The model longvpo answers greedily; sampling and beams are not offered, got {dict(settings)}."
         )
     return int(settings.get("max_new_tokens", 128))
@@ -198,4 +199,4 @@ def _whole_number(batch_size: int | str) -> int:
     try:
         return int(batch_size)
     except ValueError:
-        raise ValueError(f"batch_size must be a whole number, got {batch_size!r}.") from None
+        raise ConfigError(f"batch_size must be a whole number, got {batch_size!r}.") from None

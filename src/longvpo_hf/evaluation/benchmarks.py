@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvpo_hf.errors import ConfigError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -47,7 +49,7 @@ class Question:
 
     def __post_init__(self) -> None:
         if len(self.answer) != 1 or self.answer not in self.letters:
-            raise ValueError(
+            raise ConfigError(
                 f"The right answer must be one of {self.letters!r}, got {self.answer!r}: {self.text[:200]!r}"
             )
 
@@ -91,7 +93,7 @@ class Benchmark:
         try:
             return self.read(row, subset)
         except KeyError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"A row of {self.dataset} lacks the field {error}; it has {sorted(row)}. Is this the dataset, at the "
                 "revision that lmms-eval 0.7 uses?"
             ) from None
@@ -118,7 +120,7 @@ def locate(root: Path, *names: str) -> Path | None:
     for name in names:
         path = Path(os.path.normpath(root / name))
         if not path.is_relative_to(os.path.normpath(root)):
-            raise ValueError(f"A benchmark's file must lie inside of {root}, got {name!r}, which leads elsewhere.")
+            raise ConfigError(f"A benchmark's file must lie inside of {root}, got {name!r}, which leads elsewhere.")
         if path.is_file():
             return path
     return None

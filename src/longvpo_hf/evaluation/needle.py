@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
 from longvpo_hf.evaluation.probes import (
     DoesNotFit,
@@ -92,14 +93,14 @@ def probe_needle(
 def _check(questions: Sequence[ProbeQuestion], filler: Filler, frames: Sequence[int], num_depths: int) -> None:
     """Raises ValueError for what would fail later, perhaps after hours of shorter videos."""
     if not questions or not frames or num_depths < 1:
-        raise ValueError(
+        raise ConfigError(
             f"The needle probe needs questions, lengths and depths, got {len(questions)} questions, frames={frames}, "
             f"depths={num_depths}."
         )
     for question in questions:
         for length in frames:
             if length <= question.num_frames or length % question.frames_per_clip:
-                raise ValueError(
+                raise ConfigError(
                     f"A video of {length} frames has no room for a needle of {question.num_frames} frames in clips of "
                     f"{question.frames_per_clip}; give lengths that are larger, in steps of a clip."
                 )

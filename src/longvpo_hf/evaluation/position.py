@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.probes import (
     DoesNotFit,
     Filler,
@@ -72,12 +73,12 @@ def probe_position(
         DoesNotFit: If so many frames do not fit in memory.
     """
     if not questions or placements < 1:
-        raise ValueError(
+        raise ConfigError(
             f"The position probe needs questions and placements ≥ 1, got {len(questions)} and {placements}."
         )
     for question in questions:
         if num_frames <= question.num_frames or num_frames % question.frames_per_clip:
-            raise ValueError(
+            raise ConfigError(
                 f"{num_frames} frames have no room for a video of {question.num_frames} frames in clips of "
                 f"{question.frames_per_clip}; give more frames, in steps of a clip."
             )

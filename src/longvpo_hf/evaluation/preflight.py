@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .benchmarks import BENCHMARKS, Benchmark, locate
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.evaluation.benchmarks import BENCHMARKS, Benchmark, locate
 
 #: Missing files of a benchmark that are named; of the others only the number is told.
 _NAMED = 3
@@ -30,7 +31,7 @@ class Missing:
     remedy: str
 
 
-class NotReady(ValueError):
+class NotReady(ConfigError):
     """An evaluation lacks data.
 
     Args:
@@ -120,7 +121,7 @@ def benchmarks_named(names: Iterable[str]) -> list[Benchmark]:
     for name in dict.fromkeys(names):
         if name not in BENCHMARKS or name == "videomme_subtitles":
             known = ", ".join(each for each in BENCHMARKS if each != "videomme_subtitles")
-            raise ValueError(f"{name!r} is none of the benchmarks: {known}.")
+            raise ConfigError(f"{name!r} is none of the benchmarks: {known}.")
         benchmarks.append(BENCHMARKS[name])
         if name == "videomme":
             benchmarks.append(BENCHMARKS["videomme_subtitles"])

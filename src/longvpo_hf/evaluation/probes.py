@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
 from longvpo_hf.responders import Request, Responder, Unanswered
@@ -53,11 +54,11 @@ class ProbeQuestion:
 
     def __post_init__(self) -> None:
         if not self.clips or not self.text.strip() or not self.answer.strip():
-            raise ValueError(f"A probe's question needs clips, a text and an answer, got {self}.")
+            raise ConfigError(f"A probe's question needs clips, a text and an answer, got {self}.")
         if self.letters and self.answer not in tuple(self.letters):
-            raise ValueError(f"The answer must be one of the letters {self.letters}, got {self.answer!r}.")
+            raise ConfigError(f"The answer must be one of the letters {self.letters}, got {self.answer!r}.")
         if self.frames_per_clip < 1:
-            raise ValueError(f"frames_per_clip must be ≥ 1, got {self.frames_per_clip}.")
+            raise ConfigError(f"frames_per_clip must be ≥ 1, got {self.frames_per_clip}.")
 
     @property
     def num_frames(self) -> int:
@@ -74,7 +75,7 @@ class ProbeQuestion:
         budget = len(clips) * self.frames_per_clip
         counts = spread_frames([clip.duration_seconds for clip in clips], budget)
         if set(counts) != {self.frames_per_clip}:
-            raise ValueError(
+            raise ConfigError(
                 f"Each clip must be shown as {self.frames_per_clip} frames, but by their lengths clips would get "
                 f"{min(counts)} to {max(counts)}; give clips of one length, or frames_per_clip=1."
             )
@@ -120,7 +121,7 @@ class VideoFiller:
     def clips(self, question: ProbeQuestion, number: int) -> Sequence[Clip]:
         """See `Filler.clips`."""
         if number > self._video.num_frames:
-            raise ValueError(
+            raise ConfigError(
                 f"{self._path.name} has {self._video.num_frames} frames, and {number} are asked for; name a longer "
                 "video or fewer frames."
             )
@@ -179,10 +180,10 @@ def read_questions(path: Path, num_frames: int, media: Path) -> list[ProbeQuesti
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path.name}, line {number}: {what}") from error
+            raise ConfigError(f"{path.name}, line {number}: {what}") from error
         questions.append(question)
     if not questions:
-        raise ValueError(f"{path.name} holds no questions; each line is a JSON object with video, question, answer.")
+        raise ConfigError(f"{path.name} holds no questions; each line is a JSON object with video, question, answer.")
     return questions
 
 
@@ -197,7 +198,7 @@ def make_question(
     letters = LETTERS[: len(options)]
     if options:
         if answer not in (*options, *letters):
-            raise ValueError(f"answer must be one of the options {list(options)} or its letter, got {answer!r}.")
+            raise ConfigError(f"answer must be one of the options {list(options)} or its letter, got {answer!r}.")
         answer = letters[list(options).index(answer)] if answer in options else answer
         lines = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
         text = "\n".join([question, *lines, _BY_LETTER])
@@ -321,7 +322,7 @@ class Journal:
         whole = [line for line in _lines(path) if line.endswith("\n")]
         if whole and (theirs := json.loads(whole[0])) != mine:
             differing = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
-            raise ValueError(
+            raise ConfigError(
                 f"{path.parent} holds a probe with other settings ({', '.join(differing)}); name another --output, or "
                 "delete it."
             )
@@ -392,7 +393,7 @@ def _lines(path: Path) -> list[str]:
 def _parts(clip: Clip, number: int) -> list[Clip]:
     """The clip in `number` parts of equal length."""
     if number < 1:
-        raise ValueError(f"A clip is parted into ≥ 1 parts, got {number}.")
+        raise ConfigError(f"A clip is parted into ≥ 1 parts, got {number}.")
     bounds = [clip.start_seconds + clip.duration_seconds * part / number for part in range(number + 1)]
     return [Clip(clip.path, start, end) for start, end in itertools.pairwise(bounds)]
 
@@ -402,7 +403,7 @@ def _inside(folder: Path, name: str) -> Path:
     path = (folder / name).resolve()
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
     if absolute or not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"video must name a file inside of the folder of the questions, got {name!r}.")
+        raise ConfigError(f"video must name a file inside of the folder of the questions, got {name!r}.")
     return path
 
 

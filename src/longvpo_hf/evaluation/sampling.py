@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
 
 _CARD = re.compile(r"FrameSampler\(num_frames=(\d+), fps=(None|[\d.]+), max_pixels=(None|\d+)\)")
@@ -52,7 +53,7 @@ class Sampling:
             ValueError: If one of them is out of bounds.
         """
         if self.fps is not None and not self.fps > 0:
-            raise ValueError(f"fps must be > 0, or None for no bound, got {self.fps}.")
+            raise ConfigError(f"fps must be > 0, or None for no bound, got {self.fps}.")
         return FrameSampler(self.num_frames, self.fps, self.max_pixels, _CACHE_BYTES)
 
     def __str__(self) -> str:

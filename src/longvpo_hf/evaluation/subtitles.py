@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longvpo_hf.errors import ConfigError
+
 #: What stands behind the times says where on the screen the line is shown.
 _TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)[^\r\n]*")
 #: The number of the next line, on a line of its own before that line's times.
@@ -43,7 +45,7 @@ def read_srt(path: Path) -> list[Subtitle]:
     content = path.read_text(encoding="utf-8-sig", errors="replace")
     matches = list(_TIMES.finditer(content))
     if not matches and content.strip():
-        raise ValueError(f"{path} is no SRT file: no line of it has times such as 00:00:01,000 --> 00:00:02,500.")
+        raise ConfigError(f"{path} is no SRT file: no line of it has times such as 00:00:01,000 --> 00:00:02,500.")
     subtitles = []
     for match, following in zip(matches, [*matches[1:], None], strict=True):
         text = content[match.end() : following.start() if following else None]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.paper import PAPER, PAPER_FRAMES, paper_model
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ class EvalRun:
 
     def __post_init__(self) -> None:
         if not self.model or not isinstance(self.num_frames, int) or self.num_frames < 1:
-            raise ValueError(f"A result needs a model and num_frames ≥ 1, got {self.model!r} and {self.num_frames!r}.")
+            raise ConfigError(f"A result needs a model and num_frames ≥ 1, got {self.model!r} and {self.num_frames!r}.")
         fields = {name: score for name, _, score in _ROWS}
         for name, task in self.tasks.items():
             if name not in fields:
-                raise ValueError(f"{self.model}: no benchmark is called {name!r}; known are {', '.join(fields)}.")
+                raise ConfigError(f"{self.model}: no benchmark is called {name!r}; known are {', '.join(fields)}.")
             value = task.get(fields[name])
             if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 100:
-                raise ValueError(f"{self.model}: {name}.{fields[name]} must be a percentage, got {value!r}.")
+                raise ConfigError(f"{self.model}: {name}.{fields[name]} must be a percentage, got {value!r}.")
 
     @classmethod
     def read(cls, path: Path) -> EvalRun:
@@ -74,7 +75,7 @@ class EvalRun:
             return cls(record["model"], record.get("stage") or "base", record["num_frames"], record["tasks"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path.name} is no result of `longvpo eval`: {what}") from error
+            raise ConfigError(f"{path.name} is no result of `longvpo eval`: {what}") from error
 
     def score(self, name: str) -> float | None:
         """Its score of a benchmark, as the paper's table has it; None where it was not measured."""
@@ -99,23 +100,23 @@ def comparison(runs: Sequence[EvalRun], paper: str | None = None) -> dict[str, A
         ValueError: If there are no runs, two of one stage and number of frames, or an unknown `paper`.
     """
     if not runs:
-        raise ValueError("A table needs at least one result, got none.")
+        raise ConfigError("A table needs at least one result, got none.")
     if paper is None:
         named = [paper_model(run.model) for run in sorted(runs, key=lambda run: run.stage != "base")]
         paper = next((key for key in named if key), None)
     elif paper not in PAPER:
-        raise ValueError(f"The paper has no numbers of {paper!r}; it has {', '.join(PAPER)}.")
+        raise ConfigError(f"The paper has no numbers of {paper!r}; it has {', '.join(PAPER)}.")
     by_frames: dict[int, list[EvalRun]] = {}
     for run in runs:
         others = by_frames.setdefault(run.num_frames, [])
         if any(other.stage == run.stage for other in others):
-            raise ValueError(f"Two results are of stage {run.stage!r} at {run.num_frames} frames; give one of them.")
+            raise ConfigError(f"Two results are of stage {run.stage!r} at {run.num_frames} frames; give one of them.")
         others.append(run)
     return {"paper": paper, "tables": [_table(by_frames[frames], paper) for frames in sorted(by_frames)]}
 
 
 def _table(runs: Sequence[EvalRun], paper: str | None) -> dict[str, Any]:
-    from longvpo_hf.hub import public_name
+    from longvpo_hf.public import public_name
 
     order = [*_STAGES, *(run.stage for run in runs if run.stage not in _STAGES)]
     runs = sorted(runs, key=lambda run: order.index(run.stage))
@@ -183,7 +184,7 @@ def _delta(value: float, base: float | None, stage: str) -> float | None:
 
 def to_markdown(table: Mapping[str, Any]) -> str:
     """What `comparison` gives, as Markdown; each cell ends in `measured` or `paper`."""
-    from longvpo_hf.hub import markdown
+    from longvpo_hf.public import markdown
 
     parts = []
     for part in table["tables"]:
@@ -232,7 +233,7 @@ def _unparsed(part: Mapping[str, Any]) -> list[str]:
 
 
 def _group_lines(part: Mapping[str, Any]) -> list[str]:
-    from longvpo_hf.hub import markdown
+    from longvpo_hf.public import markdown
 
     if not part["groups"]:
         return []
@@ -270,7 +271,7 @@ def eval_results(runs: Sequence[EvalRun]) -> list[EvalResult]:
     from longvpo_hf.evaluation.benchmarks import BENCHMARKS
 
     if len({run.model for run in runs}) > 1:
-        raise ValueError(f"A model's card holds its own results only, got those of {sorted({r.model for r in runs})}.")
+        raise ConfigError(f"A model's card holds its own results only, got those of {sorted({r.model for r in runs})}.")
     return [
         EvalResult(
             task_type="video-text-to-text",

@@ -30,12 +30,13 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from longvpo_hf.builders.anchored import AnchoredSettings, build_anchored
-from longvpo_hf.builders.captioning import caption_videos, read_captions
-from longvpo_hf.builders.reasoning import ReasoningSettings, build_reasoning
-from longvpo_hf.builders.recipe import log_folder
-from longvpo_hf.config import LongVPOConfig, ReferenceView
+from longvpo_hf.building.captioning import caption_videos
+from longvpo_hf.building.engine import log_folder
+from longvpo_hf.captions import read_captions
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
+from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
+from longvpo_hf.methods.stage2 import ReasoningSettings, build_reasoning
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
 from longvpo_hf.miniature.evaluation import (
     CHANCE_PERCENT,
@@ -60,7 +61,8 @@ from longvpo_hf.miniature.world import (
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, ScriptedResponder
 from longvpo_hf.timeline import Timeline
-from longvpo_hf.trainer import LongVPOTrainer
+from longvpo_hf.training.config import LongVPOConfig, ReferenceView
+from longvpo_hf.training.trainer import LongVPOTrainer
 
 #: Packages whose versions the report names.
 _PACKAGES = ("longvpo-hf", "torch", "transformers", "trl", "datasets", "torchcodec", "accelerate")
@@ -209,7 +211,7 @@ class Demo:
         mine = json.dumps({"version": version("longvpo-hf"), **asdict(settings)}, indent=2)
         path = self._state / "settings.json"
         if path.exists() and path.read_text(encoding="utf-8") != mine:
-            raise ValueError(
+            raise ConfigError(
                 f"{output} holds a run with other settings (see {path}); name another --output, or give --restart to "
                 "delete that run and start anew."
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
 from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip, pair_question
 from longvpo_hf.responders import Request, Responder
@@ -69,7 +70,7 @@ def make_pair_questions(clips: Sequence[WorldClip], num_clips: int, number: int,
         ValueError: If `num_clips` < 2, or the pool cannot fill such a timeline.
     """
     if num_clips < 2:
-        raise ValueError(f"Questions about two clips need num_clips ≥ 2, got {num_clips}.")
+        raise ConfigError(f"Questions about two clips need num_clips ≥ 2, got {num_clips}.")
     rng = np.random.default_rng([seed, num_clips, 2])
     questions: list[Question] = []
     while len(questions) < number:
@@ -92,7 +93,7 @@ def _timeline(
     missing = num_clips - len(asked)
     others = [clips[index] for index in order if clips[index].marker not in markers][:missing]
     if len(others) < missing:
-        raise ValueError(
+        raise ConfigError(
             f"A pool of {len(clips)} clips has only {len(others)} without the markers {sorted(markers)}; "
             f"timelines of {num_clips} clips need {missing}."
         )

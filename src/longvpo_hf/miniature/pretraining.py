@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import InternVLForConditionalGeneration, InternVLProcessor
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.miniature.world import CAPTION_QUESTION, SHAPE_COLOURS, WorldClip, pair_question
 
 _IGNORED_LABEL = -100  # What torch's cross-entropy skips.
@@ -160,7 +161,7 @@ def pretrain(
     """
     settings = settings or PretrainingSettings()
     if frames.dtype != torch.uint8 or frames.dim() != 5 or len(frames) != len(clips):
-        raise ValueError(
+        raise ConfigError(
             f"frames must be uint8 [{len(clips)} clips, frames, 3, H, W], got {frames.dtype} {list(frames.shape)}. "
             "Decode every clip once, in the order of clips."
         )
@@ -276,7 +277,7 @@ class _PairSampler:
             self._of_wall[clip.wall].append(index)
             self._of_frame[clip.frame].append(index)
         if len({clip.marker for clip in clips}) < 2:
-            raise ValueError("Pairs need clips of at least 2 markers, got 1. Write more clips (64 give dozens).")
+            raise ConfigError("Pairs need clips of at least 2 markers, got 1. Write more clips (64 give dozens).")
 
     def draw(self, hard_share: float) -> list[int]:
         while True:

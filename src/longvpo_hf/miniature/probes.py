@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS
 from longvpo_hf.evaluation.probes import ProbeQuestion
 from longvpo_hf.miniature.world import FRAMES_PER_CLIP, MARKERS, SHAPE_COLOURS, WorldClip
@@ -37,7 +38,7 @@ def world_questions(
         ValueError: If there are not so many clips.
     """
     if not 1 <= number <= len(clips):
-        raise ValueError(f"A world of {len(clips)} clips gives 1 to {len(clips)} questions, got {number}.")
+        raise ConfigError(f"A world of {len(clips)} clips gives 1 to {len(clips)} questions, got {number}.")
     drawn = [clips[i] for i in np.random.default_rng([seed, 2]).permutation(len(clips))[:number]]
     if not plain_english:
         return [ProbeQuestion((i.clip,), i.question, i.colour, frames_per_clip=frames_per_clip) for i in drawn]
@@ -84,7 +85,7 @@ class WorldFiller:
         order = np.random.default_rng([self._seed, index]).permutation(len(self._clips))
         others = [self._clips[i].clip for i in order if self._clips[i].marker != marker][:number]
         if len(others) < number:
-            raise ValueError(
+            raise ConfigError(
                 f"A world of {len(self._clips)} clips has {len(others)} without the marker {marker}, and {number} are "
                 "asked for; give fewer frames or a larger world."
             )

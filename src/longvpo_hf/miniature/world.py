@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torchcodec.encoders import VideoEncoder
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.timeline import Clip
 
 FRAMES_PER_CLIP = 2
@@ -156,7 +157,7 @@ def write_world(folder: str | Path, num_clips: int, seed: int) -> list[WorldClip
         ValueError: If `num_clips` < 1.
     """
     if num_clips < 1:
-        raise ValueError(f"num_clips of a world must be ≥ 1, got {num_clips}.")
+        raise ConfigError(f"num_clips of a world must be ≥ 1, got {num_clips}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRUTH_FILE).unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
-    from .endpoint import EndpointResponder
-    from .local import LocalResponder
+    from longvpo_hf.responders.endpoint import EndpointResponder
+    from longvpo_hf.responders.local import LocalResponder
 
 __all__ = [
     "CutOff",
@@ -180,11 +180,11 @@ _JSON = json.JSONDecoder(strict=False)
 
 def __getattr__(name: str) -> object:
     if name == "EndpointResponder":  # needs huggingface_hub
-        from .endpoint import EndpointResponder
+        from longvpo_hf.responders.endpoint import EndpointResponder
 
         return EndpointResponder
     if name == "LocalResponder":  # needs torch and transformers
-        from .local import LocalResponder
+        from longvpo_hf.responders.local import LocalResponder
 
         return LocalResponder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,9 +35,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image
 
+from longvpo_hf.errors import ConfigError, EndpointError
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-
-from . import CutOff, NoAnswer, Request, Result, Unanswered
+from longvpo_hf.responders import CutOff, NoAnswer, Request, Result, Unanswered
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +66,6 @@ _REMEDIES = {
 #: Statuses of a server that refuses this request, and perhaps no other.
 _REFUSALS = (400, 413, 422)
 _REMEDY = "If the prompt is too long for it, take fewer or smaller frames (FrameSampler) or lower max_tokens."
-
-
-class EndpointError(RuntimeError):
-    """The endpoint refuses what it is asked, or is gone: asking on would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +109,17 @@ class EndpointResponder:
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("concurrency", concurrency)):
             if value < 1:
-                raise ValueError(f"{name} must be ≥ 1, got {value}.")
+                raise ConfigError(f"{name} must be ≥ 1, got {value}.")
         if concurrency > _MOST_CONCURRENT:
-            raise ValueError(f"concurrency must be ≤ {_MOST_CONCURRENT}, the connections there are; got {concurrency}.")
+            raise ConfigError(
+                f"concurrency must be ≤ {_MOST_CONCURRENT}, the connections there are, got {concurrency}."
+            )
         if max_retries < 0:
-            raise ValueError(f"max_retries must be ≥ 0, got {max_retries}; 0 tries once.")
+            raise ConfigError(f"max_retries must be ≥ 0, got {max_retries}; 0 tries once.")
         if not timeout_seconds > 0:
-            raise ValueError(f"timeout_seconds must be > 0, got {timeout_seconds}.")
+            raise ConfigError(f"timeout_seconds must be > 0, got {timeout_seconds}.")
         if sampler.max_pixels is None:
-            raise ValueError("The sampler bounds what is sent: give FrameSampler max_pixels, e.g. 448 * 448.")
+            raise ConfigError("The sampler bounds what is sent: give FrameSampler max_pixels, e.g. 448 * 448.")
         self._host = _host(base_url)
         self._url = _chat_url(base_url)
         self._api_key = _checked_key(api_key if api_key is not None else _own_token(base_url))
@@ -340,9 +338,9 @@ def _host(base_url: str) -> str:
     """Host and port of a URL that is fit to be shown."""
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("base_url must be an http(s) address such as http://localhost:8000/v1.")
+        raise ConfigError("base_url must be an http(s) address such as http://localhost:8000/v1.")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError(f"base_url must hold no user, query or fragment; give the key of {parts.hostname} as api_key.")
+        raise ConfigError(f"base_url must hold no user, query or fragment; give {parts.hostname}'s key as api_key.")
     _ = parts.port  # raises where it is no number
     return parts.netloc
 
@@ -370,7 +368,7 @@ def _checked_key(key: str | None) -> str | None:
     """The key without the line break that a file may end in."""
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError("api_key holds characters that cannot stand in a header; is it a key?")
+        raise ConfigError("api_key holds characters that cannot stand in a header; is it a key?")
     return key or None
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.processing import PromptEncoder, concatenate_visuals, visual_shapes
-
-from . import CutOff, Request, Result, Unanswered, weights
+from longvpo_hf.responders import CutOff, Request, Result, Unanswered, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -59,7 +59,7 @@ class LocalResponder:
         name: str | None = None,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be ≥ 1, got {batch_size}.")
+            raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}.")
         self.model = model
         self.sampler = sampler
         self.encoder = PromptEncoder(processor)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import Request, weights
-from .local import decoded
+from longvpo_hf.errors import ModelError
+from longvpo_hf.responders import Request, weights
+from longvpo_hf.responders.local import decoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,9 +39,9 @@ class TextResponder:
         batch_size: int = 8,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be ≥ 1, got {batch_size}.")
+            raise ModelError(f"batch_size must be ≥ 1, got {batch_size}.")
         if tokenizer.chat_template is None:
-            raise ValueError(f"{tokenizer.name_or_path} has no chat template; choose a model that was taught to chat.")
+            raise ModelError(f"{tokenizer.name_or_path} has no chat template; choose a model that was taught to chat.")
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
@@ -70,7 +71,7 @@ class TextResponder:
             ValueError: If a request shows a video.
         """
         if any(request.timeline is not None for request in requests):
-            raise ValueError(f"{self.name} is a language model and sees no video; ask a vision-language model.")
+            raise ModelError(f"{self.name} is a language model and sees no video; ask a vision-language model.")
         answers = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].text))
         for start in range(0, len(order), self.batch_size):

@@ -1,0 +1,234 @@
+"""Files and folders that appear whole or not at all, locks on outputs, digests, and the journal of finished work.
+
+Whatever a run leaves on disk for a later run goes through here: a process killed between any two operations, or a
+machine that loses power, leaves the old artefact or the new one under its name, and nothing half-written that a later
+run could mistake for either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from longvpo_hf.errors import LongVPOError
+
+#: A finished piece of work, a remembered answer: JSON.
+Fields = dict[str, Any]
+
+#: Ends the name of a file or folder that is being written.
+PART = ".part"
+
+
+class Locked(LongVPOError, RuntimeError):
+    """Another run is writing this output."""
+
+
+# ------------------------------------------------------------------------------------------------------------ digests
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that follow from the content of a JSON value alone."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------- whole artefacts
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write into; it takes the name `path`, flushed to disk, when the block ends without an error."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole, in UTF-8."""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole, for people to read: two spaces of indentation."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into; it takes the name `folder` when the block ends without an error.
+
+    What was there is replaced in one step, so that at every instant the name stands for the old folder or the new one.
+    """
+    part = folder.with_name(folder.name + PART)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        _put_in_place(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _put_in_place(part: Path, folder: Path) -> None:
+    if folder.exists():
+        _exchange(part, folder)
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.rename(folder)
+    _sync_folder(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchanges the names of two folders: in one step on Linux, by way of a third name elsewhere."""
+    if sys.platform == "linux":
+        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if rename is not None and rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
+            return
+        # Not every file system can: network and overlay ones among them.
+    between = other.with_name(f"{other.name}.old{PART}")
+    shutil.rmtree(between, ignore_errors=True)
+    other.rename(between)
+    one.rename(other)
+    between.rename(one)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a renaming last through a power cut, where folders can be flushed."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------------------------------- locks
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keeps every other run from writing `output` until the block ends.
+
+    The lock is released by the system when the process dies, however it dies; nothing has to be cleaned up.
+
+    Raises:
+        Locked: At once, if another run holds it; the message names that run.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.with_name(f"{path.name}.json")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Locked(
+            f"{output} is being written by another run{_owner(owner)}: wait for it, or name another."
+        ) from None
+    try:
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f" (process {found['pid']} on {found['host']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun or ended
+        return ""
+
+
+# --------------------------------------------------------------------------------------------------------- the journal
+
+
+class Journal:
+    """Finished pieces of work under one folder: a run that is called again does only what is missing.
+
+    A piece is one file that appears whole, under the digest of all it follows from: other settings, clips or models ask
+    for other files and never meet stale ones. Each file carries the digest of its content, so that a torn one is
+    recognised and its work done again.
+
+    Args:
+        folder: Where the pieces are; made if absent.
+        follows_from: All that every piece's result follows from besides its own inputs, e.g. settings and models; JSON.
+
+    Attributes:
+        num_reused: How many pieces an earlier run had finished.
+    """
+
+    def __init__(self, folder: Path, follows_from: Any) -> None:
+        self.folder = folder
+        self._base = digest(follows_from)
+        self.num_reused = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def piece(self, name: str, inputs: Any, work: Callable[[], Sequence[Fields]]) -> list[Fields]:
+        """What `work` returns, done now or in an earlier run.
+
+        Args:
+            name: Starts the file's name, for whoever looks into the folder.
+            inputs: What this piece follows from; JSON.
+            work: Does it; returns JSON.
+        """
+        path = self.folder / f"{name}-{digest([self._base, inputs])}.jsonl"
+        finished = _read_piece(path)
+        if finished is not None:
+            self.num_reused += 1
+            return finished
+        lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in work()]
+        body = "".join(lines).encode("utf-8", "surrogatepass")
+        with whole_file(path) as file:
+            file.write(body)
+            file.write(json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+        # As a later run will read it: what JSON changes (tuples, keys) is changed in both.
+        return [json.loads(line) for line in lines]
+
+
+def _read_piece(path: Path) -> list[Fields] | None:
+    """A finished piece; None if there is none, or if it is not what was written."""
+    try:
+        *lines, seal = path.read_bytes().splitlines(keepends=True)
+        if json.loads(seal) != {"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}:
+            return None
+        return [json.loads(line.decode("utf-8", "surrogatepass")) for line in lines]
+    except (OSError, ValueError):
+        return None

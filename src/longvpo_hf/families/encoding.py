@@ -1,0 +1,229 @@
+"""From frames and messages to a model's inputs, through the model's own processor.
+
+Takes a transformers processor, `Frames` and conversational messages; gives token ids with the expanded visual
+placeholders and the processor's visual tensors, the video once however many questions are asked of it. Knows nothing of
+rows, answers or batches. Training and answering share it, so that a model is asked as it was trained.
+
+No processor samples or decodes: frames come as `frames.py` took them. What a processor is told of them:
+
+- *Time.* A video of one tick per microsecond of which the frames' ticks were taken, so every timestamp a processor
+  derives is the frame's own `timeline_seconds` to half a microsecond, uniform or not. Families then round as they do:
+  Qwen3-VL writes the mean of each pair of frames in tenths of a second, SmolVLM writes whole seconds, Qwen2.5-VL has
+  one spacing for the whole video and is given the mean one; InternVL and LLaVA-OneVision write no times.
+- *Size.* Families with a patch grid (the Qwens) would scale a video to bounds of their own, some of them over all its
+  frames together; here they only round each frame to their grid, so that the pixel budget of the frames holds.
+  Families of one fixed tile (InternVL, LLaVA-OneVision, SmolVLM) scale to it by their own rules.
+
+`docs/families.md` says what was run of each family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from longvpo_hf.errors import ModelError
+from longvpo_hf.frames import Frames
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+Message = Mapping[str, Any]
+
+#: What a processor returns of the text; everything else it returns is visual.
+_TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
+
+#: The clock processors are told of. Whole numbers, as `VideoMetadata.frames_indices` are.
+_TICKS_PER_SECOND = 1_000_000
+
+#: More pixels than any video has: for processors that insist on a bound.
+_UNBOUNDED_PIXELS = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompts:
+    """Prompts about one video.
+
+    Args:
+        input_ids: Token ids of each prompt, visual placeholders expanded, generation prompt included.
+        mm_token_type_ids: Per prompt and token 0 text, 1 image, 2 video; `None` for processors that give none.
+        visual: The processor's visual tensors of the video, once; empty without a video.
+    """
+
+    input_ids: list[list[int]]
+    mm_token_type_ids: list[list[int]] | None
+    visual: dict[str, torch.Tensor]
+
+
+class PromptEncoder:
+    """Encodes prompts about videos with one processor.
+
+    Args:
+        processor: A transformers processor of a video model, with its chat template.
+
+    Raises:
+        ValueError: If the processor lacks something that giving it frames needs; the message names its class and what.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        lacks = _lacks(processor)
+        if lacks:
+            raise ModelError(
+                f"{type(processor).__name__} cannot be given frames and questions: it lacks {'; '.join(lacks)}. "
+                "Use a video model's processor with its own chat template; docs/families.md names those that were run."
+            )
+        self.processor = processor
+        self._video_settings = _video_settings(processor.video_processor) or {}
+
+    def encode(self, frames: Frames | None, prompts: Sequence[Sequence[Message]]) -> EncodedPrompts:
+        """Encodes prompts that are all about `frames` (None: about no video).
+
+        The video stands before the text of the first user message. It is processed once: from the second prompt on,
+        the text that the processor put in place of the video is put there again, and tokenized with the prompt.
+
+        Raises:
+            ValueError: If no message is the user's, or one contains a placeholder of the processor.
+        """
+        texts = [self._render(messages, frames is not None) for messages in prompts]
+        first = self._process(texts[0], frames)
+        ids = [first["input_ids"][0].tolist()]
+        types = [first["mm_token_type_ids"][0].tolist()] if "mm_token_type_ids" in first else None
+        video_text = first["text_replacement_offsets"][0][0]["replacement"] if frames is not None else ""
+        for text in texts[1:]:
+            ids.append(self._tokenize(text.replace(self.processor.video_token, video_text)))
+            if types is not None:
+                types += self.processor.create_mm_token_type_ids(ids[-1:])
+        return EncodedPrompts(ids, types, {key: value for key, value in first.items() if key not in _TEXT_KEYS})
+
+    def encode_answer(self, question: str, answer: str) -> list[int]:
+        """Token ids of an assistant's answer about a video, with what the chat template writes after it.
+
+        Raises:
+            ValueError: If the template renders the prompt differently once an answer follows, or a text contains a
+                placeholder of the processor.
+        """
+        # With the video, as the prompt has it: SmolVLM's processor has another template without one.
+        user = {"role": "user", "content": [{"type": "video"}, *self._content(question)]}
+        assistant = {"role": "assistant", "content": self._content(answer)}
+        prompt = self.processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
+        whole = self.processor.apply_chat_template([user, assistant], tokenize=False)
+        if not whole.startswith(prompt):
+            raise ModelError(
+                f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
+                f"follows: {prompt[-60:]!r} is not how {whole[:200]!r} goes on. Use a template that only appends."
+            )
+        return self._tokenize(whole[len(prompt) :])
+
+    def _content(self, text: str) -> list[dict[str, str]]:
+        for token in self.processor.all_special_multimodal_tokens:
+            if token in text:
+                raise ModelError(
+                    f"The text {text[:80]!r} contains {token!r}, which {type(self.processor).__name__} would take for "
+                    "a picture or video of its own; remove it from the text."
+                )
+        return [{"type": "text", "text": text}]
+
+    def _render(self, messages: Sequence[Message], with_video: bool) -> str:
+        rendered, placed = [], not with_video
+        for message in messages:
+            content = self._content(message["content"])
+            if not placed and message["role"] == "user":
+                content.insert(0, {"type": "video"})
+                placed = True
+            rendered.append({"role": message["role"], "content": content})
+        if not placed:
+            raise ModelError(f"A prompt about a video needs a user message, got roles {[m['role'] for m in messages]}.")
+        return self.processor.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
+
+    def _process(self, text: str, frames: Frames | None) -> Mapping[str, Any]:
+        videos: dict[str, Any] = {}
+        if frames is not None:
+            from transformers.video_utils import VideoMetadata
+
+            pixels = frames.pixels
+            metadata = VideoMetadata(
+                total_num_frames=max(1, round(frames.duration_seconds * _TICKS_PER_SECOND)),
+                fps=_TICKS_PER_SECOND,
+                duration=frames.duration_seconds,
+                frames_indices=[round(seconds * _TICKS_PER_SECOND) for seconds in frames.timeline_seconds],
+                height=pixels.shape[-2],
+                width=pixels.shape[-1],
+            )
+            # Qwen3-VL refuses fewer frames than it merges into one, though it fills up all later ones by repetition.
+            missing = (getattr(self.processor.video_processor, "temporal_patch_size", None) or 1) - len(pixels)
+            if missing > 0:
+                pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+            settings = {**self._video_settings, "do_sample_frames": False, "video_metadata": [metadata]}
+            videos = {"videos": [pixels], "videos_kwargs": settings, "return_text_replacement_offsets": True}
+        # The chat template has written the special tokens already.
+        return self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **videos)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def visual_shapes(visual: Mapping[str, torch.Tensor]) -> Hashable:
+    """What must be equal for the visual tensors of several videos to go into one model call."""
+    return tuple((name, tensor.shape[1:]) for name, tensor in sorted(visual.items()))
+
+
+def concatenate_visuals(visuals: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The visual tensors of several videos of equal `visual_shapes` as one model call takes them; {} of none."""
+    return {name: torch.cat([visual[name] for visual in visuals]) for name in (visuals[0] if visuals else ())}
+
+
+def _lacks(processor: ProcessorMixin) -> list[str]:
+    """What a processor lacks of what `PromptEncoder` needs, in plain English."""
+    from transformers import ProcessorMixin
+
+    lacks = []
+    video_processor = getattr(processor, "video_processor", None)
+    video_token = getattr(processor, "video_token", None)
+    replace = getattr(type(processor), "replace_video_token", None)
+    if video_processor is None:
+        lacks.append("a video_processor (it takes no videos)")
+    elif _video_settings(video_processor) is None:
+        lacks.append(
+            f"a size rule that keeps whole frames: {type(video_processor).__name__} has size={video_processor.size} "
+            f"and do_center_crop={video_processor.do_center_crop}, neither one fixed tile nor a patch grid"
+        )
+    if not video_token:
+        lacks.append("a video_token")
+    if replace is None or replace is ProcessorMixin.replace_video_token:
+        lacks.append("replace_video_token, which writes a video's tokens into the prompt")
+    if getattr(processor, "chat_template", None) is None:
+        lacks.append("a chat template (set processor.chat_template to the model's own)")
+    elif video_token:
+        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}
+        text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        if text.count(video_token) != 1:
+            lacks.append(
+                f"a chat template that writes {video_token!r} once for a video: it writes {text[:200]!r}; "
+                "set processor.chat_template to the model's own"
+            )
+    return lacks
+
+
+def _video_settings(video_processor: Any) -> dict[str, Any] | None:
+    """What to tell a video processor so that it keeps the size of the frames; None where no such way is known."""
+    size = {name: value for name, value in dict(video_processor.size or {}).items() if value is not None}
+    if getattr(video_processor, "do_center_crop", None):
+        return None
+    if set(size) == {"shortest_edge", "longest_edge"}:
+        patch_size, merge_size = (getattr(video_processor, name, None) for name in ("patch_size", "merge_size"))
+        if not patch_size or not merge_size:
+            return None
+        # Bounds on a frame's pixels (Qwen2.5-VL) or on those of all frames (Qwen3-VL): one merged patch, and none.
+        settings: dict[str, Any] = {
+            "size": {"shortest_edge": (patch_size * merge_size) ** 2, "longest_edge": _UNBOUNDED_PIXELS}
+        }
+        if "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__:
+            settings["cap_pixels_per_frame"] = False
+        return settings
+    fixed_tile = set(size) == {"height", "width"}
+    # SmolVLM: scaled to `size`, then to a square tile of `max_image_size`.
+    square_tile = set(size) == {"longest_edge"} and bool(getattr(video_processor, "max_image_size", None))
+    return {} if fixed_tile or square_tile else None

@@ -1,0 +1,104 @@
+"""Clips as vectors, for the similarity filter: the mean of a vision model's features over a few frames.
+
+Takes any transformers vision model with an image processor, by name (the paper: DINOv2) or as objects; gives unit
+vectors. Vectors that a killed run has made are kept in a folder. Knows nothing of rows, questions or thresholds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.frames import FrameSampler
+from longvpo_hf.timeline import Clip, Timeline
+
+#: LongVPO's similarity filter uses DINOv2; the paper names no size.
+DEFAULT_MODEL = "facebook/dinov2-base"
+_CLIPS_PER_PIECE = 256
+
+
+class VisionEmbedder:
+    """Embeds clips.
+
+    Args:
+        model: Name or path of a vision model, or the model itself (then `processor` too).
+        processor: Its image processor; loaded by the model's name where not given.
+        num_frames: Frames per clip whose features are averaged. The paper gives no number; four see all of a clip.
+        batch_clips: Clips per forward pass.
+        device: Where the model runs.
+        cache: Folder in which finished vectors are kept; None keeps none.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel = DEFAULT_MODEL,
+        processor: Any = None,
+        num_frames: int = 4,
+        batch_clips: int = 16,
+        device: str = "cpu",
+        cache: Path | None = None,
+    ) -> None:
+        if isinstance(model, str):
+            processor = processor or AutoImageProcessor.from_pretrained(model)
+            model = AutoModel.from_pretrained(model)
+        self.name = str(model.config.name_or_path or type(model).__name__)
+        if processor is None:
+            raise ConfigError("A model given as an object needs its image processor: pass processor=….")
+        self.model = model.eval().to(device)
+        self.processor = processor
+        self.sampler = FrameSampler(num_frames, cache_bytes=0)
+        self.batch_clips = batch_clips
+        self.device = device
+        self.cache = cache
+
+    def __call__(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+        """Unit vectors, float32 `[len(clips), dim]`.
+
+        Raises:
+            longvpo_hf.frames.UnreadableVideo: If a clip cannot be decoded; probe clips first.
+        """
+        pieces = []
+        with tqdm(total=len(clips), desc="embedding", unit="clip") as bar:
+            for start in range(0, len(clips), _CLIPS_PER_PIECE):
+                piece = clips[start : start + _CLIPS_PER_PIECE]
+                pieces.append(self._piece(piece))
+                bar.update(len(piece))
+        return np.concatenate(pieces)
+
+    def _piece(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+        if self.cache is None:
+            return self._embed(clips)
+        follows_from = [self.name, self.sampler.num_frames, [astuple(clip)[:3] for clip in clips]]
+        path = self.cache / f"{hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()[:16]}.npy"
+        if not path.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, self._embed(clips), allow_pickle=False)
+            part.replace(path)
+        vectors: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return vectors
+
+    @torch.inference_mode()
+    def _embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+        vectors = []
+        for start in range(0, len(clips), self.batch_clips):
+            frames = [self.sampler(Timeline((clip,))).pixels for clip in clips[start : start + self.batch_clips]]
+            images = [image for pixels in frames for image in pixels]
+            inputs = self.processor(images=images, return_tensors="pt").to(self.device)
+            output = self.model(**inputs)
+            features = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
+            means = [part.mean(0) for part in torch.split(features.float(), [len(pixels) for pixels in frames])]
+            vectors.append(torch.nn.functional.normalize(torch.stack(means), dim=1).cpu().numpy())
+        return np.concatenate(vectors)

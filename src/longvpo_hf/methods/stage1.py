@@ -1,0 +1,294 @@
+"""LongVPO Stage 1: anchored preference rows from short clips.
+
+Takes clips, who writes questions, who answers and, if wanted, who judges; gives a dataset folder (`hub.py`) of rows in
+which a clip with a question about it, the anchor, stands among clips unlike it. Chosen is the answer given from the
+anchor alone, rejected the one given from the others. Rows say that the reference is scored on the anchor only. How rows
+are made of the recipe is `recipe.py`'s; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvpo_hf.building import prompts
+from longvpo_hf.building.engine import (
+    Asker,
+    Draft,
+    Drop,
+    Pair,
+    PairFilter,
+    Part,
+    QuestionFilter,
+    Recipe,
+    build,
+    evidence,
+    log_folder,
+    what_rows_follow_from,
+    without_evidence,
+)
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.funnel import Funnel
+from longvpo_hf.responders import Request, Responder, identity
+from longvpo_hf.timeline import Clip, Timeline
+
+RECIPE = "longvpo-stage1"
+
+#: Gives one vector per clip, `[num_clips, dim]`; any length but zero.
+Embedder = Callable[[Sequence[Clip]], NDArray[np.floating]]
+
+
+@dataclass(frozen=True, slots=True)
+class AnchoredSettings:
+    """What a Stage-1 build is asked for.
+
+    Args:
+        num_rows: Rows to make (paper: 10k).
+        min_clips: Fewest clips of a timeline, ≥ 2.
+        max_clips: Most clips of a timeline. The paper says "several"; `clips_for_budget` fits it to a frame budget.
+        questions_per_timeline: Anchors (and so rows) per timeline; 1 as in the paper. More let training share a video's
+            forward pass among its questions.
+        max_similarity: A distractor's embedding may have at most this cosine with an anchor (paper: 0.6).
+        max_rounds: How often more timelines are drawn to make up for dropped rows before giving up.
+        seed: Same seed, same clips, same models: same rows.
+    """
+
+    num_rows: int = 10_000
+    min_clips: int = 2
+    max_clips: int = 16
+    questions_per_timeline: int = 1
+    max_similarity: float = 0.6
+    max_rounds: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_rows", "questions_per_timeline", "max_rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {getattr(self, name)}.")
+        if not 2 <= self.min_clips <= self.max_clips:
+            raise ConfigError(
+                "A timeline needs an anchor and a distractor: 2 ≤ min_clips ≤ max_clips, "
+                f"got min_clips={self.min_clips}, max_clips={self.max_clips}."
+            )
+        if not -1 <= self.max_similarity <= 1:
+            raise ConfigError(f"max_similarity is a cosine in [-1, 1], got {self.max_similarity}.")
+
+
+def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
+    """How many clips of median length fill a training budget of `num_frames` at `fps`: a `max_clips` that uses it."""
+    median_seconds = float(np.median([clip.duration_seconds for clip in clips]))
+    return int(min(num_frames, max(2, round(num_frames / max(1.0, median_seconds * fps)))))
+
+
+def recipe(question_writer: Responder, judge: Responder | None = None) -> Recipe:
+    """Stage 1 as a recipe.
+
+    Args:
+        question_writer: Writes a question from an anchor clip.
+        judge: Says whether a question is specific to its anchor, and whether a rejected answer is right after all (the
+            paper's optional LLM judge); None leaves that out.
+    """
+    return Recipe(
+        name=RECIPE,
+        prompt_version=prompts.STAGE1_VERSION,
+        question_model=question_writer.name,
+        write=partial(_ask_about_anchors, question_writer),
+        chosen=evidence,
+        rejected=without_evidence,
+        reference=evidence,
+        question_filters=(QuestionFilter("specific", partial(_drop_unspecific, judge)),) if judge else (),
+        pair_filters=(PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge)),) if judge else (),
+    )
+
+
+def build_anchored(
+    clips: Sequence[Clip],
+    question_writer: Responder,
+    answerer: Responder,
+    output: Path,
+    settings: AnchoredSettings,
+    embed: Embedder | None = None,
+    judge: Responder | None = None,
+    media_root: Path | None = None,
+    facts: Mapping[str, object] | None = None,
+    funnel: Funnel | None = None,
+) -> dict[str, dict[str, int]]:
+    """Builds a Stage-1 dataset; see `recipe.build` for how it resumes.
+
+    Args:
+        clips: The pool anchors and distractors are drawn from.
+        question_writer: Writes a question from an anchor clip.
+        answerer: Gives both answers: the model that will be trained.
+        output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
+        settings: See `AnchoredSettings`.
+        embed: Embeds clips for the similarity filter; None leaves it out, which the card then says.
+        judge: See `recipe`; None leaves it out, which the card then says.
+        media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
+        facts: What else the card shall say of how the clips came about.
+        funnel: One that has counted what came before the clips; it is closed here. None begins with the clips.
+
+    Returns:
+        The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
+
+    Raises:
+        ValueError: If the pool is smaller than `max_clips`, or no row came out.
+    """
+    if len(clips) < settings.max_clips:
+        raise ConfigError(
+            f"A pool of {len(clips)} clips cannot fill timelines of up to max_clips={settings.max_clips}; "
+            "add clips or lower max_clips."
+        )
+    funnel = funnel or Funnel(log_folder(output))
+    funnel.count("clips", len(clips))
+    timelines = _Timelines(clips, settings, funnel, _unit(embed(clips), len(clips)) if embed else None)
+    return build(
+        [Part(recipe(question_writer, judge), timelines, settings.num_rows)],
+        answerer,
+        output,
+        name=RECIPE,
+        title="LongVPO Stage 1: anchored preference rows",
+        seed=settings.seed,
+        max_rounds=settings.max_rounds,
+        follows_from=[what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else ""],
+        funnel=funnel,
+        media_root=media_root,
+        facts={
+            "recipe": RECIPE,
+            "rows asked for": settings.num_rows,
+            "clips per timeline": f"{settings.min_clips}–{settings.max_clips}",
+            "questions per timeline": settings.questions_per_timeline,
+            "question model": question_writer.name,
+            "answer model": answerer.name,
+            "judge": judge.name if judge else "none",
+            "similarity filter": f"cosine ≤ {settings.max_similarity}" if embed else "not applied",
+            "prompt version": prompts.STAGE1_VERSION,
+            "seed": settings.seed,
+            **(facts or {}),
+        },
+        remedy="Add clips, or raise max_rounds or max_similarity.",
+    )
+
+
+class _Timelines:
+    """Draws pseudo-long timelines from the pool: the drafts of Stage 1."""
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        settings: AnchoredSettings,
+        funnel: Funnel,
+        vectors: NDArray[np.floating] | None,
+    ) -> None:
+        self.clips = clips
+        self.settings = settings
+        self.funnel = funnel
+        self.vectors = vectors
+
+    def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
+        """Timelines that could give `missing` rows, each as its drafts; an empty one where distractors are lacking."""
+        rng = np.random.default_rng([self.settings.seed, round_index])
+        per_timeline = self.settings.questions_per_timeline
+        num_timelines = -(-missing // per_timeline)
+        # Stratified: one anchor position in each of `num_timelines` equal parts of [0, 1), in random order.
+        places = (rng.permutation(num_timelines) + rng.random(num_timelines)) / num_timelines
+        for place in places:
+            length = int(rng.integers(self.settings.min_clips, self.settings.max_clips + 1))
+            num_anchors = min(per_timeline, length)
+            members = self._members(rng, length, num_anchors)
+            if members is None:
+                self.funnel.drop("no_distractors", clips=length)
+                yield []
+                continue
+            # Further anchors of the timeline are spread evenly from the first, so that they balance too.
+            positions = [int(((place + j / num_anchors) % 1.0) * length) for j in range(num_anchors)]
+            rest = [i for i in range(length) if i not in positions]
+            order = dict(zip([*positions, *rest], members, strict=True))
+            drawn = [order[i] for i in range(length)]
+            timeline = Timeline(tuple(self.clips[i] for i in drawn))
+            yield [
+                Draft(timeline, (position,), number, similarities=self._similarities(drawn, position))
+                for number, position in enumerate(positions)
+            ]
+
+    def _members(self, rng: np.random.Generator, length: int, num_anchors: int) -> list[int] | None:
+        """`length` pool indices, anchors first, in which no clip is too like an anchor; None if there are too few."""
+        members: list[int] = []
+        order = rng.permutation(len(self.clips))
+        for index in order:
+            if len(members) == length:
+                break
+            if self.vectors is not None and members:
+                others = members if len(members) < num_anchors else members[:num_anchors]
+                if (self.vectors[others] @ self.vectors[index]).max() > self.settings.max_similarity:
+                    continue
+            members.append(int(index))
+        return members if len(members) == length else None
+
+    def _similarities(self, drawn: Sequence[int], anchor: int) -> tuple[float, ...]:
+        if self.vectors is None:
+            return ()
+        return tuple(float(value) for value in self.vectors[list(drawn)] @ self.vectors[drawn[anchor]])
+
+
+def _anchor(draft: Draft) -> Clip:
+    return draft.timeline.clips[draft.evidence[0]]
+
+
+def _ask_about_anchors(writer: Responder, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
+    anchors = [_anchor(draft) for draft in drafts]
+    requests = [Request(prompts.question_from_clip(anchor.caption), Timeline((anchor,))) for anchor in anchors]
+    # Remembered: a clip has the same question in all its rows.
+    texts = ask(writer, requests, "questions", remember=True)
+    return [
+        text if isinstance(text, Drop) else replace(draft, question=text)
+        for draft, text in zip(drafts, texts, strict=True)
+    ]
+
+
+def _drop_unspecific(judge: Responder, drafts: Sequence[Draft], ask: Asker) -> list[Drop | None]:
+    requests = [
+        Request(prompts.is_specific(draft.question, _anchor(draft).caption), Timeline((_anchor(draft),)))
+        for draft in drafts
+    ]
+    verdicts = ask(judge, requests, "specificity", remember=True)
+    return [
+        _unless(True, verdict, "not_specific", draft.question) for draft, verdict in zip(drafts, verdicts, strict=True)
+    ]
+
+
+def _drop_right_ones(judge: Responder, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
+    requests = [
+        Request(
+            prompts.is_also_right(pair.draft.question, pair.chosen, pair.rejected), Timeline((_anchor(pair.draft),))
+        )
+        for pair in pairs
+    ]
+    verdicts = ask(judge, requests, "judging pairs")
+    return [
+        _unless(False, verdict, "rejected_is_right", pair.rejected)
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+    ]
+
+
+def _unless(wanted: bool, verdict: str | Drop, reason: str, what: str) -> Drop | None:
+    """A drop, unless the judge said what was wanted."""
+    if isinstance(verdict, Drop):
+        return verdict
+    said = prompts.yes_or_no(verdict)
+    if said is wanted:
+        return None
+    return Drop("malformed_verdict" if said is None else reason, f"{what} — judge: {verdict}")
+
+
+def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:
+    if vectors.ndim != 2 or vectors.shape[0] != length:
+        raise ConfigError(f"embed must give one vector per clip, [{length}, dim], got shape {list(vectors.shape)}.")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ConfigError(f"embed gave {int((norms == 0).sum())} zero vectors; a cosine needs a direction.")
+    return vectors / norms

@@ -1,0 +1,372 @@
+"""From rows to one batch: what the policy sees, and what the reference model is scored on.
+
+Takes preference rows (`preference.py`) as dictionaries; decodes, processes and tokenizes them, each view of a timeline
+once however many rows ask about it. Gives two `batch`es of the same form, for the policy and for the reference view.
+Knows nothing of models or losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch.utils.data import Sampler
+
+from longvpo_hf import __version__
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.families.encoding import PromptEncoder
+from longvpo_hf.frames import Frames, FrameSampler, Reason, UnreadableVideo
+from longvpo_hf.preference import VideoPreference
+from longvpo_hf.timeline import Timeline, View
+from longvpo_hf.training.config import OnBadVideo, ReferenceView
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+#: Why a row is left out under `on_bad_video="skip"`. The last: its reference view could not be decoded when reference
+#: scores were precomputed.
+BAD_VIDEO_REASONS: tuple[str, ...] = (*get_args(Reason), "no_reference_score")
+
+#: Columns of precomputed reference scores, and of what they depend on.
+SCORE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+FINGERPRINT_COLUMN = "ref_fingerprint"
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A row's question about one view of its timeline.
+
+    Args:
+        ids: Token ids, visual placeholders expanded.
+        types: Per token 0 text, 1 image, 2 video; None for processors that give none.
+        visual: The processor's tensors of the view; rows about one view hold one and the same object.
+        num_frames: Frames of the view.
+    """
+
+    ids: list[int]
+    types: list[int] | None
+    visual: dict[str, torch.Tensor]
+    num_frames: int
+
+
+class VideoPreferenceCollator:
+    """Makes batches of video preference rows.
+
+    Args:
+        processor: The model's processor.
+        num_frames: Frame budget of the policy's timeline.
+        reference: What the reference model is scored on; see `LongVPOConfig.reference`.
+        reference_num_frames: Frame budget of the reference view; None means `num_frames`.
+        fps: Most frames per second of a clip.
+        max_pixels: Most pixels of a frame.
+        max_length: Most tokens of a prompt and its answer; longer ones are an error.
+        on_bad_video: See `LongVPOConfig.on_bad_video`.
+        precomputed: Rows hold the reference's scores (`SCORE_COLUMNS`), checked to be those of these settings.
+            Otherwise such columns are ignored.
+
+    Attributes:
+        context_tokens: Most tokens the model was made for; longer sequences are an error. None: not known.
+
+    A batch of B rows about V different views, with sequences of at most L tokens, is
+
+        input_ids        long [2B, L], right padded: B prompts with their chosen answers, then with their rejected ones
+        attention_mask   long [2B, L]
+        completion_mask  long [2B, L], 1 on the answers' tokens
+        mm_token_type_ids long [2B, L], for processors that give it
+        videos           list of V dictionaries: the processor's visual tensors of each view, once
+        video_index      long [B], which of `videos` a row shows
+        visual_tokens    int, tokens of the V views together
+        ref_chosen_logps, ref_rejected_logps   float [B], if `precomputed`
+        reference        the same for the reference view, unless `precomputed`
+        places           float [B], where the middle of the row's evidence lies on the timeline, in [0, 1]; NaN: none
+        rows             int, how many rows were given
+        kept             long, which of them the batch holds: all, but for those that `on_bad_video="skip"` left out
+        bad_videos       long, how many were left out for each of `BAD_VIDEO_REASONS`
+
+    If no row is left, `kept` is empty and the batch holds one stand-in row with a blank video, so that every process
+    still runs the model.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        num_frames: int,
+        reference: ReferenceView = "row",
+        reference_num_frames: int | None = None,
+        fps: float | None = 1.0,
+        max_pixels: int | None = None,
+        max_length: int | None = None,
+        on_bad_video: OnBadVideo = "raise",
+        precomputed: bool = False,
+    ) -> None:
+        self.encoder = PromptEncoder(processor)
+        self.pad_token_id = processor.tokenizer.pad_token_id
+        self.visual_token_ids = {
+            token
+            for name in ("image_token_id", "video_token_id")
+            if (token := getattr(processor, name, None)) is not None
+        }
+        self.reference = reference
+        self.max_length = max_length
+        self.context_tokens: int | None = None
+        self.on_bad_video = on_bad_video
+        self.precomputed = precomputed
+        self.sampler = FrameSampler(num_frames, fps, max_pixels)
+        self.reference_sampler = FrameSampler(reference_num_frames or num_frames, fps, max_pixels)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Raises:
+        UnreadableVideo: If a clip cannot be decoded and `on_bad_video` is "raise".
+        ValueError: If a row is not a video preference, or does not fit the frame budget or `max_length`.
+        """
+        preferences = [VideoPreference.from_row(row) for row in rows]
+        prompts = self._prompts(preferences, [View.whole()] * len(rows), self.sampler)
+        if not self.precomputed:
+            asked = self._reference_prompts(preferences)
+            bad = [policy or reference for policy, reference in zip(_bad(prompts), _bad(asked), strict=True)]
+        else:
+            asked = prompts
+            unscored = ["no_reference_score" if math.isnan(row[SCORE_COLUMNS[0]]) else None for row in rows]
+            bad = [policy or score for policy, score in zip(_bad(prompts), unscored, strict=True)]
+        kept = [i for i, reason in enumerate(bad) if reason is None]
+        batch = self._batch(preferences, prompts, kept, "num_frames")
+        if self.precomputed:
+            for name in SCORE_COLUMNS:
+                batch[name] = torch.tensor([rows[i][name] for i in kept] or [0.0], dtype=torch.float32)
+        else:
+            batch["reference"] = self._batch(preferences, asked, kept, "reference_num_frames")
+        batch["places"] = torch.tensor([_place(preferences[i]) for i in kept] or [math.nan])
+        batch["bad_videos"] = torch.tensor([bad.count(reason) for reason in BAD_VIDEO_REASONS])
+        return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
+
+    def reference_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """The batch of what the reference model is scored on, with `rows` and `kept`; nothing else is decoded."""
+        preferences = [VideoPreference.from_row(row) for row in rows]
+        prompts = self._reference_prompts(preferences)
+        kept = [i for i, reason in enumerate(_bad(prompts)) if reason is None]
+        batch = self._batch(preferences, prompts, kept, "reference_num_frames")
+        return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
+
+    def reference_view(self, preference: VideoPreference) -> View:
+        """What the reference model is scored on for this row.
+
+        Raises:
+            ValueError: If it is to be the anchor and the row names none.
+        """
+        if self.reference == "full":
+            return View.whole()
+        if self.reference == "row":
+            return preference.reference_view
+        anchor = preference.reference or preference.evidence
+        if not anchor:
+            raise ConfigError(
+                f"row {preference.id}: reference='anchor' needs the row's reference or evidence clips, and it names "
+                "none. Use reference='row' or 'full'."
+            )
+        return View.only(anchor)
+
+    def reference_fingerprints(self, rows: Sequence[Mapping[str, Any]], model: str) -> list[str]:
+        """What each row's reference scores depend on, as a hash.
+
+        That is its question and answers; name, size in bytes and span of the clips of its reference view; the frame
+        budget; the processor with its tokenizer and chat template; this package's version.
+
+        Args:
+            rows: Preference rows.
+            model: Stands for the reference model, and whatever else the scores depend on.
+        """
+        sampler = self.reference_sampler
+        settings = {
+            "frames": [sampler.num_frames, sampler.fps, sampler.max_pixels],
+            "processor": _processor_hash(self.encoder.processor),
+            "version": __version__,
+            "model": model,
+        }
+        sizes: dict[str, int] = {}
+        hashes = []
+        for row in rows:
+            preference = VideoPreference.from_row(row)
+            clips = self.reference_view(preference).of(preference.timeline).clips
+            for clip in clips:
+                if clip.path not in sizes:
+                    sizes[clip.path] = os.path.getsize(clip.path) if os.path.isfile(clip.path) else -1
+            content = {
+                **settings,
+                "texts": [preference.question, preference.chosen, preference.rejected],
+                "clips": [
+                    [os.path.basename(clip.path), sizes[clip.path], clip.start_seconds, clip.end_seconds]
+                    for clip in clips
+                ],
+            }
+            hashes.append(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24])
+        return hashes
+
+    def _reference_prompts(self, preferences: Sequence[VideoPreference]) -> list[_Prompt | str]:
+        views = [self.reference_view(preference) for preference in preferences]
+        return self._prompts(preferences, views, self.reference_sampler)
+
+    def _prompts(
+        self, preferences: Sequence[VideoPreference], views: Sequence[View], sampler: FrameSampler
+    ) -> list[_Prompt | str]:
+        """Each row's prompt about its view, every view decoded once; the reason where it cannot be decoded."""
+        members: dict[Timeline, list[int]] = {}
+        for i, (preference, view) in enumerate(zip(preferences, views, strict=True)):
+            members.setdefault(view.of(preference.timeline), []).append(i)
+        prompts: dict[int, _Prompt | str] = {}
+        for seen, rows in members.items():
+            try:
+                frames = sampler(seen)
+            except UnreadableVideo as error:
+                names = ", ".join(preferences[i].id for i in rows)
+                if self.on_bad_video == "raise":
+                    error.args = (f"row {names}: {error}. Drop the row, or set on_bad_video='skip'.",)
+                    raise
+                logger.warning(f"on_bad_video='skip': row {names} is left out: {error}")
+                prompts.update(dict.fromkeys(rows, error.reason))
+                continue
+            prompts.update(zip(rows, self._ask(frames, [preferences[i].question for i in rows]), strict=True))
+        return [prompts[i] for i in range(len(preferences))]
+
+    def _ask(self, frames: Frames, questions: Sequence[str]) -> list[_Prompt]:
+        encoded = self.encoder.encode(frames, [[{"role": "user", "content": question}] for question in questions])
+        types: Sequence[list[int] | None] = encoded.mm_token_type_ids or [None] * len(questions)
+        pairs = zip(encoded.input_ids, types, strict=True)
+        return [_Prompt(ids, kinds, encoded.visual, len(frames)) for ids, kinds in pairs]
+
+    def _batch(
+        self,
+        preferences: Sequence[VideoPreference],
+        prompts: Sequence[_Prompt | str],
+        kept: Sequence[int],
+        setting: str,
+    ) -> Batch:
+        """The tensors of the kept rows; of a stand-in if there is none. `setting` names the frame budget in errors."""
+        asked = [(preferences[i], prompt) for i in kept if isinstance(prompt := prompts[i], _Prompt)]
+        if not asked:
+            asked = [self._stand_in(preferences[0])]
+        videos = list({id(prompt.visual): prompt for _, prompt in asked}.values())
+        index = {id(prompt.visual): number for number, prompt in enumerate(videos)}
+        sequences = []  # (prompt, answer ids), chosen first
+        for answers in ("chosen", "rejected"):
+            for preference, prompt in asked:
+                answer = self.encoder.encode_answer(preference.question, getattr(preference, answers))
+                sequences.append((prompt, answer))
+                self._check_length(preference, prompt, len(answer), setting)
+        batch: Batch = {
+            "input_ids": _right_pad([prompt.ids + answer for prompt, answer in sequences], self.pad_token_id),
+            "attention_mask": _right_pad([[1] * (len(prompt.ids) + len(answer)) for prompt, answer in sequences], 0),
+            "completion_mask": _right_pad(
+                [[0] * len(prompt.ids) + [1] * len(answer) for prompt, answer in sequences], 0
+            ),
+        }
+        if sequences[0][0].types is not None:
+            batch["mm_token_type_ids"] = _right_pad(
+                [(prompt.types or []) + [0] * len(answer) for prompt, answer in sequences], 0
+            )
+        return {
+            **batch,
+            "videos": [prompt.visual for prompt in videos],
+            "video_index": torch.tensor([index[id(prompt.visual)] for _, prompt in asked]),
+            "visual_tokens": sum(map(self._visual_tokens, videos)),
+        }
+
+    def _stand_in(self, preference: VideoPreference) -> tuple[VideoPreference, _Prompt]:
+        frames = Frames(torch.zeros(2, 3, 56, 56, dtype=torch.uint8), (0.25, 0.75), (0, 0), 1.0)
+        return preference, self._ask(frames, [preference.question])[0]
+
+    def _visual_tokens(self, prompt: _Prompt) -> int:
+        return sum(token in self.visual_token_ids for token in prompt.ids)
+
+    def _check_length(self, preference: VideoPreference, prompt: _Prompt, answer_tokens: int, setting: str) -> None:
+        length = len(prompt.ids) + answer_tokens
+        bounds = {"max_length": self.max_length, "the model's context": self.context_tokens}
+        for name, bound in bounds.items():
+            if bound is not None and length > bound:
+                longer = ", or raise max_length" if name == "max_length" else ", or take a model of longer context"
+                raise ConfigError(
+                    f"row {preference.id}: {length} tokens exceed {name} = {bound}: {self._visual_tokens(prompt)} of "
+                    f"{prompt.num_frames} frames, {answer_tokens} of the answer and the rest of the question. Visual "
+                    f"tokens are never truncated: lower {setting} (below {prompt.num_frames}), fps or max_pixels"
+                    f"{longer}."
+                )
+
+
+class TimelineSampler(Sampler[int]):
+    """Shuffles rows, keeping up to `pairs_per_timeline` rows of one timeline next to each other.
+
+    The order follows from `seed` and the epoch alone, so every process draws the same and a resumed run goes on as the
+    interrupted one would have.
+
+    Args:
+        timelines: What tells each row's timeline from the others, in row order.
+        pairs_per_timeline: Most rows of a timeline that stand together.
+        seed: Decides the order.
+    """
+
+    def __init__(self, timelines: Sequence[Hashable], pairs_per_timeline: int, seed: int) -> None:
+        self._rows: dict[Hashable, list[int]] = {}
+        for i, timeline in enumerate(timelines):
+            self._rows.setdefault(timeline, []).append(i)
+        self._num_rows = len(timelines)
+        self._pairs_per_timeline = pairs_per_timeline
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order comes next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self._seed}/{self._epoch}")
+        groups = []
+        for rows in self._rows.values():
+            shuffled = rng.sample(rows, len(rows))
+            size = self._pairs_per_timeline
+            groups += [shuffled[i : i + size] for i in range(0, len(rows), size)]
+        rng.shuffle(groups)
+        return iter([row for group in groups for row in group])
+
+
+def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
+    """Per row the reason why it has no prompt; None where it has one."""
+    return [prompt if isinstance(prompt, str) else None for prompt in prompts]
+
+
+def _place(preference: VideoPreference) -> float:
+    """Where the middle of the evidence lies on the timeline, in [0, 1]; NaN without evidence."""
+    centres = [preference.timeline.centre(clip) for clip in preference.evidence]
+    return sum(centres) / len(centres) if centres else math.nan
+
+
+def _processor_hash(processor: ProcessorMixin) -> str:
+    """Of all that the processor writes when it is saved: settings, tokenizer, chat template."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.name.encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _right_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    length = max(len(row) for row in rows)
+    return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])

@@ -1,0 +1,142 @@
+"""`dataset_scripts/stage1.py`: from a folder of videos to a dataset, as its users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from torchcodec.encoders import VideoEncoder
+
+from longvpo_hf.frames import FrameSampler
+from longvpo_hf.intake.formats import from_reference
+from longvpo_hf.preference import VideoPreference, undecoded
+from scripts import SCRIPTS, load
+
+
+@pytest.fixture(scope="module")
+def stage1() -> ModuleType:
+    return load("stage1")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four videos of 16 s in folders, and a file that is none."""
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(4):
+        frames = torch.zeros(64, 3, 48, 64, dtype=torch.uint8)
+        frames[:, number % 3] = torch.arange(64, dtype=torch.uint8)[:, None, None] * 3 + number
+        path = root / ("ab"[number % 2]) / f"video-{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        VideoEncoder(frames, frame_rate=4).to_file(str(path), extra_options={"threads": 1})
+    (root / "note.mp4").write_text("not a video")
+    return root
+
+
+def arguments(videos: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--corpus", "videofolder", "--source", str(videos), "--responder", "scripted", "--cutting", "windows",
+        "--max-clip-seconds", "8", "--num-rows", "20", "--output", str(output), *more,
+    ]  # fmt: skip
+
+
+def test_a_rehearsal_makes_rows_that_open(stage1, videos: Path, tmp_path: Path, capsys) -> None:
+    stage1.main(arguments(videos, tmp_path / "rows", "--judge", "scripted"))
+    rows = undecoded(load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache")))
+    assert len(rows) == 20
+    preference = VideoPreference.from_row(rows[0])
+    assert len(FrameSampler(64, fps=1)(preference.timeline)) >= 8
+    assert 7.5 < preference.timeline.clips[0].duration_seconds < 8.5
+    output = capsys.readouterr().out
+    assert "5 sources" in output
+    assert "8 clips" in output
+    assert "1 unreadable" in output
+    card = (tmp_path / "rows" / "README.md").read_text()
+    assert "windows, 3 to 8 s" in card
+    assert "not checked" in card
+    assert "by tenth of the timeline" in card
+
+
+def test_rows_by_reference_name_files_below_the_corpus(stage1, videos: Path, tmp_path: Path) -> None:
+    stage1.main(arguments(videos, tmp_path / "rows", "--media", "reference"))
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["README.md", "train.parquet"]
+    rows = load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {clip["file_name"] for row in rows for clip in row["clips"]} <= {
+        f"{'ab'[number % 2]}/video-{number}.mp4" for number in range(4)
+    }
+    located = from_reference(rows, videos)
+    preference = VideoPreference.from_row(located[0])
+    assert preference.reference == tuple(rows[0]["reference"])
+    assert len(FrameSampler(64, fps=1)(preference.timeline)) >= 8
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ValueError, match=r"row .*field clips\[0\].file_name: .* is not in video_root"):
+        from_reference(rows, tmp_path / "elsewhere")
+    escaped = rows.map(lambda row: {"clips": [{**clip, "file_name": "../x.mp4"} for clip in row["clips"]]})
+    with pytest.raises(ValueError, match="leads elsewhere"):
+        from_reference(escaped, videos)
+
+
+def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(stage1, videos: Path, tmp_path: Path, capsys) -> None:
+    stage1.main(arguments(videos, tmp_path / "rows", "--dry-run"))
+    assert not (tmp_path / "rows").exists()
+    output = capsys.readouterr().out
+    assert "rows              20" in output
+    # 8 clips: at most 8 questions and 8 answers from anchors, and 20 from the others.
+    assert "model calls       36: 8 questions" in output
+
+
+def test_benchmark_videos_are_left_out_and_the_card_says_so(stage1, videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("video-1\n")
+    stage1.main(arguments(videos, tmp_path / "rows", "--benchmark-videos", f"MLVU={tmp_path / 'list.txt'}"))
+    log = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
+    assert [entry["path"].rpartition("/")[2] for entry in log if entry["reason"] == "benchmark_video"] == [
+        "video-1.mp4"
+    ]
+    assert "MLVU (1 ids" in (tmp_path / "rows" / "README.md").read_text()
+    sources = {clip["source_id"] for row in pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
+               for clip in row["clips"]}  # fmt: skip
+    assert not any("video-1" in source for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--responder", "endpoint", "--model", "m"], "needs --base-url"),
+        (["--responder", "endpoint", "--base-url", "http://127.0.0.1:9/v1"], "needs --model"),
+    ],
+)
+def test_what_is_missing_is_said_at_once(stage1, videos: Path, tmp_path: Path, capsys, more, message) -> None:
+    with pytest.raises(SystemExit) as stop:
+        stage1.parse(arguments(videos, tmp_path / "rows", *more))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_corpus_ends_in_one_line(stage1, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(SystemExit, match=r"stage1.py: .*nothing"):
+        stage1.main(arguments(tmp_path / "nothing", tmp_path / "rows"))
+
+
+def test_killed_while_cutting_it_goes_on_with_the_same_result(stage1, videos: Path, tmp_path: Path) -> None:
+    stage1.main(arguments(videos, tmp_path / "whole"))
+    command = [sys.executable, str(SCRIPTS / "stage1.py"), *arguments(videos, tmp_path / "cut")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    clips = tmp_path / "cut.media" / "clips"
+    while process.poll() is None and len(list(clips.glob("*.mp4"))) < 3:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}
+    stage1.main(arguments(videos, tmp_path / "cut"))
+    assert {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}.items() >= before.items()
+    assert (tmp_path / "cut" / "train.parquet").read_bytes() == (tmp_path / "whole" / "train.parquet").read_bytes()

@@ -1,0 +1,267 @@
+"""`dataset_scripts/stage2.py` and `temporal.py`: from a folder of long videos to a dataset, as users call them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from torchcodec.encoders import VideoEncoder
+from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
+
+import tiny_models
+from longvpo_hf.captions import read_captions
+from longvpo_hf.preference import VideoPreference, undecoded
+from longvpo_hf.responders import LocalResponder, Request
+from longvpo_hf.responders.text import TextResponder
+from longvpo_hf.timeline import Clip, Timeline
+from scripts import SCRIPTS, load
+
+SCENES_OF_VIDEO = (5, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def stage2() -> ModuleType:
+    return load("stage2")
+
+
+@pytest.fixture(scope="module")
+def temporal() -> ModuleType:
+    return load("temporal")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three videos of scenes of 4 s that begin with a cut, and a file that is none."""
+    root = tmp_path_factory.mktemp("videos")
+    draw = torch.Generator().manual_seed(0)
+    for number, scenes in enumerate(SCENES_OF_VIDEO):
+        colours = torch.randint(0, 256, (scenes, 3, 1, 1), generator=draw, dtype=torch.uint8)
+        frames = colours.repeat_interleave(16, 0).expand(-1, -1, 48, 64).contiguous()
+        VideoEncoder(frames, frame_rate=4).to_file(str(root / f"v{number}.mp4"), extra_options={"threads": 1})
+    (root / "note.mp4").write_text("not a video")
+    return root
+
+
+def arguments(videos: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--corpus", "videofolder", "--source", str(videos), "--responder", "scripted",
+        "--num-rows", "12", "--output", str(output), *more,
+    ]  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[VideoPreference]:
+    rows = undecoded(load_dataset(str(folder), split="train", cache_dir=str(folder.with_name(folder.name + ".cache"))))
+    return [VideoPreference.from_row(row) for row in rows]
+
+
+def test_a_rehearsal_of_stage_2_makes_rows_over_detected_scenes(stage2, videos: Path, tmp_path: Path, capsys) -> None:
+    stage2.main(arguments(videos, tmp_path / "rows", "--judge", "scripted"))
+    rows = rows_of(tmp_path / "rows")
+    assert len(rows) == 12
+    # The cuts were found: each timeline is one video, each clip one scene of 4 s.
+    assert {len(row.timeline) for row in rows} == set(SCENES_OF_VIDEO)
+    assert all(abs(clip.duration_seconds - 4) < 0.5 for row in rows for clip in row.timeline.clips)
+    assert all(clip.caption for row in rows for clip in row.timeline.clips)
+    for row in rows:
+        assert len(row.evidence) == 2
+        assert row.reference == ()
+        assert all(f"Scene #{scene}" in row.provenance.reasoning for scene in row.evidence)
+    output = capsys.readouterr().out
+    assert "4 sources" in output
+    assert "1 unreadable" in output
+    card = (tmp_path / "rows" / "README.md").read_text()
+    for told in ("longvpo-stage2", "captions by | scripted", "part of the evidence", "18 |"):
+        assert told in card
+    # The captions are of use on their own: the corpus is not read again.
+    captions = tmp_path / "rows.scenes"
+    assert [len(video.timeline) for video in read_captions(captions)] == list(SCENES_OF_VIDEO)
+    again = ["--captions", str(captions), "--responder", "scripted", "--num-rows", "12", "--judge", "scripted"]
+    stage2.main([*again, "--output", str(tmp_path / "again")])
+    assert [row.id for row in rows_of(tmp_path / "again")] == [row.id for row in rows]
+
+
+def test_long_videos_become_timelines_that_fit(stage2, videos: Path, tmp_path: Path) -> None:
+    stage2.main(arguments(videos, tmp_path / "rows", "--max-scenes", "4"))
+    assert {len(row.timeline) for row in rows_of(tmp_path / "rows")} <= {2, 3, 4}
+
+
+def test_settings_reach_the_rows(stage2, videos: Path, tmp_path: Path) -> None:
+    more = ["--reference", "evidence", "--chosen-from", "whole", "--partial-share", "1", "--media", "reference"]
+    stage2.main(arguments(videos, tmp_path / "rows", *more))
+    for row in pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist():
+        assert row["reference"] == row["evidence"]
+        assert row["provenance"]["chosen_view"] == "whole"
+        (seen,) = (int(row["provenance"]["rejected_view"][len("only(") : -1]),)
+        assert seen in row["evidence"]
+        assert {clip["file_name"] for clip in row["clips"]} <= {"v0.mp4", "v1.mp4", "v2.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "recipes"),
+    [
+        ("localized", {"temporal-localized": 12}),
+        ("comprehensive", {"temporal-comprehensive": 12}),
+        ("mixed", {"temporal-localized": 6, "temporal-comprehensive": 6}),
+    ],
+)
+def test_a_rehearsal_of_temporal_preferences(temporal, videos: Path, tmp_path: Path, mode: str, recipes) -> None:
+    temporal.main(arguments(videos, tmp_path / "rows", "--mode", mode))
+    rows = rows_of(tmp_path / "rows")
+    found = [row.provenance.recipe for row in rows]
+    assert {name: found.count(name) for name in set(found)} == recipes
+    for row in rows:
+        assert row.provenance.verdicts == ("answers_differ", "post_filter")  # the writer judges unless told otherwise
+        assert bool(row.evidence) == (row.provenance.recipe == "temporal-localized")
+    temporal.main([*arguments(videos, tmp_path / "bare", "--mode", mode), "--judge", "none"])
+    assert "none: not applied" in (tmp_path / "bare" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["stage2", "temporal"])
+def test_a_dry_run_asks_nothing(name: str, videos: Path, tmp_path: Path, capsys) -> None:
+    load(name).main(arguments(videos, tmp_path / "rows", "--dry-run", "--judge", "scripted"))
+    assert not (tmp_path / "rows").exists()
+    assert not (tmp_path / "rows.scenes").exists()
+    # 18 captions, 12 questions, 24 answers, and a verdict (two in Stage 2) a row.
+    verdicts = {"stage2": 24, "temporal": 12}[name]
+    assert f"model calls       {18 + 12 + 24 + verdicts}: 18 captions" in capsys.readouterr().out
+
+
+def test_a_dry_run_leaves_the_log_of_rows_that_are_there(stage2, videos: Path, tmp_path: Path) -> None:
+    stage2.main(arguments(videos, tmp_path / "rows", "--num-rows", "60"))
+    log = {path.name: path.read_bytes() for path in (tmp_path / "rows.log").iterdir()}
+    assert b"duplicate_question" in log["dropped.jsonl"]
+    stage2.main(arguments(videos, tmp_path / "rows", "--dry-run"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "rows.log").iterdir()} == log
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "key"),
+    [
+        ("https://api.openai.com/v1", [], "openai's"),
+        ("https://router.huggingface.co/v1", [], "hugging face's"),
+        ("https://router.huggingface.co/v1", ["--api-key-env", "OWN_KEY"], "own"),
+        ("http://localhost:8000/v1", ["--api-key-env", "NO_KEY"], None),
+    ],
+)
+def test_each_endpoint_is_shown_its_own_key(
+    stage2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, more: list[str], key: str | None
+) -> None:
+    for name, value in (("OPENAI_API_KEY", "openai's"), ("HF_TOKEN", "hugging face's"), ("OWN_KEY", "own")):
+        monkeypatch.setenv(name, value.replace(" ", "-"))
+    args = [
+        "--captions",
+        "x",
+        "--responder",
+        "endpoint:m",
+        "--base-url",
+        url,
+        *more,
+        "--output",
+        str(tmp_path / "rows"),
+    ]
+    made = sys.modules["common"].Models(stage2.parse(args), 8).reading("endpoint:m")
+    assert made._api_key == (key and key.replace(" ", "-"))
+
+
+def test_the_second_iteration_is_told_on_the_card(stage2, videos: Path, tmp_path: Path) -> None:
+    more = arguments(videos, tmp_path / "rows")
+    more[more.index("--responder")] = "--iterate-from"
+    stage2.main(more)
+    assert "| iteration | 2, from scripted |" in (tmp_path / "rows" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--responder", "scripted"], "--corpus and --source are needed, or --captions"),
+        (["--responder", "scripted", "--captions", "corpus"], "--corpus and --source are needed"),
+        (["--captions", "x", "--writer", "endpoint", "--responder", "a"], "needs --base-url"),
+        (["--captions", "x"], "responder"),
+        (["--captions", "x", "--responder", "a", "--iterate-from", "b"], "--iterate-from"),
+    ],
+)
+def test_what_is_missing_is_said_at_once(stage2, tmp_path: Path, capsys, more, message) -> None:
+    with pytest.raises(SystemExit) as stop:
+        stage2.parse([*more, "--output", str(tmp_path / "rows")])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_captions_ends_in_one_line(stage2, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"stage2.py: .*captions"):
+        stage2.main(["--captions", str(tmp_path), "--responder", "scripted", "--output", str(tmp_path / "rows")])
+
+
+def test_killed_while_captioning_it_goes_on_with_the_same_result(stage2, videos: Path, tmp_path: Path) -> None:
+    stage2.main(arguments(videos, tmp_path / "whole"))
+    command = [sys.executable, str(SCRIPTS / "stage2.py"), *arguments(videos, tmp_path / "cut")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pieces = tmp_path / "cut.scenes.job"
+    while process.poll() is None and not list(pieces.glob("*.jsonl")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stage2.main(arguments(videos, tmp_path / "cut"))
+    assert (tmp_path / "cut" / "train.parquet").read_bytes() == (tmp_path / "whole" / "train.parquet").read_bytes()
+    logs = [json.loads((tmp_path / f"{name}.log" / "funnel.json").read_text()) for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_an_adapter_answers_as_what_it_was_trained_to_be(stage2, videos: Path, tmp_path: Path) -> None:
+    """Stage 1 with LoRA leaves an adapter: it must answer, under its own name, and not as its base does."""
+    model, processor = tiny_models.build("internvl")
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "base"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "stage1")
+    args = stage2.parse(["--captions", "x", "--responder", "a", "--max-new-tokens", "8", "--output", str(tmp_path)])
+    models = sys.modules["common"].Models(args, 8)
+    shown = [Request(text, Timeline((Clip(str(videos / "v0.mp4"), 0.0, 4.0),))) for text in ("What?", "Who is it?")]
+    base, tuned = (models.seeing(str(tmp_path / name)) for name in ("base", "stage1"))
+    assert (base.name, tuned.name) == ("base", "stage1")
+    wanted = LocalResponder(adapted.eval(), processor, tuned.sampler, max_new_tokens=8)
+    assert tuned.respond(shown) == wanted.respond(shown) != base.respond(shown)
+    assert tuned.settings["weights"] not in ("", base.settings["weights"])
+
+
+def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path, stage2) -> None:
+    """A real Qwen2 of random weights: its questions are no JSON, so that every draft is dropped by name."""
+    _, processor = tiny_models.build("internvl")
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=64, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).eval()
+    responder = TextResponder(model, tokenizer, max_new_tokens=6, batch_size=2)
+    texts = ["one", "a much longer one than the others are", "three words here"]
+    together = responder.respond([Request(text) for text in texts])
+    assert together == [responder.respond([Request(text)])[0] for text in texts]  # padding changes nothing
+    assert len(set(together)) > 1
+    clip = Clip(str(videos / "v0.mp4"), 0.0, 1.0)
+    with pytest.raises(ValueError, match="sees no video"):
+        responder.respond([Request("?", Timeline((clip,)))])
+
+    model.save_pretrained(tmp_path / "language-model")
+    tokenizer.save_pretrained(tmp_path / "language-model")
+    more = ["--writer", str(tmp_path / "language-model"), "--writer-max-new-tokens", "4", "--num-rows", "2"]
+    with pytest.raises(SystemExit, match=r"No row came out; dropped: malformed_question \d+"):
+        stage2.main(arguments(videos, tmp_path / "rows", *more))
+    dropped = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
+    assert {entry["reason"] for entry in dropped} == {"unreadable", "malformed_question"}

@@ -1,0 +1,493 @@
+"""Frames through every family's own processor: its own ids, the frames' real times and pixel budget."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    LlavaNextVideoVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.video_utils import VideoMetadata
+from trl.trainer.utils import add_fused_lm_head
+
+import tiny_models
+import trainers
+from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
+from longvpo_hf.frames import Frames, FrameSampler
+from longvpo_hf.responders import LocalResponder, Request
+from longvpo_hf.timeline import Clip, Timeline, View
+from longvpo_hf.training.tree import enable_tree_packing, plain_forward, tree_forward
+from media import write_video
+
+torch.set_num_threads(1)
+
+FAMILIES = [*tiny_models.FAMILIES, "smolvlm"]
+GRID_PX = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # patch × merge: what a frame's sides are rounded to
+NEAR_BOUND_SECONDS = (0.5, 1.5, 4.25, 4.75, 9.0, 61.5)  # not uniform, and past a minute
+QUESTIONS = ["What is it?", "  two spaces", "\n\nlines", "", "Wer weiß?", "Frame3: <img>", "<|im_end|>?", ":"]
+
+
+@pytest.fixture(autouse=True)
+def _num2words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolVLM's processor spells the number of frames with a package that is not ours to install: digits will do."""
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+
+
+@functools.cache
+def family(name: str) -> tuple[Any, Any]:
+    """Model and processor, shared: no test changes them."""
+    return tiny_models.build(name) if name != "smolvlm" else build_smolvlm()
+
+
+def build_smolvlm() -> tuple[Any, Any]:
+    """As `tiny_models.build` does the families whose processors need no more packages."""
+    torch.manual_seed(0)
+    named = {
+        "fake_image_token": "<fake_token_around_image>",
+        "image_token": "<image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+        "video_token": "<video>",
+    }
+    tokenizer = tiny_models._tokenizer([], **named)
+    side = {"longest_edge": 56}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(size=side, max_image_size=side),
+        tokenizer,
+        SmolVLMVideoProcessor(size=side, max_image_size=side),
+        image_seq_len=4,
+        chat_template=processing_smolvlm.DEFAULT_CHAT_TEMPLATE,  # for a video it takes no other
+    )
+    config = SmolVLMConfig(
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+        text_config=tiny_models._text_config(tokenizer, model_type="llama"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    return SmolVLMForConditionalGeneration(config).eval(), processor
+
+
+def make_frames(
+    seconds: tuple[float, ...] = NEAR_BOUND_SECONDS, size: tuple[int, int] = (56, 56), duration: float = 70.0
+) -> Frames:
+    noise = torch.Generator().manual_seed(len(seconds))
+    pixels = torch.randint(0, 256, (len(seconds), 3, *size), dtype=torch.uint8, generator=noise)
+    return Frames(pixels, seconds, (0,) * len(seconds), duration)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def own(processor: Any, frames: Frames, conversation: list[dict[str, Any]], **kwargs: Any) -> Any:
+    """The processor's own output, told the frames' times by a clock of milliseconds."""
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    metadata = VideoMetadata(
+        total_num_frames=round(frames.duration_seconds * 1000),
+        fps=1000,
+        duration=frames.duration_seconds,
+        frames_indices=[round(seconds * 1000) for seconds in frames.timeline_seconds],
+    )
+    return processor(
+        text=[text],
+        videos=[frames.pixels],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+        add_special_tokens=False,
+        **kwargs,
+    )
+
+
+def rendered(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """What a person would write for the processor: the video first in the first user message."""
+    first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    return [
+        {
+            "role": message["role"],
+            "content": [{"type": "video"}] * (i == first) + [{"type": "text", "text": message["content"]}],
+        }
+        for i, message in enumerate(messages)
+    ]
+
+
+# ------------------------------------------------------------------------------------ the processor's own output
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+def test_every_prompt_is_what_the_processor_itself_makes_of_it(name: str, count: int) -> None:
+    _, processor = family(name)
+    frames = make_frames(NEAR_BOUND_SECONDS[:count])
+    conversations = [[user(question)] for question in QUESTIONS]
+    conversations += [[{"role": "system", "content": "Be brief."}, user("Who?")]]
+    conversations += [[user("Who?"), {"role": "assistant", "content": "Me."}, user("And then?")]]
+    encoded = PromptEncoder(processor).encode(frames, conversations)
+    padded = frames
+    if name == "qwen3_vl" and count == 1:  # it refuses a single frame; two equal ones at one time are the same to it
+        padded = Frames(frames.pixels.repeat(2, 1, 1, 1), frames.timeline_seconds * 2, (0, 0), frames.duration_seconds)
+    for i, conversation in enumerate(conversations):
+        expected = own(processor, padded, rendered(conversation), **grid_settings(name))
+        assert encoded.input_ids[i] == expected["input_ids"][0].tolist()
+        if "mm_token_type_ids" in expected:
+            assert encoded.mm_token_type_ids is not None
+            assert encoded.mm_token_type_ids[i] == expected["mm_token_type_ids"][0].tolist()
+        for key, value in encoded.visual.items():
+            assert torch.equal(value, expected[key]), key
+    visual = set(expected) - {"input_ids", "attention_mask", "mm_token_type_ids"}
+    assert set(encoded.visual) == visual
+    if "mm_token_type_ids" not in expected:
+        assert encoded.mm_token_type_ids is None
+
+
+def grid_settings(name: str) -> dict[str, Any]:
+    """Sizes that leave 56 × 56 as it is, up to the family's grid."""
+    if name not in GRID_PX:
+        return {}
+    return {"size": {"shortest_edge": 28 * 28, "longest_edge": 10**9}, "cap_pixels_per_frame": False}
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_a_template_may_write_before_the_video_and_put_it_last(name: str) -> None:
+    _, processor = family(name)
+    template = processor.chat_template
+    text_then_video = template.replace(
+        "message['content'] %}{% if part", "message['content'] | reverse %}{% if part"
+    ).replace("<|im_start|>{{ message['role'] }}", "Watch now:{{ message['role'] }}")
+    assert text_then_video.count("reverse") == text_then_video.count("Watch now") == 1
+    frames = make_frames()
+    try:
+        processor.chat_template = text_then_video
+        encoded = PromptEncoder(processor).encode(frames, [[user(question)] for question in QUESTIONS])
+        for question, ids in zip(QUESTIONS, encoded.input_ids, strict=True):
+            expected = own(processor, frames, rendered([user(question)]), **grid_settings(name))
+            assert ids == expected["input_ids"][0].tolist()
+    finally:
+        processor.chat_template = template
+    text = processor.tokenizer.decode(encoded.input_ids[0])
+    assert text.startswith("Watch now:user\nWhat is it?")
+    assert processor.tokenizer.decode(encoded.input_ids[4]).startswith("Watch now:user\nWer weiß?")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_video_is_processed_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, processor = family(name)
+    calls = []
+    preprocess = type(processor.video_processor)._preprocess
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return preprocess(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor.video_processor), "_preprocess", counted)
+    PromptEncoder(processor).encode(make_frames(), [[user(question)] for question in QUESTIONS])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_without_a_video(name: str) -> None:
+    _, processor = family(name)
+    encoded = PromptEncoder(processor).encode(None, [[user("Who?")], [user("What?")]])
+    assert encoded.visual == {}
+    texts = [processor.tokenizer.decode(ids) for ids in encoded.input_ids]
+    head, tail = turn(name)
+    assert texts == [f"{head}{question}{tail}" for question in ("Who?", "What?")]
+    if encoded.mm_token_type_ids is not None:
+        assert encoded.mm_token_type_ids == [[0] * len(ids) for ids in encoded.input_ids]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompt_and_answer_are_the_conversation(name: str) -> None:
+    _, processor = family(name)
+    encoder = PromptEncoder(processor)
+    ids = encoder.encode(make_frames(), [[user("Who?")]]).input_ids[0]
+    ids += encoder.encode_answer("Who?", "It's me, Zoë.")
+    space, end = (" ", "<end_of_utterance>\n") if name == "smolvlm" else ("", "<|im_end|>\n")
+    assert processor.tokenizer.decode(ids).endswith(f"Who?{turn(name)[1]}{space}It's me, Zoë.{end}")
+
+
+def test_the_end_of_smolvlms_answer_is_that_of_its_template_for_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, processor = family("smolvlm")
+    monkeypatch.setattr(processor, "chat_template", "{{ 'of texts only' }}")
+    answer = PromptEncoder(processor).encode_answer("Who?", "Me.")
+    assert processor.tokenizer.decode(answer) == " Me.<end_of_utterance>\n"
+
+
+def turn(name: str) -> tuple[str, str]:
+    """What stands before and after a question without a video."""
+    if name == "smolvlm":
+        return "<|im_start|>User: ", "<end_of_utterance>\nAssistant:"
+    return "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+
+# -------------------------------------------------------------------------------------------------------- times
+
+
+def seconds_written(name: str, frames: Frames) -> list[str]:
+    """The times a family wrote into the prompt."""
+    _, processor = family(name)
+    encoded = PromptEncoder(processor).encode(frames, [[user("When?")]])
+    text = processor.tokenizer.decode(encoded.input_ids[0])
+    return re.findall(r"<(\d+\.\d) seconds>|Frame from (\d\d:\d\d):", text)
+
+
+def test_qwen3_writes_the_mean_time_of_each_pair_of_frames() -> None:
+    times = [seconds for seconds, _ in seconds_written("qwen3_vl", make_frames())]
+    # (0.5 + 1.5) / 2, (4.25 + 4.75) / 2, (9 + 61.5) / 2 = 35.25, to a tenth: Python rounds the half to even
+    assert times == ["1.0", "4.5", "35.2"]
+    odd = [seconds for seconds, _ in seconds_written("qwen3_vl", make_frames(NEAR_BOUND_SECONDS[:3]))]
+    assert odd == ["1.0", "4.2"]  # the last frame stands for its pair: 4.25
+    assert [seconds for seconds, _ in seconds_written("qwen3_vl", make_frames((3.3,)))] == ["3.3"]
+
+
+def test_smolvlm_writes_whole_seconds_and_the_duration() -> None:
+    frames = make_frames()
+    assert [clock for _, clock in seconds_written("smolvlm", frames)] == [
+        "00:00", "00:01", "00:04", "00:04", "00:09", "01:01",
+    ]  # fmt: skip
+    _, processor = family("smolvlm")
+    ids = PromptEncoder(processor).encode(frames, [[user("When?")]]).input_ids[0]
+    assert "series of 6 frames from a 0:01:10 [H:MM:SS] video" in processor.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 140.0), (2, 70.0), (5, 28.0), (6, 70 / 3)])
+def test_qwen2_5_has_the_mean_spacing_of_two_frames(count: int, expected: float) -> None:
+    _, processor = family("qwen2_5_vl")
+    visual = PromptEncoder(processor).encode(make_frames(NEAR_BOUND_SECONDS[:count]), [[user("When?")]]).visual
+    # 70 s of `count` frames, 2 frames a grid step
+    assert visual["second_per_grid_ts"].tolist() == pytest.approx([expected])
+    assert visual["video_grid_thw"][0, 0] == (count + 1) // 2
+
+
+def test_times_reach_the_positions_of_qwen2_5() -> None:
+    model, processor = family("qwen2_5_vl")
+    frames = make_frames((0.5, 1.5, 2.5, 3.5), duration=4.0)
+    encoded = PromptEncoder(processor).encode(frames, [[user("When?")]])
+    types = torch.tensor(encoded.mm_token_type_ids)
+    positions, _ = model.base_model.get_rope_index(torch.tensor(encoded.input_ids), types, **grids(encoded.visual))
+    times = positions[0, 0][types[0] == 2]
+    # 2 positions a second (tokens_per_second) and 2 s between grid steps: the second pair of frames is 4 later
+    assert (times - times[0]).tolist() == [0] * 4 + [4] * 4
+
+
+def grids(visual: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: visual[name] for name in ("video_grid_thw", "second_per_grid_ts")}
+
+
+# ------------------------------------------------------------------------------------------------- pixel budget
+
+
+@pytest.mark.parametrize(("name", "grid"), GRID_PX.items())
+@pytest.mark.parametrize(("count", "size"), [(1, (20, 20)), (3, (100, 200)), (40, (96, 160)), (2, (448, 448))])
+def test_a_patch_grid_only_rounds_the_frames(name: str, grid: int, count: int, size: tuple[int, int]) -> None:
+    _, processor = family(name)
+    frames = make_frames(tuple(i + 0.5 for i in range(count)), size, duration=float(count))
+    t, h, w = PromptEncoder(processor).encode(frames, [[user("?")]]).visual["video_grid_thw"][0].tolist()
+    assert t == (count + 1) // 2
+    patch = grid // 2
+    assert [h * patch, w * patch] == [max(1, round(side / grid)) * grid for side in size]
+
+
+def test_the_processors_own_bounds_would_have_changed_the_size() -> None:
+    """The frames above are such that the test before this one can fail."""
+    for name in GRID_PX:
+        _, processor = family(name)
+        frames = make_frames(tuple(i + 0.5 for i in range(40)), (96, 160), duration=40.0)
+        theirs = own(processor, frames, rendered([user("?")]))["video_grid_thw"][0, 1:].prod()
+        ours = PromptEncoder(processor).encode(frames, [[user("?")]]).visual["video_grid_thw"][0, 1:].prod()
+        assert theirs < ours
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(GRID_PX)))
+def test_a_fixed_tile_is_the_processors_own(name: str) -> None:
+    _, processor = family(name)
+    visual = PromptEncoder(processor).encode(make_frames(size=(40, 120)), [[user("?")]]).visual
+    pixels = visual.get("pixel_values", visual.get("pixel_values_videos"))
+    assert pixels is not None
+    assert pixels.shape[-4:] == (6, 3, 56, 56)
+
+
+# ------------------------------------------------------------------------------------------ models take what is made
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_the_model_takes_it_and_sees_every_frame(name: str, count: int) -> None:
+    model, processor = family(name)
+    frames = make_frames(tuple(i + 0.5 for i in range(count)), duration=float(count))
+
+    def logits(pixels: Tensor) -> Tensor:
+        seen = Frames(pixels, frames.timeline_seconds, frames.clip_indices, frames.duration_seconds)
+        encoded = PromptEncoder(processor).encode(seen, [[user("Who?")]])
+        types = encoded.mm_token_type_ids
+        more = {} if types is None else {"mm_token_type_ids": torch.tensor(types)}
+        with torch.no_grad():
+            return model(input_ids=torch.tensor(encoded.input_ids), **encoded.visual, **more).logits[0, -1]
+
+    plain = logits(frames.pixels)
+    assert plain.isfinite().all()
+    for i in range(count):
+        changed = frames.pixels.clone()
+        changed[i] = 255 - changed[i]
+        assert (logits(changed) - plain).abs().max() > 1e-4, f"frame {i} changes nothing"
+
+
+def test_smolvlm_can_be_tree_packed() -> None:
+    """The other families are in `test_tree.py`."""
+    model, processor = family("smolvlm")
+    add_fused_lm_head(model)
+    encoder = PromptEncoder(processor)
+    encoded = encoder.encode(make_frames(), [[user("Who?")], [user("What then?")]])
+    answers = [encoder.encode_answer("?", answer) for answer in ("Me.", "A dog", "You!", "A black cat")]
+    rows = [encoded.input_ids[i % 2] + answer for i, answer in enumerate(answers)]
+    width = max(map(len, rows))
+    batch = {
+        "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        "completion_mask": torch.tensor(
+            [
+                [0] * (len(row) - len(answer)) + [1] * len(answer) + [0] * (width - len(row))
+                for row, answer in zip(rows, answers, strict=True)
+            ]
+        ),
+        "videos": [encoded.visual],
+        "video_index": torch.tensor([0, 0]),
+    }
+    with torch.no_grad():
+        plain = plain_forward(model, batch).log_probs
+        assert enable_tree_packing(model) is None
+        packed = tree_forward(model, batch).log_probs
+    assert plain.abs().max() > 1
+    assert (packed - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_smolvlm_trains(tmp_path: Path, dataset: Dataset, frozen: bool) -> None:
+    """The other families are in `test_modes.py`."""
+    model, processor = build_smolvlm()
+    reference = build_smolvlm()[0]
+    trainer = trainers.make(
+        tmp_path, dataset, model=model, processing_class=processor, ref_model=reference, freeze_vision_tower=frozen
+    )
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer.train()
+    assert all(0 < loss < 10 for loss in trainers.logged(trainer))
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert any("text_model" in name for name in moved)
+    assert any("vision_model" in name for name in moved) != frozen
+
+
+def test_smolvlm_answers_in_batches_as_one_by_one(tmp_path: Path) -> None:
+    """The other families are in `test_responders.py`."""
+    model, processor = family("smolvlm")
+    clip = Clip(str(write_video(tmp_path / "a.mp4", 40, 10, size=(56, 56))), 0.0, 4.0)
+    views = [View.sparse(count) for count in (4, 2, 4, 4)]
+    requests = [Request("Who? " * (i + 1), Timeline((clip,)), view) for i, view in enumerate(views)]
+    responder = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=8)
+    single = [responder.respond([request])[0] for request in requests]
+    assert len(set(single)) > 1
+    assert responder.respond(requests) == single
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_videos_of_equal_shapes_go_into_one_call(name: str) -> None:
+    _, processor = family(name)
+    encoder = PromptEncoder(processor)
+    counts = (2, 4, 2)
+    visuals = [encoder.encode(make_frames(NEAR_BOUND_SECONDS[:count]), [[user("?")]]).visual for count in counts]
+    assert visual_shapes(visuals[0]) == visual_shapes(visuals[2])
+    together = concatenate_visuals([visuals[0], visuals[2]])
+    for key, value in together.items():
+        assert torch.equal(value, torch.cat([visuals[0][key], visuals[2][key]])), key
+    # [videos, frames, …] needs equal numbers of frames; flat patches and tiles do not.
+    by_frames = name in ("llava_onevision", "smolvlm")
+    assert (visual_shapes(visuals[0]) != visual_shapes(visuals[1])) == by_frames
+    assert concatenate_visuals([]) == {}
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.fixture
+def own_processor() -> Any:
+    """One that a test may change."""
+    return tiny_models.build("llava_onevision")[1]
+
+
+def test_a_processor_without_video_is_named_with_all_it_lacks(own_processor: Any) -> None:
+    own_processor.video_processor = None
+    own_processor.video_token = None
+    own_processor.chat_template = None
+    with pytest.raises(
+        ValueError, match=r"LlavaOnevisionProcessor .* lacks a video_processor .*; a video_token; a chat"
+    ):
+        PromptEncoder(own_processor)
+
+
+def test_a_template_that_forgets_the_video_is_refused(own_processor: Any) -> None:
+    own_processor.chat_template = own_processor.chat_template.replace("<video>\n", "")
+    with pytest.raises(
+        ValueError,
+        match=r"lacks a chat template that writes '<video>' once for a video: it writes '<\|im_start\|>user\\n\?",
+    ):
+        PromptEncoder(own_processor)
+
+
+def test_a_video_processor_that_crops_is_refused(own_processor: Any) -> None:
+    own_processor.video_processor = LlavaNextVideoVideoProcessor()
+    with pytest.raises(ValueError, match=r"LlavaNextVideoVideoProcessor has size=.*do_center_crop=True"):
+        PromptEncoder(own_processor)
+
+
+def test_a_processor_that_writes_no_video_tokens_is_refused(own_processor: Any) -> None:
+    from transformers import ProcessorMixin
+
+    class Foreign(type(own_processor)):  # type: ignore[misc]
+        replace_video_token = ProcessorMixin.replace_video_token
+
+    own_processor.__class__ = Foreign
+    with pytest.raises(
+        ValueError, match=r"^Foreign cannot be given frames and questions: it lacks replace_video_token"
+    ):
+        PromptEncoder(own_processor)
+
+
+@pytest.mark.parametrize("text", ["Look at <video>!", "Is <image> it?"])
+def test_placeholders_in_texts_are_refused(text: str) -> None:
+    encoder = PromptEncoder(family("llava_onevision")[1])
+    with pytest.raises(ValueError, match=r"contains '<(video|image)>'.*remove it"):
+        encoder.encode(make_frames(), [[user(text)]])
+    with pytest.raises(ValueError, match="contains"):
+        encoder.encode_answer("Who?", text)
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(own_processor: Any) -> None:
+    own_processor.chat_template = "{{ messages | length }}" + own_processor.chat_template
+    with pytest.raises(ValueError, match="renders a prompt differently once an answer follows"):
+        PromptEncoder(own_processor).encode_answer("Who?", "Me.")
+
+
+def test_a_prompt_about_a_video_needs_a_user() -> None:
+    encoder = PromptEncoder(family("internvl")[1])
+    with pytest.raises(ValueError, match=r"needs a user message, got roles \['system'\]"):
+        encoder.encode(make_frames(), [[{"role": "system", "content": "Hi"}]])

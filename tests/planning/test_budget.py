@@ -1,0 +1,314 @@
+"""`longvpo check`: its estimates against real models, real batches and real steps, and sums done by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_processing import build_smolvlm
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.smolvlm import processing_smolvlm
+from trl import ModelConfig
+from typer.testing import CliRunner
+
+import tiny_models
+import trainers
+from longvpo_hf.commands.app import app
+from longvpo_hf.planning import budget
+from longvpo_hf.planning.budget import GIB, Machine, Rows, Sharding
+from longvpo_hf.training.collator import VideoPreferenceCollator
+
+FAMILIES = [*tiny_models.FAMILIES, "smolvlm"]
+SOURCE_PX = (64, 64)  # of the tests' clips
+FRAMES = trainers.NUM_FRAMES
+
+
+def family(name: str) -> tuple[Any, Any]:
+    return build_smolvlm() if name == "smolvlm" else tiny_models.build(name)
+
+
+def model_settings(**more: Any) -> ModelConfig:
+    return ModelConfig(model_name_or_path="tiny", dtype="float32", **more)
+
+
+def estimate_of(name: str, folder: Path, rows: Rows | None = None, machine: Machine | None = None, **more: Any) -> Any:
+    """The estimate for a tiny model of a family; `more` are the trainer's settings."""
+    settings = trainers.settings(folder, **{"per_device_train_batch_size": 1, **more})
+    rows = rows or Rows(source_px=SOURCE_PX)
+    return budget.estimate(family(name)[0].config, model_settings(), settings, machine, rows)
+
+
+def run_of(name: str, folder: Path, machine: Machine | None = None, **more: Any) -> Any:
+    """What `estimate` asks, to be asked in part."""
+    settings = trainers.settings(folder, **{"per_device_train_batch_size": 1, **more})
+    config = family(name)[0].config
+    return budget._Run(config, model_settings(), settings, machine or Machine(), Rows(source_px=SOURCE_PX))
+
+
+# ------------------------------------------------------------------------------------------------- counted exactly
+
+
+def test_known_base_models_have_the_parameters_their_pages_state() -> None:
+    known = json.loads(Path(budget.__file__).with_name("base_models.json").read_text(encoding="utf-8"))["models"]
+    for name, model in known.items():
+        config = budget.find_model_config(f"some-org/{name.lower()}-Instruct-hf")
+        built = budget._build(config, model_settings(), _no_training(), Machine())
+        total = sum(weight.numel() for weight in built.parameters()) / 1e9
+        tolerance = 0.003 if name.startswith("LLaVA") else 1e-12  # of LLaVA-Video no exact count was found
+        assert total == pytest.approx(model["total"], rel=tolerance), name
+        assert {weight.device.type for weight in built.parameters()} == {"meta"}
+
+
+def _no_training() -> Any:
+    return type("Training", (), {"freeze_vision_tower": False, "gradient_checkpointing": False, "bf16": False})()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parameters_and_visual_tokens_are_those_of_the_model_and_the_batch(
+    name: str, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+    model, processor = family(name)
+    collator = VideoPreferenceCollator(processor, FRAMES, fps=None, max_pixels=trainers.MAX_PIXELS, reference="full")
+    batch = collator([dataset[0]])
+    found = run_of(name, tmp_path)
+    assert found.tokens.visual == batch["visual_tokens"]
+    assert found.parameters.total == sum(weight.numel() for weight in model.parameters())
+    assert found.parameters.trained == found.parameters.total
+    assert found.parameters.adapters == 0
+
+
+def test_adapters_are_counted_as_peft_makes_them(dataset: Any, tmp_path: Path) -> None:
+    settings = model_settings(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
+    from trl import get_peft_config
+
+    trainer = trainers.make(tmp_path, dataset, peft_config=get_peft_config(settings))
+    real = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    found = budget._Run(tiny_models.build("internvl")[0].config, settings, trainer.args, Machine(), Rows())
+    assert found.parameters.trained == found.parameters.adapters == real
+    assert found._states()["reference model"] == 0  # the adapters are turned off
+
+
+# ------------------------------------------------------------------------------------------------ against real steps
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+def test_work_and_saved_bytes_are_those_of_a_real_step(
+    name: str, checkpointing: bool, dataset: Any, tmp_path: Path
+) -> None:
+    frames = 48  # enough for the video to outweigh the text
+    more = {"num_frames": frames, "per_device_train_batch_size": 1, "gradient_checkpointing": checkpointing}
+    trainer = trainers.make(tmp_path, dataset.select([0]), name, reference="full", **more)
+    batch = trainers.batch_of(trainer, dataset.select([0]))
+    answers = batch["completion_mask"].sum(1).tolist()
+    prompt = int(batch["attention_mask"][0].sum()) - answers[0]
+    grid = budget._grid(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
+    beside = prompt - grid.visual(frames) - 1 - budget._CHAT_TOKENS
+    guessed = Rows(1, *answers, label_tokens=round(beside / grid.units(frames)), source_px=SOURCE_PX)
+    found = budget.estimate(trainer.model.config, model_settings(), trainer.args, rows=guessed)
+
+    if checkpointing:
+        trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    weights = {weight.untyped_storage().data_ptr() for weight in trainer.model.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    trainer.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+    assert found.saved_gib * GIB == pytest.approx(sum(saved.values()), rel=0.1)
+    loss.backward()
+
+    with FlopCounterMode(display=False) as counter:
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+    products = sum(
+        count
+        for operator, count in counter.get_flop_counts()["Global"].items()
+        if "scaled_dot_product" not in str(operator)  # torch counts those in full, and not all of them
+    )
+    # On a CPU TRL's head scores every position, of policy and reference, and in part by products torch does not count.
+    text = trainer.model.config.get_text_config()
+    packed = found.tokens.packed - 1
+    heads = {"policy": 2 * packed, "reference": packed}  # logits, and again in the backward pass
+    head = 2.0 * sum(heads.values()) * text.vocab_size * text.hidden_size
+    attention = _attention(trainer.model.config, found, grid, frames, checkpointing)
+    answers_head = sum(answers) * 2.0 * text.vocab_size * text.hidden_size
+    mine = (sum(found.tflop.values()) - found.tflop["policy: LM head"]) * 1e12 - answers_head - attention
+    assert mine == pytest.approx(products - head, rel=0.1)
+
+
+def _attention(config: Any, found: Any, grid: Any, frames: int, checkpointing: bool) -> float:
+    """Work of all attention, by hand: 4 × queries × keys × width, half of it where causal; 3.5 times that with its
+    backward pass, once more with checkpointing, once more for the reference."""
+    text, vision = config.get_text_config(), config.vision_config
+    times = 4.5 + checkpointing
+    tokens = found.tokens.packed
+    width = text.num_attention_heads * getattr(text, "head_dim", text.hidden_size // text.num_attention_heads)
+    causal = 4 * tokens**2 * width * text.num_hidden_layers / 2
+    seen = sum(4 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.window)
+    return times * (causal + seen * grid.units(frames))
+
+
+# ---------------------------------------------------------------------------------------------------- sums by hand
+
+
+def test_weights_gradients_and_optimizer_by_hand(tmp_path: Path) -> None:
+    def states(machine: Machine | None = None, **more: Any) -> dict[str, float]:
+        return run_of("internvl", tmp_path, machine, **more)._states()
+
+    count = sum(weight.numel() for weight in tiny_models.build("internvl")[0].parameters())
+    one = states()
+    assert one["weights"] == one["reference model"] == one["gradients"] == 4 * count
+    assert one["optimizer"] == 8 * count  # AdamW: two moments
+    assert states(Machine(processes=2))["gradients"] == 8 * count  # and DDP's buckets
+
+    sharded = states(Machine(processes=8, sharding=Sharding.fsdp2))
+    assert sharded["optimizer"] == count
+    assert sharded["gradients"] == sharded["reference model"] == count / 2
+    assert count / 2 < sharded["weights"] < 4 * count  # its share, and what is gathered
+
+    zero2 = states(Machine(processes=8, sharding=Sharding.zero2))
+    assert (zero2["weights"], zero2["optimizer"]) == (4 * count, count)
+    zero3 = states(Machine(processes=8, sharding=Sharding.zero3))
+    assert (zero3["reference model"], zero3["optimizer"]) == (count / 2, count)
+    half = states(Machine(processes=8, sharding=Sharding.zero2), bf16=True)
+    assert (half["weights"], half["optimizer"]) == (2 * count, (4 + 8) * count / 8)  # and the master weights
+
+    eight = states(optim="adamw_bnb_8bit", precompute_ref_log_probs=True)
+    assert (eight["optimizer"], eight["reference model"]) == (2 * count, 0)
+
+
+def test_quantised_weights_take_half_a_byte_and_their_scales(tmp_path: Path) -> None:
+    config = budget.find_model_config("OpenGVLab/InternVL3-8B-hf")
+    settings = ModelConfig(dtype="bfloat16", use_peft=True, load_in_4bit=True)
+    training = trainers.settings(tmp_path, bf16=True, num_frames=16, per_device_train_batch_size=1)
+    run = budget._Run(config, settings, training, Machine(), Rows())
+    embeddings = 2 * 151674 * 3584  # in and out, kept in bf16
+    expected = (run.parameters.total - embeddings) * (0.5 + 4 / 64) + embeddings * 2 + run.parameters.adapters * 2
+    assert run._states()["weights"] == pytest.approx(expected, rel=0.005)  # but for norms and patches
+
+
+def test_what_makes_it_smaller_makes_it_smaller(tmp_path: Path) -> None:
+    def activations(**more: Any) -> float:
+        memory = run_of("internvl", tmp_path, **{"num_frames": 256, **more})._activations(more.get("num_frames", 256))
+        return memory["text model's activations"] + memory["vision"]
+
+    plain = activations()
+    checkpointed = activations(gradient_checkpointing=True)
+    assert checkpointed < 0.8 * plain
+    assert activations(activation_offloading=True) < 0.8 * plain
+    assert activations(gradient_checkpointing=True, activation_offloading=True) < checkpointed
+    assert activations(num_frames=128) == pytest.approx(plain / 2, rel=0.1)
+    assert activations(tree_packing=False) > 1.3 * plain  # twice, but for the mask of the branches
+
+
+def test_pairs_of_a_timeline_share_its_video(tmp_path: Path) -> None:
+    apart = estimate_of("internvl", tmp_path, num_frames=256, per_device_train_batch_size=4)
+    together = estimate_of("internvl", tmp_path, num_frames=256, per_device_train_batch_size=4, pairs_per_timeline=4)
+    question, answers = 32, 256
+    trunk = apart.tokens.packed // 4 - question - answers
+    assert together.tokens.packed == trunk + 4 * (question + answers)
+    assert together.tokens.reference == apart.tokens.reference  # each has an anchor of its own
+    assert together.seconds < apart.seconds
+
+
+def test_frames_that_fit_fit_and_more_do_not(tmp_path: Path) -> None:
+    machine = Machine(gpu_memory_gib=budget.RESERVE_GIB + 0.2)
+    run = run_of("internvl", tmp_path, machine, num_frames=64)
+    most = run.frames_that_fit()
+    assert most > 64
+    assert sum(run.memory(most).values()) <= machine.gpu_memory_gib < sum(run.memory(round(most * 1.02) + 1).values())
+
+
+def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
+    machine = Machine(gpu_memory_gib=budget.RESERVE_GIB + 0.01)
+    found = estimate_of("internvl", tmp_path, machine=machine, num_frames=512)
+    assert not found.fits
+    remedies = {remedy.setting: remedy for remedy in found.remedies}
+    assert {"gradient_checkpointing: true", "activation_offloading: true", "all of these"} <= set(remedies)
+    assert all(remedy.gib < found.total_gib for remedy in found.remedies)
+    frames = remedies[f"num_frames: {found.frames_that_fit}"]
+    assert frames.fits
+    text = budget.report(found)
+    assert "DOES NOT FIT" in text
+    assert "gradient_checkpointing: true" in text
+
+
+def test_longer_than_the_context_is_said(tmp_path: Path) -> None:
+    notes = "\n".join(run_of("internvl", tmp_path, num_frames=8192).notes())
+    assert "TOO LONG: " in notes
+    assert "65,536" in notes
+
+
+# ----------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe's YAML about a tiny model's folder that holds a config and no weights."""
+    tiny_models.build("internvl")[0].config.save_pretrained(tmp_path / "tiny")
+    path = tmp_path / "recipe.yaml"
+    lines = [f"model_name_or_path: {tmp_path / 'tiny'}", "output_dir: run", "dataset_name: rows", "dtype: bfloat16"]
+    path.write_text("\n".join([*lines, "num_frames: 16", "gradient_checkpointing: true"]), encoding="utf-8")
+    return path
+
+
+def test_the_command_reads_a_recipe_and_its_options(recipe: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(recipe), "--processes", "8", "--sharding", "fsdp2"])
+    assert done.exit_code == 0, done.output
+    assert "8 processes (fsdp2)" in done.stdout
+    assert "16 × 4.0 = 64 visual" in done.stdout
+    assert "FITS" in done.stdout
+    wider = CliRunner().invoke(app, ["check", str(recipe), "--num_frames", "32", "--json", "--gpu-memory", "1"])
+    assert wider.exit_code == 1
+    found = json.loads(wider.stdout)
+    assert (found["tokens"]["frames"], found["fits"], found["frames_that_fit"]) == (32, False, 0)
+    assert [remedy["setting"] for remedy in found["remedies"]][-1] == "all of these"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml is not a file"),
+        (["RECIPE", "--model_name_or_path", "some/model"], "hf download some/model config.json"),
+        (["RECIPE", "--sharding", "zero3"], "processes=1"),
+        (["RECIPE", "--num_frames", "0"], "num_frames must be ≥ 1"),
+        (["RECIPE", "--num_frames", "many"], "wrong kind"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_else(recipe: Path, arguments: list[str], said: str) -> None:
+    arguments = [str(recipe) if argument == "RECIPE" else argument for argument in arguments]
+    done = CliRunner().invoke(app, ["check", *arguments])
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_adapter_has_the_shapes_of_its_base(recipe: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    base = str(tmp_path / "tiny")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}), encoding="utf-8")
+    assert budget.find_model_config(str(adapter)).to_dict() == budget.find_model_config(base).to_dict()
+
+
+def test_help_is_light() -> None:
+    program = (
+        "import sys\n"
+        "from longvpo_hf.commands.app import app\n"
+        "try:\n    app(['check', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'transformers', 'trl') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"

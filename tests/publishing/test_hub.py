@@ -1,0 +1,246 @@
+"""The dataset on the Hub: its card, what a push refuses, and the way from a folder to two training steps.
+
+What talks to the Hub runs in a process of its own against `hub_double`; functions here that no test framework calls
+(`push_and_train`, `push_again`) are what it runs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+
+from hub_double import HubDouble, card_errors
+from longvpo_hf.preference import Provenance, VideoPreference
+from longvpo_hf.public import markdown, public_name
+from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card, push_dataset
+from longvpo_hf.timeline import Timeline
+
+REPO = "longvpo/stage1"
+FUNNEL = {"stages": {"rows": 8}, "dropped": {"answers_agree": 2}}
+
+
+def of_corpora(preferences: list[VideoPreference], licences: list[str]) -> list[VideoPreference]:
+    """The rows with a recipe, and with clips that name a source and, by turns, a licence."""
+    return [
+        replace(
+            preference,
+            provenance=Provenance(recipe="longvpo-stage1"),
+            timeline=Timeline(
+                tuple(
+                    replace(clip, source_id=f"video{i}", licence=licences[i % len(licences)])
+                    for i, clip in enumerate(preference.timeline.clips)
+                )
+            ),
+        )
+        for preference in preferences
+    ]
+
+
+def write(folder: Path, preferences: list[VideoPreference], recipe: str = "longvpo-stage1", **facts: object) -> Path:
+    with DatasetWriter(folder) as writer:
+        for preference in preferences:
+            writer.add(preference)
+        writer.write_card(dataset_card("Rows", recipe, writer.num_rows, FUNNEL, facts))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------ the card
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        (["CC BY 4.0"], "cc-by-4.0"),
+        (["cc_by_nc_4.0 ", "MIT"], ["cc-by-nc-4.0", "mit"]),
+        (["Vript | own licence", "mit"], ["mit", "other"]),
+        (["", "mit"], ["mit", "unknown"]),
+        ([""], None),
+    ],
+)
+def test_card_names_the_clips_licences(
+    tmp_path: Path, preferences: list[VideoPreference], licences: list[str], expected: Any
+) -> None:
+    text = (write(tmp_path / "rows", of_corpora(preferences, licences)) / "README.md").read_text()
+    assert card_errors(text) == []
+    assert DatasetCard(text).data.to_dict().get("license") == expected
+    for licence in licences:
+        assert f"| {markdown(licence) or 'not stated'} | " in text
+
+
+def test_card_counts_clips_and_sources(tmp_path: Path, preferences: list[VideoPreference]) -> None:
+    clip = preferences[0].timeline.clips[0]
+    sources = tuple(replace(clip, source_id=f"v{i:02}", licence="mit") for i in range(23))
+    rows = [replace(preferences[0], timeline=Timeline(sources), id="")] * 2
+    text = (write(tmp_path / "rows", rows) / "README.md").read_text()
+    names = ", ".join(f"v{i:02}" for i in range(20))
+    assert f"| mit | 23 | 23 | {names}, … and 3 more |" in text
+
+
+@pytest.mark.parametrize(("recipe", "paper"), [("longvpo-stage1", "2602.02341"), ("temporal-localized", "2501.13919")])
+def test_card_cites_the_paper_of_the_recipe(tmp_path: Path, recipe: str, paper: str) -> None:
+    assert re.findall(r"https://arxiv.org/abs/([\d.]+)", dataset_card("Rows", recipe, 1, FUNNEL, {})) == [paper]
+
+
+def test_names_from_outside_cannot_break_the_card() -> None:
+    nasty = "a | b\n---\n| c: [x](http://y) `z` <b> {{ 1 }}"
+    text = dataset_card(nasty, nasty, 1, FUNNEL, {nasty: nasty})
+    assert card_errors(text) == []
+    assert DatasetCard(text).data["tags"][-1] == nasty
+    (row,) = [line for line in text.splitlines() if line.startswith("| a ")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    body = text.split("\n---\n", 1)[1]
+    assert "<b>" not in body
+    assert "[x](" not in body
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("/ho" + "me/someone/models/mine@main", "mine@main"),
+        ("C:\\models\\mine", "mine"),
+        ("~/models/mine", "mine"),
+        ("../mine", "mine"),
+        ("OpenGVLab/InternVL3-8B-hf", "OpenGVLab/InternVL3-8B-hf"),
+        ("cosine ≤ 0.6", "cosine ≤ 0.6"),
+        ("x" * 5000, "x" * 5000),
+    ],
+)
+def test_local_paths_lose_their_folders(name: str, public: str) -> None:
+    assert public_name(name) == public
+    assert f"| model | {markdown(public)} |" in dataset_card("Rows", "longvpo-stage1", 1, FUNNEL, {"model": name})
+
+
+def test_a_folder_here_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("runs/base") == "base"
+
+
+# ------------------------------------------------------------------------------------------------ what a push refuses
+
+
+def test_push_refuses_rows_without_their_media(tmp_path: Path, preferences: list[VideoPreference]) -> None:
+    folder = write(tmp_path / "rows", preferences)
+    media = sorted((folder / "clips").iterdir())
+    media[1].unlink()
+    with pytest.raises(ValueError, match=rf"^1 media files .* e\.g\. 'clips/{media[1].name}'"):
+        push_dataset(folder, REPO)
+
+
+@pytest.mark.parametrize("name", ["README.md", "train.parquet"])
+def test_push_refuses_what_is_no_dataset(tmp_path: Path, preferences: list[VideoPreference], name: str) -> None:
+    folder = write(tmp_path / "rows", preferences)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=rf"lacks {name}"):
+        push_dataset(folder, REPO)
+
+
+# ------------------------------------------------------------------------------------------------- through the double
+
+
+def push_and_train(folder: str) -> dict[str, Any]:
+    """Pushes the dataset and takes two training steps on it, map-style and streamed, in the same order."""
+    import copy
+
+    from datasets import load_dataset
+
+    from longvpo_hf import LongVPOConfig, LongVPOTrainer
+    from tiny_models import build
+
+    told: dict[str, Any] = {"revision": push_dataset(Path(folder), REPO, private=True)}
+    for streaming in (False, True):
+        rows = load_dataset(REPO, split="train", streaming=streaming)
+        model, processor = build("internvl")
+        trainer = LongVPOTrainer(
+            model=model,
+            ref_model=copy.deepcopy(model),
+            args=LongVPOConfig(
+                output_dir="run",
+                max_steps=2,
+                per_device_train_batch_size=2,
+                num_frames=3,
+                reference="anchor",
+                learning_rate=1e-3,
+                train_sampling_strategy="sequential",
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                use_cpu=True,
+            ),
+            train_dataset=rows,
+            processing_class=processor,
+        )
+        trainer.train()
+        told["streamed" if streaming else "loaded"] = [
+            entry["loss"] for entry in trainer.state.log_history if "loss" in entry
+        ]
+        trainer.create_model_card()
+        told["card streamed" if streaming else "card loaded"] = Path("run/README.md").read_text()
+    return told
+
+
+def push_again(folder: str) -> dict[str, Any]:
+    """Pushes other rows under the same name, then a card that the Hub refuses."""
+    told = {"revision": push_dataset(Path(folder), REPO)}
+    card = Path(folder) / "README.md"
+    card.write_text(card.read_text().replace("license: mit", "license: my own"))
+    try:
+        push_dataset(Path(folder), REPO)
+    except ValueError as error:
+        told["refusal"] = str(error)
+    return told
+
+
+def test_from_folder_to_training_steps(tmp_path: Path, preferences: list[VideoPreference]) -> None:
+    folder = write(tmp_path / "rows", of_corpora(preferences, ["mit"]))
+    with HubDouble() as hub:
+        told = hub.call(push_and_train, folder, cwd=tmp_path / "cwd", hf_home=tmp_path / "home")
+        repository = hub.repositories["dataset", REPO]
+        assert repository.private
+        assert told["revision"] == repository.commits[-1][0]
+        names = {name for name in repository.files if name != ".gitattributes"}
+        assert names == {"README.md", "train.parquet", *(f"clips/{path.name}" for path in (folder / "clips").iterdir())}
+        assert f'load_dataset("{REPO}"'.encode() in repository.files["README.md"]
+        # Every clip is downloaded once for map-style loading, however many rows show it.
+        clips = [line for line in hub.requests if "GET" in line and "/clips/" in line and " 200 " in line]
+        assert len(clips) == len(set(clips)) == 4
+        # And streaming reads them from the Hub while it trains.
+        assert any("/clips/" in line and " 206 " in line for line in hub.requests)
+
+        assert len(told["loaded"]) == 2
+        assert told["streamed"] == pytest.approx(told["loaded"], rel=1e-6)
+        for way in ("loaded", "streamed"):
+            assert DatasetCard(told[f"card {way}"]).data["datasets"] == [REPO]
+            assert "| recipe | longvpo-stage1 |" in told[f"card {way}"]
+            assert f"datasets/{REPO}/tree/{told['revision']}" in told[f"card {way}"]
+
+        fewer = write(tmp_path / "fewer", of_corpora(preferences[:2], ["mit"]))
+        again = hub.call(push_again, fewer, cwd=tmp_path / "cwd", hf_home=tmp_path / "home2")
+        assert repository.commits[-1][0] == again["revision"] != told["revision"]
+        media = {
+            clip["file_name"] for row in pq.read_table(fewer / "train.parquet")["clips"].to_pylist() for clip in row
+        }
+        assert {name for name in repository.files if name.startswith("clips/")} == media
+        assert len(media) == 3
+        assert "license" in again["refusal"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("# no YAML", "no YAML block"),
+        ("---\na: [\n---\n", "invalid YAML"),
+        ("---\nlicense: my own\n---\n", "license"),
+        ("---\nbase_model: /a/b/c\n---\n", "base_model"),
+        ("---\ntags: x\n---\n", "tags"),
+        ("---\nmodel-index:\n- name: x\n  results:\n  - dataset: {name: y}\n---\n", "model-index"),
+    ],
+)
+def test_the_double_refuses_bad_cards(content: str, error: str) -> None:
+    assert error in "".join(card_errors(content))

@@ -1,0 +1,777 @@
+"""`EndpointResponder` against a scripted server, which does what servers do when they are busy, broken or forbidding,
+and against a real one: `transformers serve` with a tiny vision-language model. All on the loopback interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiny_models
+from longvpo_hf.errors import EndpointError
+from longvpo_hf.frames import Frames, FrameSampler, UnreadableVideo
+from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
+from longvpo_hf.responders import CutOff, EndpointResponder, NoAnswer, Request, Responder, Unanswered, endpoint
+from longvpo_hf.timeline import Clip, Timeline, View
+
+KEY = "sk-a-secret-key"
+
+# ------------------------------------------------------------------------------------------------ the scripted server
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request as the server got it. `number` counts from 0 in order of arrival."""
+
+    number: int
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    arrived_seconds: float
+
+    @property
+    def text(self) -> str:
+        return str(self.body["messages"][-1]["content"][-1]["text"])
+
+    @property
+    def images(self) -> list[Image.Image]:
+        urls = [part["image_url"]["url"] for part in self.body["messages"][-1]["content"][:-1]]
+        assert all(url.startswith("data:image/jpeg;base64,") for url in urls)
+        return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True))) for url in urls]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server does: by default says `text` as a proper answer."""
+
+    text: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    byte_seconds: float = 0.0  # pause before each byte of the body
+    hang_up: bool = False
+
+    @property
+    def payload(self) -> bytes:
+        if self.body is not None:
+            return self.body
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.text}}
+        return json.dumps({"id": "1", "object": "chat.completion", "created": 1, "choices": [choice]}).encode()
+
+
+Script = Callable[[Call], Reply]
+
+
+class ScriptedServer:
+    """A chat endpoint that follows a script, and remembers what it was asked and by how many at once."""
+
+    def __init__(self, script: Script) -> None:
+        self.calls: list[Call] = []
+        self.under_way = 0
+        self.most_under_way = 0
+        lock = threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else 40 ms per answer
+
+            def do_POST(handler) -> None:
+                body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+                headers = {name.lower(): value for name, value in handler.headers.items()}
+                with lock:
+                    call = Call(len(self.calls), handler.path, headers, body, time.monotonic())
+                    self.calls.append(call)
+                    self.under_way += 1
+                    self.most_under_way = max(self.most_under_way, self.under_way)
+                try:
+                    reply = script(call)
+                finally:
+                    with lock:
+                        self.under_way -= 1
+                if reply.hang_up:
+                    handler.close_connection = True
+                    return
+                handler.send_response(reply.status)
+                for name, value in {"Content-Length": str(len(reply.payload)), **reply.headers}.items():
+                    handler.send_header(name, value)
+                handler.end_headers()
+                step = 1 if reply.byte_seconds else len(reply.payload)
+                for start in range(0, len(reply.payload), step or 1):
+                    time.sleep(reply.byte_seconds)
+                    handler.wfile.write(reply.payload[start : start + step])
+
+            def log_message(handler, *args: object) -> None:
+                pass
+
+            def handle(handler) -> None:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client had waited long enough
+                    super().handle()
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+Serve = Callable[[Script], ScriptedServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    servers: list[ScriptedServer] = []
+
+    def start(script: Script) -> ScriptedServer:
+        servers.append(ScriptedServer(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits, no proxy before the loopback interface, no token but a test's own."""
+    monkeypatch.setattr(endpoint, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def sampler(num_frames: int = 4) -> FrameSampler:
+    return FrameSampler(num_frames, max_pixels=64 * 64)
+
+
+def responder(server: ScriptedServer | str, **settings: Any) -> EndpointResponder:
+    base_url = server if isinstance(server, str) else server.base_url
+    return EndpointResponder("tiny/model", base_url, settings.pop("sampler", sampler()), **settings)
+
+
+def questions(number: int) -> list[Request]:
+    return [Request(f"question {index}") for index in range(number)]
+
+
+def failure_of(error: pytest.ExceptionInfo[Unanswered], index: int = 0) -> NoAnswer:
+    """The one request's failure, which must be named as a drop."""
+    failure = error.value.results[index]
+    assert isinstance(failure, NoAnswer)
+    assert failure.reason == "no_answer"
+    return failure
+
+
+# ------------------------------------------------------------------------------------------------- what is asked, order
+
+
+def test_answers_stand_in_the_order_of_the_requests(serve: Serve) -> None:
+    def script(call: Call) -> Reply:
+        time.sleep(0.3 if call.text == "question 0" else 0.0)
+        return Reply(f" answer to {call.text}\n")
+
+    server = serve(script)
+    assert responder(server, concurrency=4).respond(questions(6)) == [f"answer to question {i}" for i in range(6)]
+    assert len(server.calls) == 6
+
+
+def test_nothing_asked_is_nothing_answered() -> None:
+    assert responder("http://127.0.0.1:9/v1").respond([]) == []
+
+
+def test_what_is_sent(serve: Serve) -> None:
+    server = serve(lambda call: Reply("yes"))
+    answerer: Responder = responder(server, api_key=KEY, max_tokens=17, seed=5)
+    answerer.respond([Request("Why?")])
+    (call,) = server.calls
+    assert call.path == "/v1/chat/completions"
+    assert call.headers["authorization"] == f"Bearer {KEY}"
+    assert call.body == {
+        "model": "tiny/model",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}],
+        "max_tokens": 17,
+        "temperature": 0.0,
+        "seed": 5,
+        "stream": False,
+    }
+    assert answerer.name == f"tiny/model@{server.base_url.split('/')[2]}"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+    ],
+)
+def test_where_requests_go(serve: Serve, base_url: str, path: str) -> None:
+    server = serve(lambda call: Reply("yes"))
+    responder(server.base_url.removesuffix("/v1") + base_url).respond([Request("?")])
+    assert server.calls[0].path == path
+
+
+@pytest.mark.parametrize("view", [View.whole(), View.only([2]), View.without([1]), View.sparse(3)], ids=str)
+def test_frames_of_the_view_arrive_in_order_as_jpegs(serve: Serve, clips: dict[str, Clip], view: View) -> None:
+    server = serve(lambda call: Reply("a clip"))
+    timeline = Timeline((clips["red"], clips["blue"], clips["green"]))
+    responder(server, sampler=sampler(6)).respond([Request("What is shown?", timeline, view)])
+    (call,) = server.calls
+    sent = np.stack([np.asarray(image) for image in call.images]).astype(int)
+    assert {image.format for image in call.images} == {"JPEG"}
+    wanted = sampler(6)(timeline, view).pixels.permute(0, 2, 3, 1).numpy().astype(int)
+    assert sent.shape == wanted.shape
+    assert np.abs(sent - wanted).mean(axis=(1, 2, 3)).max() < 3  # what JPEG costs a flat colour
+    assert call.text == "What is shown?"  # after the images
+
+
+def test_frames_are_no_larger_than_the_sampler_allows(serve: Serve, clips: dict[str, Clip]) -> None:
+    server = serve(lambda call: Reply("a clip"))
+    small = FrameSampler(2, max_pixels=32 * 32)
+    responder(server, sampler=small).respond([Request("?", Timeline((clips["red"],)))])
+    assert [image.size for image in server.calls[0].images] == [(32, 32), (32, 32)]
+
+
+# -------------------------------------------------------------------------------------------------- how many at once
+
+
+def test_concurrency_is_reached_and_not_passed(serve: Serve) -> None:
+    full = threading.Barrier(3)
+
+    def script(call: Call) -> Reply:
+        full.wait(10)  # breaks, and fails the call, unless three are here
+        time.sleep(0.1)  # time enough for more to come
+        return Reply("yes")
+
+    server = serve(script)
+    assert responder(server, concurrency=3, max_retries=0).respond(questions(9)) == ["yes"] * 9
+    assert server.most_under_way == 3
+
+
+def test_no_more_frames_are_taken_than_requests_are_under_way(serve: Serve, clips: dict[str, Clip]) -> None:
+    class CountingSampler(FrameSampler):
+        taken = 0
+
+        def __call__(self, timeline: Timeline, view: View | None = None) -> Frames:
+            CountingSampler.taken += 1
+            return super().__call__(timeline, view)
+
+    taken_when_answered: list[int] = []
+
+    def script(call: Call) -> Reply:
+        while CountingSampler.taken < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)  # time enough to take more
+        taken_when_answered.append(CountingSampler.taken)
+        return Reply("yes")
+
+    server = serve(script)
+    requests = [Request("?", Timeline((clips["red"],)))] * 6
+    responder(server, sampler=CountingSampler(2, max_pixels=64 * 64), concurrency=2).respond(requests)
+    assert taken_when_answered[0] == 2
+    assert all(taken <= answered + 2 for answered, taken in enumerate(taken_when_answered))
+    assert CountingSampler.taken == 6
+
+
+def test_works_where_an_event_loop_runs(serve: Serve) -> None:
+    server = serve(lambda call: Reply(call.text.upper()))
+
+    async def notebook() -> list[str]:
+        return responder(server).respond([Request("a"), Request("b")])
+
+    assert asyncio.run(notebook()) == ["A", "B"]
+
+
+# ----------------------------------------------------------------------------------------------------- JSON schemas
+
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+REFUSAL = b'{"error": "response_format: json_schema is not supported"}'
+
+
+def has_schema(call: Call) -> bool:
+    return "response_format" in call.body
+
+
+def test_the_schema_goes_as_openai_vllm_and_sglang_read_it(serve: Serve) -> None:
+    server = serve(lambda call: Reply('{"answer": "red"}'))
+    asked = responder(server)
+    assert asked.respond([Request("Which?", schema=SCHEMA)]) == ['{"answer": "red"}']
+    asked.respond([Request("Which?")])
+    with_schema, without = (call.body for call in server.calls)
+    assert with_schema.pop("response_format") == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": SCHEMA},
+    }
+    assert with_schema == without
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_schemas_is_asked_without(serve: Serve, caplog: pytest.LogCaptureFixture, status: int) -> None:
+    server = serve(lambda call: Reply(status=status, body=REFUSAL) if has_schema(call) else Reply("red"))
+    asked = responder(server, concurrency=4)
+    requests = [Request(f"question {index}", schema=SCHEMA) for index in range(12)]
+    assert asked.respond(requests) == ["red"] * 12
+    refused = sum(map(has_schema, server.calls))
+    assert 1 <= refused <= 4, "those that were under way at once"
+    assert len(server.calls) == 12 + refused
+    assert asked.respond(requests) == ["red"] * 12
+    assert sum(map(has_schema, server.calls)) == refused, "the endpoint is remembered"
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "takes no JSON schema (status" in record.getMessage()
+    assert "json_schema is not supported" in record.getMessage()
+
+
+def test_a_refusal_that_is_not_the_schemas_stays_one(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(lambda call: Reply(status=400, body=b"prompt too long") if "long" in call.text else Reply("red"))
+    asked = responder(server)
+    with pytest.raises(EndpointError, match="prompt too long"):
+        asked.respond([Request("a long one", schema=SCHEMA)])
+    assert [has_schema(call) for call in server.calls] == [True, False]
+    assert asked.respond([Request("a short one", schema=SCHEMA)]) == ["red"]
+    assert has_schema(server.calls[-1]), "it may still take schemas"
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_what_may_pass_is_tried_again_with_the_schema(serve: Serve) -> None:
+    server = serve(lambda call: Reply("red") if call.number else Reply(status=503))
+    assert responder(server).respond([Request("?", schema=SCHEMA)]) == ["red"]
+    assert [has_schema(call) for call in server.calls] == [True, True]
+
+
+# ------------------------------------------------------------------------------------------------------ trying again
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
+def test_what_may_pass_is_tried_again(serve: Serve, status: int) -> None:
+    server = serve(lambda call: Reply("at last") if call.number == 2 else Reply(status=status, body=b"busy"))
+    assert responder(server, max_retries=2).respond([Request("?")]) == ["at last"]
+    assert len(server.calls) == 3
+    assert server.calls[0].body == server.calls[2].body
+
+
+def test_tries_are_bounded(serve: Serve) -> None:
+    server = serve(lambda call: Reply(status=503, body=b"no workers"))
+    with pytest.raises(Unanswered, match=r"^1 of 1 requests have no answer") as error:
+        responder(server, max_retries=2).respond([Request("?")])
+    assert str(failure_of(error)) == f"{responder(server).name}: status 503: no workers (tries: 3)"
+    assert len(server.calls) == 3
+
+
+def test_retry_after_is_waited_for(serve: Serve) -> None:
+    headers = {"Retry-After": "1"}
+    server = serve(lambda call: Reply("yes") if call.number else Reply(status=429, headers=headers, body=b"slow down"))
+    assert responder(server).respond([Request("?")]) == ["yes"]
+    first, second = server.calls
+    assert second.arrived_seconds - first.arrived_seconds >= 1.0
+
+
+def test_a_long_retry_after_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_LONGEST_RETRY_AFTER_SECONDS", 1.0)
+    server = serve(lambda call: Reply(status=429, headers={"Retry-After": "2"}, body=b"come back tomorrow"))
+    with pytest.raises(Unanswered) as error:
+        responder(server, max_retries=1).respond([Request("?")])
+    assert str(failure_of(error)).endswith("status 429: come back tomorrow (tries: 1)")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("", 0), ("3", 3), ("0.5", 0.5), ("-1", 0), ("soon", 0), ("nan", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_retry_after_as_servers_write_it(header: str, seconds: float) -> None:
+    assert endpoint._retry_after_seconds(header) == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 55 < endpoint._retry_after_seconds(date) <= 60
+
+
+def waits_seconds(server: ScriptedServer, caplog: pytest.LogCaptureFixture, seed: int) -> list[float]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, endpoint.__name__), pytest.raises(Unanswered):
+        responder(server, seed=seed, max_retries=4).respond([Request("?")])
+    return [float(record.args[2]) for record in caplog.records if isinstance(record.args, tuple)]
+
+
+def test_waits_double_with_a_jitter_of_the_seed(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(lambda call: Reply(status=500))
+    waits = waits_seconds(server, caplog, seed=1)
+    assert [0.01 * 2**k <= wait <= 0.015 * 2**k for k, wait in enumerate(waits)] == [True] * 4
+    assert waits_seconds(server, caplog, seed=1) == waits
+    assert waits_seconds(server, caplog, seed=2) != waits
+
+
+def test_time_outs_are_tried_again(serve: Serve) -> None:
+    def script(call: Call) -> Reply:
+        time.sleep(60 if call.number == 0 else 0.0)
+        return Reply("in time")
+
+    server = serve(script)
+    assert responder(server, timeout_seconds=1.0).respond([Request("?")]) == ["in time"]
+
+
+def test_an_answer_that_trickles_in_times_out(serve: Serve) -> None:
+    server = serve(lambda call: Reply("for ever and ever", byte_seconds=0.3))
+    began = time.monotonic()
+    with pytest.raises(Unanswered) as error:
+        responder(server, timeout_seconds=0.4, max_retries=0).respond([Request("?")])
+    assert time.monotonic() - began < 15  # of the 40 that the whole answer would take
+    assert "no answer within timeout_seconds=0.4" in str(failure_of(error))
+
+
+def test_broken_connections_are_tried_again(serve: Serve) -> None:
+    server = serve(lambda call: Reply("yes", hang_up=call.number == 0))
+    assert responder(server).respond([Request("?")]) == ["yes"]
+    assert len(server.calls) == 2
+
+
+def test_refused_connections_are_a_named_drop() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(Unanswered) as error:
+        responder(f"http://127.0.0.1:{port}/v1", max_retries=1).respond([Request("?")])
+    assert re.search(rf"tiny/model@127\.0\.0\.1:{port}: ConnectError: .*\(tries: 2\)$", str(failure_of(error)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>Bad gateway</html>",
+        b'{"choices": [{"message": {"content": "cut o',
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"choices": null}',
+        b'{"choices": []}',
+        b'{"choices": "all of them"}',
+        b'{"choices": [[]]}',
+        b'{"choices": ["the first"]}',
+        b'{"choices": [{}]}',
+        b'{"choices": [{"message": "a word"}]}',
+        b'{"choices": [{"message": {"content": 3}}]}',
+        b'{"choices": [{"message": {"content": ["a", "b"]}}]}',
+    ],
+)
+def test_malformed_answers_are_tried_again_and_then_a_named_drop(serve: Serve, body: bytes) -> None:
+    server = serve(lambda call: Reply(body=body))
+    with pytest.raises(Unanswered) as error:
+        responder(server, max_retries=1).respond([Request("?")])
+    assert "malformed answer: " in str(failure_of(error))
+    assert len(server.calls) == 2
+
+
+def test_no_content_is_an_empty_answer(serve: Serve) -> None:
+    body = b'{"choices": [{"finish_reason": "length", "message": {"role": "assistant", "content": null}}]}'
+    assert responder(serve(lambda call: Reply(body=body))).respond([Request("?")]) == [""]
+
+
+def test_answers_that_reached_their_bound_are_known(serve: Serve) -> None:
+    def script(call: Call) -> Reply:
+        choice = {"finish_reason": call.text, "message": {"role": "assistant", "content": "a red ball and"}}
+        return Reply(body=json.dumps({"choices": [choice]}).encode())
+
+    answers = responder(serve(script)).respond([Request("length"), Request("stop")])
+    assert answers == ["a red ball and"] * 2
+    assert [isinstance(answer, CutOff) for answer in answers] == [True, False]
+
+
+# ------------------------------------------------------------------------------------- what one failure does to others
+
+
+def test_the_others_answers_are_kept(serve: Serve, clips: dict[str, Clip], tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+
+    def script(call: Call) -> Reply:
+        return Reply(status=500) if call.text == "poison" else Reply(call.text.upper())
+
+    server = serve(script)
+    unreadable = Request("c", Timeline((Clip(str(text), 0.0, 1.0),)))
+    with pytest.raises(Unanswered, match=r"^2 of 4 requests have no answer; the first: ") as error:
+        responder(server, max_retries=1, concurrency=2).respond(
+            [Request("a"), Request("poison"), unreadable, Request("d", Timeline((clips["red"],)))]
+        )
+    first, poisoned, unread, last = error.value.results
+    assert (first, last) == ("A", "D")
+    assert isinstance(poisoned, NoAnswer)
+    assert isinstance(unread, UnreadableVideo)
+    assert unread.reason == "unreadable"
+    assert sorted(call.text for call in server.calls) == ["a", "d", "poison", "poison"]
+    copy = pickle.loads(pickle.dumps(error.value))
+    assert str(copy) == str(error.value)
+    assert [str(result) for result in copy.results] == [str(result) for result in error.value.results]
+
+
+def test_a_build_drops_what_is_not_answered_by_name(serve: Serve, clips: dict[str, Clip], tmp_path: Path) -> None:
+    def script(call: Call) -> Reply:
+        colours = [int(np.asarray(image).min()) for image in call.images]
+        if call.body["model"] == "writer":  # of one clip; only the white one has no dark channel
+            return Reply(status=500, body=b"") if min(colours) > 80 else Reply("Which colour is the clip?")
+        return Reply(f"One of brightness {colours}.")
+
+    server = serve(script)
+    writer, answerer = (
+        EndpointResponder(model, server.base_url, sampler(), max_retries=1) for model in ("writer", "answerer")
+    )
+    settings = AnchoredSettings(num_rows=6, max_clips=3, max_rounds=4)
+    funnel = build_anchored(list(clips.values()), writer, answerer, tmp_path / "rows", settings)
+    assert funnel["stages"]["rows"] == 6
+    assert funnel["dropped"]["no_answer"] >= 1
+    drops = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
+    (unanswered, *_) = [drop for drop in drops if drop["reason"] == "no_answer"]
+    assert unanswered["detail"] == f"{writer.name}: status 500 (tries: 2)"
+    asked = [call for call in server.calls if call.body["model"] == "writer"]
+    assert len(asked) == 3 + 2  # each clip once; the white one was tried again, and nobody else for its sake
+
+
+def test_an_outage_ends_the_call(serve: Serve) -> None:
+    server = serve(lambda call: Reply("yes") if call.number == 0 else Reply(status=503, body=b"gone"))
+    asked = responder(server, max_retries=0, concurrency=1)
+    with pytest.raises(EndpointError, match=r"status 503: gone .* The last 16 requests to http://127\.0\.0\.1:"):
+        asked.respond(questions(100))
+    assert len(server.calls) == 1 + 16
+
+
+def test_failures_between_answers_are_no_outage(serve: Serve) -> None:
+    server = serve(lambda call: Reply("yes") if call.number % 8 == 0 else Reply(status=503))
+    with pytest.raises(Unanswered) as error:
+        responder(server, max_retries=0, concurrency=1).respond(questions(40))
+    assert sum(result == "yes" for result in error.value.results) == 5
+
+
+# -------------------------------------------------------------------------------------------------- refusals, secrets
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(400, "fewer or smaller frames"), (401, "api_key"), (403, "api_key"), (404, "/v1/models"), (422, "fewer")],
+)
+def test_refusals_of_all_end_the_call(serve: Serve, status: int, remedy: str) -> None:
+    """At once where no request can be better than another."""
+    server = serve(lambda call: Reply(status=status, body=b'{"detail": "not like this"}'))
+    with pytest.raises(EndpointError) as error:
+        responder(server, concurrency=1).respond(questions(5))
+    assert len(server.calls) == (5 if status in (400, 422) else 1)
+    message = str(error.value)
+    assert message.startswith(f'tiny/model at {server.base_url}: status {status}: {{"detail": "not like this"}}. ')
+    assert remedy in message
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("schema", [None, {"type": "object"}])
+def test_one_refused_request_costs_no_other(serve: Serve, status: int, place: int, schema: Any) -> None:
+    """A prompt too long for the model or a content filter, at the first request or a later one: no run ends there."""
+    server = serve(lambda call: Reply(status=status, body=b"too long") if "Q3" in call.text else Reply("yes"))
+    asked = [Request(f"Q{3 if number == place else 9}", schema=schema) for number in range(5)]
+    one = responder(server, concurrency=1)
+    for _ in range(2):
+        with pytest.raises(Unanswered, match=r"^1 of 5 requests have no answer; .*too long") as error:
+            one.respond(asked)
+        assert isinstance(failure_of(error, place), NoAnswer)
+        assert [result for result in error.value.results if isinstance(result, str)] == ["yes"] * 4
+    assert len([call for call in server.calls if "Q3" in call.text]) <= 4, "asked once, and once without its schema"
+    with pytest.raises(EndpointError, match=r"too long.* The last 16 requests"):
+        one.respond([Request("Q3")] * 40)
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+@pytest.mark.parametrize("repeating", [False, True], ids=["server keeps it", "server repeats it"])
+def test_the_key_is_never_shown(serve: Serve, caplog: pytest.LogCaptureFixture, status: int, repeating: bool) -> None:
+    body = f"Incorrect API key provided: {KEY}. See".encode() if repeating else b"Incorrect API key"
+    headers = {"X-Error-Message": f"bad key {KEY}"} if repeating else {}
+    server = serve(lambda call: Reply(status=status, body=body, headers=headers))
+    asked = responder(server, api_key=KEY, max_retries=1)
+    with caplog.at_level(logging.DEBUG), pytest.raises((EndpointError, Unanswered)) as error:
+        asked.respond([Request("?")])
+    assert server.calls[0].headers["authorization"] == f"Bearer {KEY}"
+    assert KEY not in "".join(traceback.format_exception(error.value))
+    assert KEY not in pickle.dumps(error.value).decode("latin-1")
+    assert KEY not in repr(asked) + str(asked) + asked.name
+    # What the HTTP library logs of a server's own headers is not ours to change.
+    logged = [record for record in caplog.records if not repeating or record.name.startswith("longvpo_hf")]
+    assert logged or status == 401
+    assert KEY not in "".join(record.getMessage() for record in logged)
+    if repeating and status != 200:
+        assert "Incorrect API key provided: ***. See" in f"{error.value}"
+
+
+def test_long_refusals_are_cut(serve: Serve) -> None:
+    server = serve(lambda call: Reply(status=422, body=b"x" * 100_000))
+    with pytest.raises(EndpointError) as error:
+        responder(server).respond([Request("?")])
+    assert len(str(error.value)) < 700
+
+
+def test_the_users_token_goes_to_hugging_face_only(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    server = serve(lambda call: Reply("yes"))
+    responder(server).respond([Request("?")])
+    assert KEY not in json.dumps(server.calls[0].headers)
+    for own in ("https://router.huggingface.co/v1", "https://a1.eu-west-1.aws.endpoints.huggingface.cloud"):
+        assert endpoint._own_token(own) == KEY
+    for other in (
+        "http://router.huggingface.co/v1",
+        "https://nothuggingface.co/v1",
+        "https://huggingface.co.evil.example/v1",
+        "https://someone.hf.space/v1",
+        "http://localhost:8000/v1",
+    ):
+        assert endpoint._own_token(other) is None
+
+
+def test_offline_mode_is_named(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    server = serve(lambda call: Reply("yes"))
+    with pytest.raises(EndpointError, match="HF_HUB_OFFLINE is set"):
+        responder(server).respond([Request("?")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"concurrency": 0}, "concurrency must be ≥ 1, got 0"),
+        ({"concurrency": 101}, "concurrency must be ≤ 100, .* got 101"),
+        ({"max_tokens": 0}, "max_tokens must be ≥ 1, got 0"),
+        ({"max_retries": -1}, "max_retries must be ≥ 0, got -1"),
+        ({"timeout_seconds": 0.0}, "timeout_seconds must be > 0, got 0.0"),
+        ({"sampler": FrameSampler(8)}, "give FrameSampler max_pixels"),
+        ({"api_key": f"{KEY}\n{KEY}"}, "api_key holds characters"),
+        ({"api_key": f"{KEY}ß"}, "api_key holds characters"),
+        ({"base_url": "localhost:8000/v1"}, "must be an http"),
+        ({"base_url": f"http://user:{KEY}@localhost/v1"}, "no user, query or fragment; give the key of localhost"),
+        ({"base_url": f"http://localhost/v1?key={KEY}"}, "no user, query or fragment; give the key of localhost"),
+    ],
+)
+def test_settings_out_of_bounds(settings: dict[str, Any], message: str) -> None:
+    base_url = settings.pop("base_url", "http://localhost:8000/v1")
+    with pytest.raises(ValueError, match=message) as error:
+        responder(base_url, **settings)
+    assert KEY not in str(error.value)
+
+
+def test_a_key_read_with_its_line_break(serve: Serve) -> None:
+    server = serve(lambda call: Reply("yes"))
+    responder(server, api_key=f"{KEY}\n").respond([Request("?")])
+    assert server.calls[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+# ----------------------------------------------------------------------------------------------------- a real server
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-qwen2.5-vl")
+    model, processor = tiny_models.build("qwen2_5_vl")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of `transformers serve` with the tiny model: a process of its own, offline, about 10 s to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model_folder)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            env=environment,
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        while True:
+            try:
+                with direct.open(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers_here(model_folder: Path, requests: Sequence[Request], max_tokens: int) -> list[str]:
+    """What the tiny model answers in this process to the same images and text."""
+    model, processor = tiny_models.build("qwen2_5_vl")
+    answers = []
+    for request in requests:
+        assert request.timeline is not None
+        urls = [endpoint._jpeg_url(frame) for frame in sampler()(request.timeline, request.view).pixels]
+        content = [{"type": "image", "url": url} for url in urls] + [{"type": "text", "text": request.text}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            output = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        text = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers.append(text.strip())
+    return answers
+
+
+def test_a_real_server_sees_the_frames_and_answers(served: str, model_folder: Path, clips: dict[str, Clip]) -> None:
+    timeline = Timeline((clips["red"], clips["blue"]))
+    requests = [Request("What colour?", timeline, view) for view in (View.whole(), View.only([0]), View.only([1]))]
+    asked = EndpointResponder(str(model_folder), served, sampler(), max_tokens=12, concurrency=3)
+    answers = asked.respond(requests)
+    assert answers == answers_here(model_folder, requests, max_tokens=12)
+    assert len(set(answers)) > 1  # what is shown makes a difference
+    assert asked.name == f"{model_folder.name}@{served.split('/')[2]}"  # and not where the folder is
+
+
+def test_a_real_server_refuses_another_model(served: str) -> None:
+    with pytest.raises(EndpointError, match=r"^another/model at http://.*: status 400: .*Server is pinned to"):
+        EndpointResponder("another/model", served, sampler()).respond([Request("?")])
+
+
+def test_a_real_server_that_leaves_schemas_out_answers_all_the_same(served: str, model_folder: Path) -> None:
+    asked = EndpointResponder(str(model_folder), served, sampler(), max_tokens=12)
+    assert asked.respond([Request("Who?", schema=SCHEMA)]) == asked.respond([Request("Who?")])
