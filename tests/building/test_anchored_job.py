@@ -106,7 +106,7 @@ def test_a_model_that_answers_differently_each_time_leaves_one_chosen_answer_per
 SCRIPT = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_anchored_job import SETTINGS, WRITER, ScriptedResponder, answer, build_anchored
 from longvpo_hf.timeline import Clip
 def slow(request):
@@ -121,7 +121,10 @@ build_anchored(pool, WRITER, ScriptedResponder("answerer", slow), Path({output!r
 def test_kill_9_at_any_instant(pool: list[Clip], tmp_path: Path) -> None:
     build_anchored(pool, WRITER, ANSWERER, tmp_path / "whole", SETTINGS)
     script = SCRIPT.format(
-        tests=str(Path(__file__).parents[1]), media=str(tmp_path / "media"), output=str(tmp_path / "cut"), seconds=0.004
+        tests=[str(folder) for folder in Path(__file__).parents[:2]],
+        media=str(tmp_path / "media"),
+        output=str(tmp_path / "cut"),
+        seconds=0.004,
     )
     for pieces in (1, 2):
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -673,8 +673,8 @@ def test_offline_mode_is_named(monkeypatch: pytest.MonkeyPatch, serve: Serve) ->
         ({"api_key": f"{KEY}\n{KEY}"}, "api_key holds characters"),
         ({"api_key": f"{KEY}ß"}, "api_key holds characters"),
         ({"base_url": "localhost:8000/v1"}, "must be an http"),
-        ({"base_url": f"http://user:{KEY}@localhost/v1"}, "no user, query or fragment; give the key of localhost"),
-        ({"base_url": f"http://localhost/v1?key={KEY}"}, "no user, query or fragment; give the key of localhost"),
+        ({"base_url": f"http://user:{KEY}@localhost/v1"}, "no user, query or fragment; give localhost's key"),
+        ({"base_url": f"http://localhost/v1?key={KEY}"}, "no user, query or fragment; give localhost's key"),
     ],
 )
 def test_settings_out_of_bounds(settings: dict[str, Any], message: str) -> None:

@@ -582,7 +582,7 @@ _WORDS = {
 
 
 def _page(name: str, data: Mapping[str, Any]) -> str:
-    template = files("longvpo_hf").joinpath("inspect_page.html").read_text(encoding="utf-8")
+    template = files("longvpo_hf.publishing").joinpath("inspect_page.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(name).encode("ascii", "xmlcharrefreplace").decode(),
         "data": _json_in_html(data),

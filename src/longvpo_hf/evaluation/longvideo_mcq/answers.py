@@ -13,7 +13,6 @@ import re
 import string
 from collections.abc import Sequence
 
-from longvpo_hf.errors import ConfigError
 
 LETTERS = string.ascii_uppercase
 
@@ -88,7 +87,7 @@ def wilson_interval(right: int, number: int) -> tuple[float, float]:
         ValueError: If not 0 ≤ `right` ≤ `number`, or `number` is 0.
     """
     if not 0 <= right <= number or number < 1:
-        raise ConfigError(f"An interval needs 0 ≤ right ≤ number and number ≥ 1, got {right} of {number}.")
+        raise ValueError(f"An interval needs 0 ≤ right ≤ number and number ≥ 1, got {right} of {number}.")
     z, p = 1.959964, right / number
     centre = (p + z * z / (2 * number)) / (1 + z * z / number)
     half = z * math.sqrt(p * (1 - p) / number + z * z / (4 * number * number)) / (1 + z * z / number)

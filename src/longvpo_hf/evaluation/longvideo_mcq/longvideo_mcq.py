@@ -13,7 +13,6 @@ from typing import Any
 import datasets
 import evaluate
 
-from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of, wilson_interval
 
 _DESCRIPTION = """\
@@ -69,11 +68,11 @@ class LongVideoMCQ(evaluate.Metric):
         num_options: int = 5,
     ) -> dict[str, Any]:
         if not predictions:
-            raise ConfigError("An accuracy needs at least one prediction, got none.")
+            raise ValueError("An accuracy needs at least one prediction, got none.")
         if groups is not None and len(groups) != len(predictions):
-            raise ConfigError(f"Each prediction needs a group: got {len(groups)} for {len(predictions)} predictions.")
+            raise ValueError(f"Each prediction needs a group: got {len(groups)} for {len(predictions)} predictions.")
         if not 2 <= num_options <= len(LETTERS):
-            raise ConfigError(f"num_options must be in [2, {len(LETTERS)}], got {num_options}.")
+            raise ValueError(f"num_options must be in [2, {len(LETTERS)}], got {num_options}.")
         letters = LETTERS[:num_options]
         judged = [_judge(*pair, letters) for pair in zip(predictions, references, strict=True)]
         result = _scores(judged)
@@ -90,7 +89,7 @@ def _judge(reply: str, answer: str, letters: str) -> tuple[bool, bool | None]:
     if len(answer) != 1 or answer not in LETTERS:
         return is_right(reply, answer), None
     if answer not in letters:
-        raise ConfigError(
+        raise ValueError(
             f"The reference {answer!r} is none of {letters}; give num_options={LETTERS.index(answer) + 1}."
         )
     return is_right(reply, answer, letters), bool(letter_of(reply, letters))
