@@ -658,7 +658,8 @@ def test_kill_9_in_each_stage(tmp_path: Path) -> None:
     ]  # fmt: skip
     for stop in stops:
         script = (
-            f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}; from pathlib import Path; "
+            f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}; "
+            "from pathlib import Path; "
             f"from test_reasoning import whole_run; whole_run(Path({str(tmp_path / 'cut')!r}), {stop!r})"
         )
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -13,7 +13,6 @@ import re
 import string
 from collections.abc import Sequence
 
-
 LETTERS = string.ascii_uppercase
 
 _TRACES = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<analysis>", "</analysis>"))

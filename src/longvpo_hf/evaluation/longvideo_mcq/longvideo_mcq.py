@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of, wilson_interval
+from .answers import LETTERS, is_right, letter_of, wilson_interval
 
 _DESCRIPTION = """\
 Accuracy of replies to multiple-choice questions about (long) videos, overall and by group such as the video's length,
