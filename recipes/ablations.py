@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import yaml
 from datasets import load_dataset
-from miniature import base_responder, temporal_rows
 
 import stage1
 import stage2
@@ -38,6 +37,7 @@ from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+from miniature import base_responder, temporal_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hooks import PositionProbe, check_benchmarks, finish
-from miniature import make_miniature
 from parts import checkpoint_to_resume, load_rows, lora, parse, quantization, start_from
 
 from longvpo_hf import LongVPOTrainer
 from longvpo_hf.training.tracking import EarlyWarning
+from miniature import make_miniature
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:

@@ -51,11 +51,17 @@ def make_rows(videos: list[str], number: int = 40, seed: int = 0) -> list[VideoP
             start = rng.choice([0.0, rng.random()])
             end = start + rng.choice([1.0, 0.1, rng.uniform(0.05, 1)])
             clips.append(
-                Clip(rng.choice(videos), start, end, *(rng.choice(["", text]) for text in rng.sample(TEXTS, 3)))
+                Clip(
+                    rng.choice(videos),
+                    start,
+                    end,
+                    *(rng.choice(["", text]) for text in rng.sample(TEXTS, 3)),
+                    source_start_seconds=rng.choice([None, start, 60 * rng.random()]),
+                )
             )
         chosen, rejected = rng.sample(TEXTS, 2)
         provenance = Provenance(
-            recipe=rng.choice(["", "longvpo-stage1"]),
+            method=rng.choice(["", "longvpo-stage1"]),
             chosen_view=str(View.only([0])),
             answer_model=rng.choice(TEXTS),
             similarities=tuple(rng.uniform(-1, 1) for _ in range(rng.randrange(3))),
@@ -92,6 +98,16 @@ def test_row_to_parquet_to_row_is_unchanged(tmp_path: Path, videos: list[str]) -
     pq.write_table(table, tmp_path / "rows.parquet")
     again = [VideoPreference.from_row(row) for row in pq.read_table(tmp_path / "rows.parquet").to_pylist()]
     assert again == rows
+
+
+def test_rows_of_before_clips_had_an_origin_are_still_read() -> None:
+    older = good_row()
+    older["clips"][1] = {**older["clips"][1], "source_id": "film"}
+    older["clips"][1].pop("origin", None)
+    older["provenance"] = {"recipe": "longvpo-stage1"}
+    read = VideoPreference.from_row(older)
+    assert read.timeline.clips[1].source_id == "film"
+    assert read.provenance.method == "longvpo-stage1"
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +242,7 @@ def test_the_good_row_is_good() -> None:
         (put("reference", [0.5]), r"row r17: reference must be a list of whole numbers, got \[0.5\]"),
         (
             put("provenance", {"recipes": "x"}),
-            r"row r17: provenance must have no other fields than \['recipe'.*'recipes'",
+            r"row r17: provenance must have no other fields than \['method'.*'recipes'",
         ),
         (put("provenance", "x"), "row r17: provenance must have"),
     ],

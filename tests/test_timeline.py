@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from longvpo_hf.timeline import Clip, Timeline, View, check_indices
+from longvpo_hf.timeline import Clip, Origin, Timeline, View, check_indices
 
 
 def make_timeline(*durations_seconds: float) -> Timeline:
@@ -16,6 +16,13 @@ def make_timeline(*durations_seconds: float) -> Timeline:
 
 def test_a_clip_is_a_span_of_source_seconds() -> None:
     assert Clip("a.mp4", 1.5, 4.0).duration_seconds == 2.5
+
+
+def test_a_clip_cut_into_a_file_of_its_own_knows_where_in_the_source_it_was() -> None:
+    assert Clip("a.mp4", 1.5, 4.0, source_id="film").origin == Origin("film", 1.5, 4.0)
+    cut = Clip("cut.mp4", 0.5, 2.0, source_id="film", source_start_seconds=63.0)
+    assert cut.origin == Origin("film", 63.0, 64.5)
+    assert Clip("a.mp4", 1.5, 4.0, source_start_seconds=1.5) == Clip("a.mp4", 1.5, 4.0)
 
 
 @pytest.mark.parametrize(

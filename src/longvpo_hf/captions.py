@@ -39,6 +39,7 @@ _SCHEMA = pa.schema(
                     "summary_path": pa.list_(pa.string()),
                     "source_id": pa.string(),
                     "licence": pa.string(),
+                    "source_start_seconds": pa.float64(),
                 }
             )
         ),
@@ -54,6 +55,15 @@ _SCHEMA = pa.schema(
                 }
             )
         ),
+    }
+)
+
+
+#: Folders that were written before clips knew where in their source they are from.
+_WITHOUT_ORIGIN = pa.schema(
+    {
+        "scenes": pa.list_(pa.struct(list(_SCHEMA.field("scenes").type.value_type)[:-1])),
+        "summaries": _SCHEMA.field("summaries").type,
     }
 )
 
@@ -197,7 +207,7 @@ def read_captions(folder: Path) -> list[CaptionedVideo]:
         raise DatasetError(f"{folder} lacks {SCENES_FILE}; caption the videos again.") from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}); caption the videos again.") from error
-    if not table.schema.equals(_SCHEMA):
+    if not (table.schema.equals(_SCHEMA) or table.schema.equals(_WITHOUT_ORIGIN)):
         raise DatasetError(f"{path} has the columns {table.schema.names} of other types than captions have.")
     videos = []
     for number, row in enumerate(table.to_pylist()):

@@ -37,7 +37,16 @@ SCHEMA = pa.schema(
                         ("start_seconds", pa.float64()),
                         ("end_seconds", pa.float64()),
                         ("caption", pa.string()),
-                        ("source_id", pa.string()),
+                        (
+                            "origin",
+                            pa.struct(
+                                [
+                                    ("source_id", pa.string()),
+                                    ("start_seconds", pa.float64()),
+                                    ("end_seconds", pa.float64()),
+                                ]
+                            ),
+                        ),
                         ("licence", pa.string()),
                     ]
                 )
@@ -49,7 +58,7 @@ SCHEMA = pa.schema(
             "provenance",
             pa.struct(
                 [
-                    ("recipe", pa.string()),
+                    ("method", pa.string()),
                     ("chosen_view", pa.string()),
                     ("rejected_view", pa.string()),
                     ("question_model", pa.string()),
@@ -75,7 +84,7 @@ class Provenance:
     """Where a row came from.
 
     Args:
-        recipe: Name of the recipe, e.g. `"longvpo-stage1"`.
+        method: How the row was made, e.g. `"longvpo-stage1"`.
         chosen_view: View of the timeline the chosen answer was generated from, as `str(View)`.
         rejected_view: The same of the rejected answer.
         question_model: Who wrote the question, as `name@revision`.
@@ -84,11 +93,11 @@ class Provenance:
         similarities: Cosine of each clip's embedding with the anchor's, in timeline order; empty where not measured.
         verdicts: What each filter said of the row that it kept.
         seed: Seed of the run.
-        question_type: Kind of question, where the recipe has kinds.
+        question_type: Kind of question, where the method has kinds.
         reasoning: Why the evidence answers the question, in the question writer's words (Stage 2: citing scenes).
     """
 
-    recipe: str = ""
+    method: str = ""
     chosen_view: str = ""
     rejected_view: str = ""
     question_model: str = ""
@@ -167,7 +176,7 @@ class VideoPreference:
                     "start_seconds": clip.start_seconds,
                     "end_seconds": clip.end_seconds,
                     "caption": clip.caption,
-                    "source_id": clip.source_id,
+                    "origin": clip.origin._asdict(),
                     "licence": clip.licence,
                 }
                 for clip in self.timeline.clips
@@ -238,12 +247,22 @@ def _provenance_of(stored: Any, where: str) -> Provenance:
     if stored is None:
         return Provenance()
     known = [field.name for field in fields(Provenance)]
+    if isinstance(stored, Mapping) and "recipe" in stored:  # its name in older rows
+        stored = {"method" if name == "recipe" else name: value for name, value in stored.items()}
     if not isinstance(stored, Mapping) or not set(stored) <= set(known):
         raise DatasetError(f"{where}: provenance must have no other fields than {known}, got {stored!r}.")
     named: dict[str, Any] = {name: value for name, value in stored.items() if value is not None}
     for name, value in named.items():
         named[name] = tuple(value) if isinstance(value, list) else value
     return Provenance(**named)
+
+
+def _origin_of(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """`source_id` and `source_start_seconds`; rows of version 0.1.0.dev had a `source_id` and no `origin`."""
+    origin = clip.get("origin")
+    if not isinstance(origin, Mapping):
+        return {"source_id": clip.get("source_id") or ""}
+    return {"source_id": origin.get("source_id") or "", "source_start_seconds": origin.get("start_seconds")}
 
 
 def _clip_of(clip: Any, where: str) -> Clip:
@@ -267,7 +286,7 @@ def _clip_of(clip: Any, where: str) -> Clip:
             start_seconds=clip["start_seconds"],
             end_seconds=clip["end_seconds"],
             caption=clip.get("caption") or "",
-            source_id=clip.get("source_id") or "",
+            **_origin_of(clip),
             licence=clip.get("licence") or "",
         )
     except ValueError as error:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Clip:
         caption: What the corpus says the clip shows; empty where it says nothing.
         source_id: The corpus' own name for the source video; empty where it has none.
         licence: The licence the corpus gives the source; empty where it gives none.
+        source_start_seconds: Where the span starts in the source's own time. None where `path` is the source itself, so
+            that this is `start_seconds`. A clip that was cut into a file of its own keeps it, see `origin`.
 
     Raises:
         ValueError: If the path is empty or the bounds are not finite, negative or not in order.
@@ -34,12 +37,15 @@ class Clip:
     caption: str = ""
     source_id: str = ""
     licence: str = ""
+    source_start_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("A clip needs the path of its source file, got an empty string.")
-        for name in ("start_seconds", "end_seconds"):
+        for name in ("start_seconds", "end_seconds", "source_start_seconds"):
             value = getattr(self, name)
+            if value is None:
+                continue
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} of a clip must be finite and ≥ 0, got {value} ({self.path}).")
         if self.end_seconds <= self.start_seconds:
@@ -47,11 +53,27 @@ class Clip:
                 f"A clip is [start_seconds, end_seconds): end_seconds must be > start_seconds = {self.start_seconds}, "
                 f"got {self.end_seconds} ({self.path})."
             )
+        if self.source_start_seconds == self.start_seconds:
+            object.__setattr__(self, "source_start_seconds", None)  # one form, so that equal clips compare equal
 
     @property
     def duration_seconds(self) -> float:
         """Length of the span in seconds."""
         return self.end_seconds - self.start_seconds
+
+    @property
+    def origin(self) -> Origin:
+        """Where the span is in the source video that the corpus names."""
+        start = self.start_seconds if self.source_start_seconds is None else self.source_start_seconds
+        return Origin(self.source_id, start, start + self.duration_seconds)
+
+
+class Origin(NamedTuple):
+    """A span `[start_seconds, end_seconds)` of a source video, in the source's own time."""
+
+    source_id: str
+    start_seconds: float
+    end_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

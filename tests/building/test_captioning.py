@@ -474,8 +474,21 @@ def test_the_folder_gives_back_what_was_captioned(tmp_path: Path) -> None:
         "summary_path": [summary.id for summary in captioned[0].summary_path(3)],
         "source_id": "ä b-id",
         "licence": "mit",
+        "source_start_seconds": None,
     }
     assert row["summaries"][0]["id"] == captioned[0].summaries[0].id
+
+
+def test_folders_without_the_clips_origin_are_still_read(tmp_path: Path) -> None:
+    caption([video(3)], tmp_path / "out")
+    captioned = read_captions(tmp_path / "out")
+    path = tmp_path / "out" / "scenes.parquet"
+    table = pq.read_table(path)
+    fields = list(table.schema.field("scenes").type.value_type)
+    older = pa.schema({"scenes": pa.list_(pa.struct(fields[:-1])), "summaries": table.schema.field("summaries").type})
+    assert fields[-1].name == "source_start_seconds"
+    pq.write_table(pa.Table.from_pylist(table.to_pylist(), schema=older), path)
+    assert read_captions(tmp_path / "out") == captioned
 
 
 def break_rows(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

@@ -538,7 +538,7 @@ def test_the_documented_recipe_works_in_under_60_lines(tmp_path: Path) -> None:
         places = ",".join(str(thing - whole_video[0]) for thing in order)
         assert row.provenance.rejected_view == f"only({places})"
         assert {int(n) for n in re.findall(r"\d+", row.question)} <= set(whole_video)
-        assert (row.provenance.recipe, row.provenance.prompt_version) == ("shuffled-order", "shuffled-1")
+        assert (row.provenance.method, row.provenance.prompt_version) == ("shuffled-order", "shuffled-1")
     assert "other order 100 %" in (tmp_path / "rows" / "README.md").read_text()
     again = space["build_shuffled"](films, Scripted(ask, "writer@1"), answerer, tmp_path / "again", 9)
     assert again == funnel

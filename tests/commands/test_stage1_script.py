@@ -102,7 +102,7 @@ def test_benchmark_videos_are_left_out_and_the_card_says_so(stage1, videos: Path
         "video-1.mp4"
     ]
     assert "MLVU (1 ids" in (tmp_path / "rows" / "README.md").read_text()
-    sources = {clip["source_id"] for row in pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
+    sources = {clip["origin"]["source_id"] for row in pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist()
                for clip in row["clips"]}  # fmt: skip
     assert not any("video-1" in source for source in sources)
 

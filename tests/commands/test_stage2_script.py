@@ -118,11 +118,11 @@ def test_settings_reach_the_rows(stage2, videos: Path, tmp_path: Path) -> None:
 def test_a_rehearsal_of_temporal_preferences(temporal, videos: Path, tmp_path: Path, mode: str, recipes) -> None:
     temporal.main(arguments(videos, tmp_path / "rows", "--mode", mode))
     rows = rows_of(tmp_path / "rows")
-    found = [row.provenance.recipe for row in rows]
+    found = [row.provenance.method for row in rows]
     assert {name: found.count(name) for name in set(found)} == recipes
     for row in rows:
         assert row.provenance.verdicts == ("answers_differ", "post_filter")  # the writer judges unless told otherwise
-        assert bool(row.evidence) == (row.provenance.recipe == "temporal-localized")
+        assert bool(row.evidence) == (row.provenance.method == "temporal-localized")
     temporal.main([*arguments(videos, tmp_path / "bare", "--mode", mode), "--judge", "none"])
     assert "none: not applied" in (tmp_path / "bare" / "README.md").read_text()
 

@@ -60,7 +60,7 @@ def test_one_video_a_row_becomes_a_clip_of_the_whole_file(root: Path) -> None:
     assert (row.question, row.chosen, row.rejected) == ("Why?", "yes", "no")
     (clip,) = row.timeline.clips
     assert (clip.path, clip.start_seconds, clip.end_seconds) == (str(root / "a.mp4"), 0.0, 2.0)
-    assert (clip.source_id, row.provenance.recipe) == ("a.mp4", "trl")
+    assert (clip.source_id, row.provenance.method) == ("a.mp4", "trl")
     assert (row.evidence, row.reference) == ((), ())
     assert indices_of(FrameSampler(20)(row.timeline).pixels) == list(range(20))
 
@@ -172,7 +172,7 @@ def test_longvpo_training_data(root: Path, tmp_path: Path) -> None:
     assert [clip.path for clip in first.timeline.clips] == [str(root / "a.mp4"), str(root / "sub" / "b.mp4")]
     assert [clip.source_id for clip in first.timeline.clips] == ["a.mp4", "sub/b.mp4"]
     assert (first.question, first.chosen, first.rejected) == ("Why?", "yes", "no")
-    assert (first.provenance.recipe, second.provenance.recipe) == ("longvpo-anchor", "longvpo-reasoning")
+    assert (first.provenance.method, second.provenance.method) == ("longvpo-anchor", "longvpo-reasoning")
     assert first.id != second.id
 
 
@@ -185,7 +185,7 @@ def test_longva_tpo(root: Path, tmp_path: Path) -> None:
     dataset = load_dataset("csv", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     (row,) = read_all(from_longva_tpo(dataset, root))
     assert row.chosen == 'yes, "really"\nyes'
-    assert row.provenance.recipe == "temporal-longva"
+    assert row.provenance.method == "temporal-longva"
     assert row.timeline.clips[0].path == str(root / "sub" / "b.mp4")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from longvpo_hf.frames import FrameSampler, VideoFile
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake import media
 from longvpo_hf.intake.media import MediaSettings, cut_clips
-from longvpo_hf.timeline import Clip, Timeline
+from longvpo_hf.timeline import Clip, Origin, Timeline
 from media import copy_video, indices_of, write_video
 
 
@@ -54,6 +55,11 @@ def test_a_clip_file_shows_each_frame_of_its_span_once(tmp_path: Path, source: P
     assert all_frames(last) == list(range(90, 100))
     assert (second.start_seconds, second.end_seconds) == (0.0, pytest.approx(1.6))
     assert (second.caption, second.source_id, second.licence) == ("b", "id", "MIT")
+    assert second.origin == Origin("id", 2.5, pytest.approx(4.1))
+    # Cut once more, it still names the second of its source.
+    part = replace(second, start_seconds=0.5, source_start_seconds=3.0)
+    (again,) = cut([part], tmp_path / "again")
+    assert again.origin == Origin("id", 3.0, pytest.approx(4.1))
 
 
 def test_frames_keep_their_times(tmp_path: Path) -> None:

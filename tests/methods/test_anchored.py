@@ -95,7 +95,7 @@ def test_chosen_saw_the_anchor_alone_and_rejected_all_but_it(pool: list[Clip], t
         assert row.provenance.chosen_view == f"only({anchor})"
         assert row.provenance.rejected_view == f"without({anchor})"
         assert (row.provenance.question_model, row.provenance.answer_model) == ("writer@1", "answerer@2")
-        assert row.provenance.recipe == "longvpo-stage1"
+        assert row.provenance.method == "longvpo-stage1"
         assert row.provenance.similarities == ()
         assert {clip.licence for clip in row.timeline.clips} == {"cc0-1.0"}
 

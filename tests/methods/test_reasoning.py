@@ -108,7 +108,7 @@ def test_each_answer_saw_its_scenes(
         assert origin.rejected_view == (f"only({','.join(map(str, places))})" if is_part else f"without({evidence})")
         assert [int(n) for n in re.findall(r"Scene #(\d+)", origin.reasoning)] == list(row.evidence)
         assert origin.reasoning.endswith("Answer: A colour.")
-        assert (origin.recipe, origin.prompt_version) == ("longvpo-stage2", prompts.STAGE2_VERSION)
+        assert (origin.method, origin.prompt_version) == ("longvpo-stage2", prompts.STAGE2_VERSION)
         assert (origin.question_model, origin.answer_model) == ("writer@1", "answerer@2")
         assert origin.verdicts == ("answers_differ",)
     assert kinds["?"] == 0

@@ -84,7 +84,7 @@ def test_localized_answers_saw_the_segment_and_all_but_it(
         origin = row.provenance
         assert origin.chosen_view == ("whole" if chosen_from == "whole" else f"only({segment})")
         assert origin.rejected_view == f"without({segment})"
-        assert (origin.recipe, origin.prompt_version) == ("temporal-localized", prompts.TEMPORAL_VERSION)
+        assert (origin.method, origin.prompt_version) == ("temporal-localized", prompts.TEMPORAL_VERSION)
         assert origin.question_type in prompts.QUESTION_TYPES
         assert row.question.endswith(f": {prompts.QUESTION_TYPES[origin.question_type]}?")
         assert VideoPreference.from_row(row.to_row(lambda clip: clip.path)) == row
@@ -115,7 +115,7 @@ def test_comprehensive_answers_saw_the_whole_and_a_few_frames_of_it(
         assert origin.chosen_view == "whole"
         assert origin.rejected_view.startswith(f"sparse({sparse_frames})")
         assert (" of only(" in origin.rejected_view) == (len(whole) > sparse_frames)
-        assert origin.recipe == "temporal-comprehensive"
+        assert origin.method == "temporal-comprehensive"
     assert f"{sparse_frames} frames" in (tmp_path / "rows" / "README.md").read_text()
 
 
@@ -123,7 +123,7 @@ def test_comprehensive_answers_saw_the_whole_and_a_few_frames_of_it(
 def test_the_mix_is_the_one_asked_for(tmp_path: Path, share: float, localized: int) -> None:
     videos = unfilmed(tmp_path / "media", [6] * 40)
     rows, _ = build(videos, tmp_path / "rows", num_rows=32, localized_share=share)
-    assert Counter(row.provenance.recipe for row in rows) == Counter(
+    assert Counter(row.provenance.method for row in rows) == Counter(
         {"temporal-localized": localized, "temporal-comprehensive": 32 - localized}
     )
     card = (tmp_path / "rows" / "README.md").read_text()

@@ -30,7 +30,7 @@ def of_corpora(preferences: list[VideoPreference], licences: list[str]) -> list[
     return [
         replace(
             preference,
-            provenance=Provenance(recipe="longvpo-stage1"),
+            provenance=Provenance(method="longvpo-stage1"),
             timeline=Timeline(
                 tuple(
                     replace(clip, source_id=f"video{i}", licence=licences[i % len(licences)])
@@ -217,7 +217,7 @@ def test_from_folder_to_training_steps(tmp_path: Path, preferences: list[VideoPr
         assert told["streamed"] == pytest.approx(told["loaded"], rel=1e-6)
         for way in ("loaded", "streamed"):
             assert DatasetCard(told[f"card {way}"]).data["datasets"] == [REPO]
-            assert "| recipe | longvpo-stage1 |" in told[f"card {way}"]
+            assert "| method | longvpo-stage1 |" in told[f"card {way}"]
             assert f"datasets/{REPO}/tree/{told['revision']}" in told[f"card {way}"]
 
         fewer = write(tmp_path / "fewer", of_corpora(preferences[:2], ["mit"]))

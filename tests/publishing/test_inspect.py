@@ -124,7 +124,7 @@ def hostile_dataset(folder: Path, clips: Mapping[str, Clip]) -> Path:
         name = "clips/" + text.replace("/", "∕").replace("\x00", "") + ".mp4"
         shutil.copyfile(clips["red"].path, folder / name)
         clip = replace(clips["red"], path=name, caption=text, source_id=text, licence=text)
-        texts = dict.fromkeys(("recipe", "chosen_view", "rejected_view", "question_model", "answer_model"), text)
+        texts = dict.fromkeys(("method", "chosen_view", "rejected_view", "question_model", "answer_model"), text)
         origin = Provenance(**texts, prompt_version=text, verdicts=(text,), similarities=(0.5,))
         preference = VideoPreference(
             Timeline((clip, clip)), text, f"{text} chosen", f"{text} rejected", (0,), (1,), origin, id=f"{number}{text}"
@@ -150,7 +150,7 @@ def test_hostile_text_is_data_and_comes_back_as_it_was(tmp_path: Path, clips: Ma
     shown = [row for row in data["rows"] if "error" not in row]
     assert [row["question"] for row in shown] == list(HOSTILE)
     assert [row["clips"][0]["caption"] for row in shown] == list(HOSTILE)
-    assert [row["facts"]["recipe"] for row in shown] == list(HOSTILE)
+    assert [row["facts"]["method"] for row in shown] == list(HOSTILE)
     assert list(data["stages"]) == list(HOSTILE)
     assert [reason["drops"][0] for reason in data["reasons"][: len(HOSTILE)]] == [
         {text: text, "number": "1"} for text in HOSTILE
@@ -221,7 +221,7 @@ def test_row_shows_every_clip_with_its_middle_frame(tmp_path: Path, clips: Mappi
         "verdicts": ["v"],
     }
     assert row["facts"] == {
-        "recipe": "longvpo-stage1",
+        "method": "longvpo-stage1",
         "chosen answer seen from": "only(1)",
         "rejected answer seen from": "without(1)",
         "question by": "writer@1",

@@ -58,7 +58,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, clips: Mapping[str, Clip]) ->
     for number, (num_clips, anchor) in enumerate(((2, 0), (3, 1), (4, 3))):
         timeline = Timeline(tuple(replace(clips[name], caption=f"a {name} clip") for name in names[:num_clips]))
         origin = Provenance(
-            recipe="longvpo-stage1",
+            method="longvpo-stage1",
             chosen_view=f"only({anchor})",
             rejected_view=f"without({anchor})",
             answer_model="tiny@1",
@@ -324,12 +324,12 @@ def test_hostile_captions_are_shown_and_never_run(browser: Chromium, clips: Mapp
         ("#q=QUESTION", "Question 0?|Question 1?|Question 2?"),
         ("#q=a+white+clip", "Question 2?"),
         ("#q=nowhere", ""),
-        ("#recipe=longvpo-stage2", "Which came first?"),
+        ("#method=longvpo-stage2", "Which came first?"),
         ("#third=begin", "Question 0?|Which came first?"),
         ("#third=middle", "Question 1?"),
         ("#third=end", "Question 2?|Which came first?"),
         ("#min=3&max=4", "Question 1?|Question 2?"),
-        ("#min=3&third=end&recipe=longvpo-stage1", "Question 2?"),
+        ("#min=3&third=end&method=longvpo-stage1", "Question 2?"),
     ],
 )
 def test_link_presets_the_filters(browser: Chromium, page: Path, fragment: str, questions: str) -> None:

@@ -145,7 +145,7 @@ def test_names_from_outside_cannot_break_the_card(tmp_path: Path, nasty: str) ->
         "load_from": nasty,
         "base": Source(nasty, nasty),
         "datasets": (Source.of(nasty),),
-        "recipes": (nasty,),
+        "methods": (nasty,),
         "settings": ((nasty, nasty),),
         "tags": (nasty,),
         "runs": ((nasty, "javascript:x"), ("run", f"https://x.example/{nasty}")),
@@ -324,7 +324,7 @@ def test_card_tells_of_the_run(pushed: dict[str, Any], repo: str) -> None:
     rows = dict(re.findall(r"^\| ([^|]*) \| ([^|]*) \|$", text, re.MULTILINE))
     assert told["base revision"] in text
     assert told["data revision"] in rows["dataset"]
-    assert rows["recipe"] == "longvpo-stage1"
+    assert rows["method"] == "longvpo-stage1"
     assert rows["loss"] == "1 × sigmoid + 1 × sft"
     assert rows["β"] == "0.01"
     assert rows["the reference model sees"] == "the row's reference clips, or its evidence where it names none"

@@ -487,7 +487,7 @@ class _Build:
             evidence=tuple(place[index] for index in written.evidence),
             reference=tuple(place[index] for index in reference),
             provenance=Provenance(
-                recipe=recipe.name,
+                method=recipe.name,
                 chosen_view=record["views"][0],
                 rejected_view=record["views"][1],
                 question_model=recipe.question_model,

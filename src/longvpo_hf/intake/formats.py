@@ -69,7 +69,7 @@ def from_trl(dataset: Dataset, video_root: str | Path, cache_dir: str | Path | N
             question=_text(prompt, "user", f"{where}: prompt"),
             chosen=_text(chosen, "assistant", f"{where}: chosen"),
             rejected=_text(rejected, "assistant", f"{where}: rejected"),
-            recipe="trl",
+            method="trl",
             where=where,
         )
 
@@ -131,7 +131,7 @@ def from_reference(dataset: Dataset, video_root: str | Path) -> Dataset:
     return dataset.map(located, desc="Locating clips")
 
 
-def _from_flat(dataset: Dataset, video_root: str | Path, columns: tuple[str, ...], recipe: str) -> Dataset:
+def _from_flat(dataset: Dataset, video_root: str | Path, columns: tuple[str, ...], method: str) -> Dataset:
     missing = [name for name in columns if name not in dataset.column_names]
     if missing:
         raise DatasetError(f"Rows need the columns {list(columns)}, got {dataset.column_names}: {missing} are missing.")
@@ -148,7 +148,7 @@ def _from_flat(dataset: Dataset, video_root: str | Path, columns: tuple[str, ...
             question=_without_placeholder(row["question"]),
             chosen=row["chosen"],
             rejected=row["rejected"],
-            recipe="-".join([recipe, *([row["task_type"]] if "task_type" in columns else [])]),
+            method="-".join([method, *([row["task_type"]] if "task_type" in columns else [])]),
             where=where,
         )
 
@@ -156,10 +156,10 @@ def _from_flat(dataset: Dataset, video_root: str | Path, columns: tuple[str, ...
 
 
 def _preference(
-    clips: tuple[Clip, ...], *, question: str, chosen: str, rejected: str, recipe: str, where: str
+    clips: tuple[Clip, ...], *, question: str, chosen: str, rejected: str, method: str, where: str
 ) -> VideoPreference:
     try:
-        return VideoPreference(Timeline(clips), question, chosen, rejected, provenance=Provenance(recipe=recipe))
+        return VideoPreference(Timeline(clips), question, chosen, rejected, provenance=Provenance(method=method))
     except ValueError as error:
         raise DatasetError(f"{where}: {error}") from error
 

@@ -127,7 +127,13 @@ class _Source:
         except UnreadableVideo as error:
             span = f"[{clip.start_seconds}, {clip.end_seconds}) s: "
             return Dropped(error.reason, clip.path, clip.source_id, span + error.detail)
-        return replace(clip, path=str(path), start_seconds=0.0, end_seconds=clip.duration_seconds)
+        return replace(
+            clip,
+            path=str(path),
+            start_seconds=0.0,
+            end_seconds=clip.duration_seconds,
+            source_start_seconds=clip.origin.start_seconds,
+        )
 
     def _name(self, clip: Clip, settings: MediaSettings) -> str:
         if not self._sha256:

@@ -216,7 +216,7 @@ def _shown_row(preference: VideoPreference, pictures: _Pictures, max_clips: int)
             }
         )
     facts = {
-        "recipe": origin.recipe,
+        "method": origin.method,
         "chosen answer seen from": origin.chosen_view,
         "rejected answer seen from": origin.rejected_view,
         "question by": public_name(origin.question_model or ""),

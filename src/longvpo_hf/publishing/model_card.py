@@ -83,7 +83,7 @@ class CardFacts:
         sampling: `num_frames`, `fps` and `max_pixels` of the policy's `FrameSampler`.
         adapter: Kind of adapter, e.g. `LoRA`; empty where the model itself was trained.
         datasets: What it was trained on, as far as it has a name.
-        recipes: Names of the rows' recipes.
+        methods: Names of the methods that made the rows.
         settings: Label and value of each setting, in order; shown as a table.
         licence: The base model's `license`, `license_name`, `license_link`, as far as known.
         log_history: As `TrainerState.log_history`.
@@ -99,7 +99,7 @@ class CardFacts:
     sampling: Mapping[str, float | None]
     adapter: str = ""
     datasets: tuple[Source, ...] = ()
-    recipes: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     licence: Mapping[str, str] = field(default_factory=dict)
     log_history: Sequence[Mapping[str, float]] = ()
@@ -158,7 +158,7 @@ def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool
         adapter=facts.adapter,
         sampling=facts.sampling,
         settings=[
-            *([("recipe", ", ".join(facts.recipes))] if facts.recipes else []),
+            *([("method", ", ".join(facts.methods))] if facts.methods else []),
             *[("dataset", _link(source, "datasets/")) for source in facts.datasets],
             *facts.settings,
         ],
@@ -175,7 +175,7 @@ def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool
         citations=[
             _Verbatim(entry)
             for entry in dict.fromkeys(
-                [LONGVPO_CITATION, *map(citation, facts.recipes), facts.method_citation, _TRL_CITATION]
+                [LONGVPO_CITATION, *map(citation, facts.methods), facts.method_citation, _TRL_CITATION]
             )
             if entry
         ],

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, model_info, try_to_load_from_
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
+from longvpo_hf.preference import VideoPreference
 from longvpo_hf.public import public_name
 from longvpo_hf.publishing.model_card import CardFacts, Source
 
@@ -41,7 +42,7 @@ def facts_of(
     base = Source.of(path)
     if base.on_hub:
         base = replace(base, revision=_revision_of(path, (args.model_init_kwargs or {}).get("revision")))
-    datasets, recipes = _data_of(trainer.train_dataset)
+    datasets, methods = _data_of(trainer.train_dataset)
     if dataset_name is not None:
         known = {source.name: source for source in datasets}
         datasets = (known.get(dataset_name, Source.of(dataset_name)),)
@@ -52,7 +53,7 @@ def facts_of(
         base=base,
         adapter="" if peft is None else _kind(peft),
         datasets=datasets,
-        recipes=recipes,
+        methods=methods,
         settings=tuple(_settings(trainer, peft)),
         sampling={"num_frames": args.num_frames, "fps": args.fps, "max_pixels": args.max_pixels},
         licence=_licence_of(path, base),
@@ -119,7 +120,7 @@ def _value(choice: Any) -> str:
 
 
 def _data_of(dataset: Any) -> tuple[tuple[Source, ...], tuple[str, ...]]:
-    """The Hub datasets that rows are from, with their revisions, and the recipes they were made by."""
+    """The Hub datasets that rows are from, with their revisions, and the methods they were made by."""
     from datasets import Dataset
 
     recorded = isinstance((dataset.features or {}).get("provenance"), dict)
@@ -127,17 +128,18 @@ def _data_of(dataset: Any) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         # Files of the cache: <namespace>___<name>/<config>/<version>/<commit>/<name>-train.arrow
         paths = [file["filename"] for file in dataset.cache_files]
         found = [re.search(r"[/\\]([^/\\]+)___([^/\\]+)[/\\].*?([0-9a-f]{40})[/\\]", path) for path in paths]
-        recipes: list[str] = []
+        methods: list[str] = []
         if recorded:
             column = dataset.select_columns("provenance").with_format("arrow")[:]["provenance"]
-            recipes = column.combine_chunks().field("recipe").unique().to_pylist()
+            names = [field.name for field in column.type]
+            methods = column.combine_chunks().field("method" if "method" in names else "recipe").unique().to_pylist()
     else:
         row = _first_row(dataset)
         media = json.dumps([clip.get("video") for clip in row.get("clips") or ()], default=str)
         found = list(re.finditer(r"hf://datasets/([^/@]+)/([^/@]+)@([0-9a-f]{40})/", media))
-        recipes = [row["provenance"]["recipe"]] if recorded else []
+        methods = [VideoPreference.from_row(row).provenance.method] if recorded else []
     sources = (Source.of(f"{match[1]}/{match[2]}", match[3]) for match in found if match)
-    return tuple(dict.fromkeys(sources)), tuple(sorted({recipe for recipe in recipes if recipe}))
+    return tuple(dict.fromkeys(sources)), tuple(sorted({method for method in methods if method}))
 
 
 @functools.lru_cache(maxsize=1)
