@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.utils import find_adapter_config_file
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from longvpo_hf import LongVPOConfig
+from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
 from longvpo_hf.preference import undecoded
@@ -257,13 +257,10 @@ def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
         processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
     except (OSError, ValueError):  # an adapter's folder need not hold one
         processor = AutoProcessor.from_pretrained(base, revision=config.revision)
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    merged.save_pretrained(part)
-    processor.save_pretrained(part)
-    (part / _MERGED_FROM).write_text(json.dumps({"adapter": digest}), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with whole_folder(folder) as part:
+        merged.save_pretrained(part)
+        processor.save_pretrained(part)
+        write_json(part / _MERGED_FROM, {"adapter": digest})
 
 
 # -------------------------------------------------------------------------------------------------- resuming

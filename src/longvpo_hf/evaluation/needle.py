@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from longvpo_hf.artifacts import write_json
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
 from longvpo_hf.evaluation.probes import (
@@ -25,7 +26,6 @@ from longvpo_hf.evaluation.probes import (
     as_it_is,
     ask,
     settings_of,
-    write_json,
 )
 from longvpo_hf.responders import Request, Responder
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from longvpo_hf.artifacts import write_json
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.probes import (
     DoesNotFit,
@@ -27,7 +28,6 @@ from longvpo_hf.evaluation.probes import (
     as_it_is,
     ask,
     settings_of,
-    write_json,
 )
 from longvpo_hf.responders import Request, Responder
 

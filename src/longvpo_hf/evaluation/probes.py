@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
+from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
@@ -376,13 +377,6 @@ def as_it_is(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a result so that it appears whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
 # --------------------------------------------------------------------------------------------------------------- media
 
 
@@ -427,10 +421,8 @@ def _encode(frames: Any, path: Path) -> None:
     """Writes uint8 frames `[N, 3, H, W]` as a video of one frame a second, with hardly any loss."""
     from torchcodec.encoders import VideoEncoder
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"part-{path.name}")
     # yuv444p: any size, and colours keep their edges.
-    VideoEncoder(frames, frame_rate=1).to_file(
-        str(part), codec="libx264", pixel_format="yuv444p", crf=8, extra_options={"threads": 1}
-    )
-    part.replace(path)
+    with whole_file(path) as file:
+        VideoEncoder(frames, frame_rate=1).to_file_like(
+            file, "mp4", codec="libx264", pixel_format="yuv444p", crf=8, extra_options={"threads": 1}
+        )

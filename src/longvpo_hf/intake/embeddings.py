@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
+from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.timeline import Clip, Timeline
@@ -82,13 +83,12 @@ class VisionEmbedder:
         follows_from = [self.name, self.sampler.num_frames, [astuple(clip)[:3] for clip in clips]]
         path = self.cache / f"{hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()[:16]}.npy"
         if not path.exists():
-            self.cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                np.save(file, self._embed(clips), allow_pickle=False)
-            part.replace(path)
-        vectors: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        return vectors
+            vectors = self._embed(clips)
+            with whole_file(path) as file:
+                np.save(file, vectors, allow_pickle=False)
+            return vectors
+        stored: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return stored
 
     @torch.inference_mode()
     def _embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:

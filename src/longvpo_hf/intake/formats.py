@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo, whole_clip
 from longvpo_hf.preference import SCHEMA, Provenance, VideoPreference
@@ -304,8 +305,6 @@ class _Media:
         suffix = re.fullmatch(r"\.[a-z0-9]{1,5}", PurePosixPath(name).suffix.lower())
         path = cache / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix.group() if suffix else '.mp4'}"
         if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            part.write_bytes(content)
-            part.replace(path)
+            with whole_file(path) as file:
+                file.write(content)
         return path

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from longvpo_hf.artifacts import whole_folder, write_json, write_text
 from longvpo_hf.building.captioning import caption_videos
 from longvpo_hf.building.engine import log_folder
 from longvpo_hf.captions import read_captions
@@ -215,7 +216,7 @@ class Demo:
                 f"{output} holds a run with other settings (see {path}); name another --output, or give --restart to "
                 "delete that run and start anew."
             )
-        _write(path, mine)
+        write_text(path, mine)
         self.sampler = FrameSampler(self._num_frames, fps=FRAMES_PER_SECOND)
         # Only the large setting has work for a GPU; the others give the same numbers wherever they run.
         self._on_gpu = settings.scale == "large" and torch.cuda.is_available()
@@ -232,7 +233,7 @@ class Demo:
             start = time.perf_counter()
             result = work()
             seconds = round(time.perf_counter() - start, 1)
-            _write(path, json.dumps({"seconds": seconds, "result": result}))
+            write_text(path, json.dumps({"seconds": seconds, "result": result}))
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def is_done(self, name: str) -> bool:
@@ -277,7 +278,7 @@ class Demo:
             processor = build_processor()
             model = build_model(processor, self.settings.seed)
             history = pretrain(model, processor, frames, clips, self.settings.seed, self.settings.pretraining)
-            with _whole(self.output / "base") as part:
+            with whole_folder(self.output / "base") as part:
                 model.save_pretrained(part)
                 processor.save_pretrained(part)
             return {
@@ -398,7 +399,7 @@ class Demo:
             trainer.add_callback(_Progress)
             checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
             trainer.train(resume_from_checkpoint=checkpoint)
-            with _whole(self.output / arm.name) as part:
+            with whole_folder(self.output / arm.name) as part:
                 trainer.save_model(str(part))
             logs = [entry for entry in trainer.state.log_history if "loss" in entry]
             shutil.rmtree(folder)
@@ -538,7 +539,7 @@ def run_demo(output: Path, settings: DemoSettings) -> dict[str, Any]:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         }
-        _write(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_json(output / "metrics.json", metrics)
         rows = {"stage1-row": demo.sample_row(LONGVPO.rows), "stage2-row": demo.sample_row(STAGE2.rows)}
         write_report(output, metrics, rows, demo.sampler)
     return metrics
@@ -581,17 +582,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the name `folder` once all is written."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
 
 
 class PeakMemory:
@@ -642,12 +632,6 @@ def _proportional_kib(pid: int) -> int:
             raise
         return 0  # it ended meanwhile
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def processor_name() -> str:

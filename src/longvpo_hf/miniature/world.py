@@ -10,7 +10,6 @@ seed; gives `WorldClip`s. Knows nothing of decoding, models or tokens.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torchcodec.encoders import VideoEncoder
 
+from longvpo_hf.artifacts import write_text
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.timeline import Clip
 
@@ -181,9 +181,7 @@ def write_world(folder: str | Path, num_clips: int, seed: int) -> list[WorldClip
             }
             for index in range(count)
         )
-    partial = folder / f"{TRUTH_FILE}.partial"
-    partial.write_text(json.dumps({"seed": seed, "clips": records}), encoding="utf-8")
-    os.replace(partial, folder / TRUTH_FILE)
+    write_text(folder / TRUTH_FILE, json.dumps({"seed": seed, "clips": records}))
     return read_world(folder)
 
 

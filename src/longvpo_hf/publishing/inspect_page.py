@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from longvpo_hf.artifacts import write_text
 from longvpo_hf.captions import FACTS_FILE, CaptionedVideo, read_captions, read_facts
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
@@ -112,10 +113,7 @@ def write_inspect_page(
         data = _captions_data(folder, num_rows, seed, video_root)
     else:
         data = _rows_data(folder, num_rows, seed, video_root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(_page(folder.name, data), encoding="utf-8", newline="\n")
-    part.replace(path)
+    write_text(path, _page(folder.name, data))
     return InspectPage(path, len(data["rows"]), data["total"], data["kind"])
 
 
