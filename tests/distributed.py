@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_models
 import trainers
 from longvpo_hf.training.collator import VideoPreferenceCollator
-from longvpo_hf.training.tree import enable_tree_packing, tree_forward
+from longvpo_hf.training.packing import enable_tree_packing, tree_forward
 
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "full": dict,

@@ -29,7 +29,7 @@ from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, vis
 from longvpo_hf.frames import Frames, FrameSampler
 from longvpo_hf.responders import LocalResponder, Request
 from longvpo_hf.timeline import Clip, Timeline, View
-from longvpo_hf.training.tree import enable_tree_packing, plain_forward, tree_forward
+from longvpo_hf.training.packing import enable_tree_packing, plain_forward, tree_forward
 from media import write_video
 
 torch.set_num_threads(1)
@@ -353,7 +353,7 @@ def test_the_model_takes_it_and_sees_every_frame(name: str, count: int) -> None:
 
 
 def test_smolvlm_can_be_tree_packed() -> None:
-    """The other families are in `test_tree.py`."""
+    """The other families are in `test_packing.py`."""
     model, processor = family("smolvlm")
     add_fused_lm_head(model)
     encoder = PromptEncoder(processor)

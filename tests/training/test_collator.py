@@ -19,8 +19,7 @@ from conftest import make_dataset, write_clip
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
-from longvpo_hf.training.collator import BAD_VIDEO_REASONS, TimelineSampler, VideoPreferenceCollator
-from longvpo_hf.training.trainer import _context_tokens
+from longvpo_hf.training.collator import BAD_VIDEO_REASONS, TimelineSampler, VideoPreferenceCollator, context_tokens
 
 
 def collator(family: str = "internvl", **more: Any) -> VideoPreferenceCollator:
@@ -136,7 +135,7 @@ def test_the_trainer_tells_the_collator_of_the_context(tmp_path: Path, dataset: 
         trainer.train()
     config = model.config
     config.text_config.rope_parameters = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
-    assert _context_tokens(config) == 400
+    assert context_tokens(config) == 400
 
 
 def test_fewer_frames_than_clips_is_an_error(preferences: list[VideoPreference]) -> None:

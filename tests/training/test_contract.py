@@ -20,8 +20,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 import tiny_models
+from longvpo_hf.training.packing.forward import TOKEN_FIELDS
 from longvpo_hf.training.trainer import LongVPOTrainer
-from longvpo_hf.training.tree import _TOKEN_FIELDS
 
 #: What `LongVPOTrainer` overrides or calls, and with which arguments.
 METHODS: list[tuple[type, str, list[str]]] = [
@@ -103,7 +103,7 @@ def test_columns_of_precomputed_scores() -> None:
 
 def test_fused_output() -> None:
     fields = FusedCausalLMOutput.__dataclass_fields__
-    gone = [name for name in (*_TOKEN_FIELDS, "loss", "aux_loss") if name not in fields]
+    gone = [name for name in (*TOKEN_FIELDS, "loss", "aux_loss") if name not in fields]
     assert not gone, f"FusedCausalLMOutput no longer has {gone}"
     assert hasattr(trl_utils, "hash_module")
 

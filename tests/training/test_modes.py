@@ -19,7 +19,7 @@ from conftest import make_dataset
 from longvpo_hf.families import vision
 from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.training.tree import enable_tree_packing, plain_forward, tree_forward
+from longvpo_hf.training.packing import enable_tree_packing, plain_forward, tree_forward
 
 LORA = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)", lora_dropout=0.0)
 

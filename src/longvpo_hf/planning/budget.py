@@ -39,9 +39,9 @@ from torch.utils._pytree import tree_leaves
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.vision import CHUNK_ELEMENTS, vision_tower
+from longvpo_hf.training.collator import context_tokens
 from longvpo_hf.training.config import LongVPOConfig
-from longvpo_hf.training.trainer import _context_tokens
-from longvpo_hf.training.tree import _Forest, _Span, _tree_attention
+from longvpo_hf.training.packing.attention import Forest, Span, tree_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -882,7 +882,7 @@ class _Run:
             )
         if training.activation_offloading and self.machine.sharding != Sharding.none:
             notes.append("Offloading is counted as on one device; it has not been tried with sharding.")
-        context = _context_tokens(self.config)
+        context = context_tokens(self.config)
         longest = self.tokens.prompt + max(rows.chosen_tokens, rows.rejected_tokens)
         if context is not None and longest > context:
             notes.append(
@@ -900,7 +900,7 @@ def _run_text_model(run: _Run, sequences: Sequence[tuple[int, int]], trunk: int,
     """A step of the first `layers` layers on fake tensors; `grad=False` for a forward pass alone."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(_ATTENTION, _tree_attention)
+    AttentionInterface.register(_ATTENTION, tree_attention)
     # The tree needs no mask; transformers' own would be built, since it cannot see that fake tensors hold nothing.
     AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
     training = run.training
@@ -929,10 +929,10 @@ def _run_text_model(run: _Run, sequences: Sequence[tuple[int, int]], trunk: int,
             "position_ids": torch.empty(shape, dtype=torch.long),
         }
         spans = [
-            _Span(start, start + trunk, end, torch.empty(end - start - trunk, end - start - trunk, dtype=torch.bool))
+            Span(start, start + trunk, end, torch.empty(end - start - trunk, end - start - trunk, dtype=torch.bool))
             for start, end in sequences
         ]
-        forest = {"longvpo_tree": _Forest(spans)} if packed else {}
+        forest = {"longvpo_tree": Forest(spans)} if packed else {}
         ledger = _Ledger([*held, embeddings, *inputs.values(), *(span.sees for span in spans)])
         with ledger, torch.set_grad_enabled(grad):
             with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():

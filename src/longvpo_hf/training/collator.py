@@ -31,7 +31,7 @@ from longvpo_hf.timeline import Timeline, View
 from longvpo_hf.training.config import OnBadVideo, ReferenceView
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedConfig, ProcessorMixin
 
 logger = logging.getLogger(__name__)
 
@@ -342,6 +342,18 @@ class TimelineSampler(Sampler[int]):
             groups += [shuffled[i : i + size] for i in range(0, len(rows), size)]
         rng.shuffle(groups)
         return iter([row for group in groups for row in group])
+
+
+def context_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens the text model was made for, with its rope scaling; None where its config does not say."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("factor", 1.0)
+    original = rope.get("original_max_position_embeddings", positions)
+    return max(positions, int(original * factor))
 
 
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:

@@ -66,7 +66,7 @@ def facts_of(
 
 
 def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
-    from longvpo_hf.training.tree import is_tree_packed
+    from longvpo_hf.training.packing import is_tree_packed
 
     args = trainer.args
     weights = args.loss_weights or [1.0] * len(args.loss_type)

@@ -41,10 +41,11 @@ from longvpo_hf.training.collator import (
     Batch,
     TimelineSampler,
     VideoPreferenceCollator,
+    context_tokens,
 )
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.facts import facts_of
-from longvpo_hf.training.tree import enable_tree_packing, is_tree_packed, plain_forward, tree_forward, unwrapped
+from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, plain_forward, tree_forward, unwrapped
 
 logger = get_logger(__name__)
 
@@ -149,7 +150,7 @@ class LongVPOTrainer(DPOTrainer):
                 bound_frozen_forward(tower)
         if not self._has_clips:
             return
-        self.data_collator.context_tokens = _context_tokens(self.model.config)
+        self.data_collator.context_tokens = context_tokens(self.model.config)
         for scored in models:
             reason = enable_tree_packing(scored) if self.args.tree_packing else None
             if reason is not None:
@@ -531,18 +532,6 @@ def _spread(values: Tensor, places: Tensor, rows: int) -> Tensor:
     spread = values.new_full((rows, *values.shape[1:]), float("nan"))
     spread[places] = values[: len(places)]
     return spread
-
-
-def _context_tokens(config: PreTrainedConfig) -> int | None:
-    """How many tokens the text model was made for, its rope scaling included; None where its config does not say."""
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    rope = getattr(text, "rope_parameters", None) or {}
-    factor = rope.get("factor", 1.0)
-    original = rope.get("original_max_position_embeddings", positions)
-    return max(positions, int(original * factor))
 
 
 def _config_facts(config: PreTrainedConfig) -> dict[str, Any]:

@@ -25,8 +25,16 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
-from longvpo_hf.training import tree
-from longvpo_hf.training.tree import enable_tree_packing, is_tree_packed, plain_forward, tree_forward
+from longvpo_hf.families.encoding import concatenate_visuals
+from longvpo_hf.training.packing import (
+    enable_tree_packing,
+    is_tree_packed,
+    plain_forward,
+    tree,
+    tree_forward,
+    unwrapped,
+)
+from longvpo_hf.training.packing.attention import ATTENTION, Forest, Span, tree_attention
 
 torch.set_num_threads(1)
 
@@ -255,12 +263,12 @@ def _positions_run_on() -> Callable[[Tensor, int], Tensor]:
 
 
 def _rejected_sees_chosen() -> Callable[[Tensor, Tensor], Tensor]:
-    sees = tree._sees
+    sees = tree.visibility
     return lambda question, answer: sees(question, torch.zeros_like(answer))
 
 
 def _questions_see_each_other() -> Callable[[Tensor, Tensor], Tensor]:
-    sees = tree._sees
+    sees = tree.visibility
     return lambda question, answer: sees(torch.zeros_like(question), answer)
 
 
@@ -268,8 +276,8 @@ def _questions_see_each_other() -> Callable[[Tensor, Tensor], Tensor]:
     ("name", "mutation"),
     [
         ("_restart", _positions_run_on),
-        ("_sees", _rejected_sees_chosen),
-        ("_sees", _questions_see_each_other),
+        ("visibility", _rejected_sees_chosen),
+        ("visibility", _questions_see_each_other),
     ],
     ids=["positions run on", "rejected sees chosen", "questions see each other"],
 )
@@ -328,8 +336,8 @@ def test_a_tree_is_as_long_as_its_parts() -> None:
     batch = make_batch("internvl", ONE_PAIR, [4])
     answers = batch["completion_mask"].sum(dim=1)
     prompt = int(batch["attention_mask"][0].sum() - answers[0])
-    planted = tree._trunks(batch, [0], torch.zeros_like(batch["input_ids"], dtype=torch.bool))
-    packed = tree._pack(batch, planted, [torch.arange(prompt)[None]])
+    planted = tree.trees_of(batch, torch.zeros_like(batch["input_ids"], dtype=torch.bool))
+    packed = tree.pack(batch, planted, [torch.arange(prompt)[None]])
     assert packed.input_ids.shape == (1, prompt - 1 + int(answers.sum()))
 
 
@@ -341,7 +349,7 @@ def test_an_enabled_model_is_otherwise_the_same(family: str, tmp_path: Any) -> N
     ordinary, _ = tiny_models.build(family)
     enabled = shared_model(family)
     batch = make_batch(family, FOUR_PAIRS, [4])
-    pixels = tree.concatenate_visuals(batch["videos"] * 4)
+    pixels = concatenate_visuals(batch["videos"] * 4)
     names = ("input_ids", "attention_mask", "mm_token_type_ids")
     inputs = {name: batch[name][:4] for name in names if name in batch}
     with torch.no_grad():
@@ -353,7 +361,7 @@ def test_an_enabled_model_is_otherwise_the_same(family: str, tmp_path: Any) -> N
     written = [model.generate(**single, max_new_tokens=5, do_sample=False) for model in (ordinary, enabled)]
     assert torch.equal(*written)
     enabled.config.save_pretrained(tmp_path)
-    assert tree.ATTENTION not in (tmp_path / "config.json").read_text()
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
 
 
 # ----------------------------------------------------------------------------------------------- guards
@@ -431,7 +439,7 @@ def _attending_by(implementation: str) -> Any:
 )
 def test_models_that_cannot_be_packed_are_left_as_they_were(make: Callable[[], Any], words: list[str]) -> None:
     model = make()
-    decoder = tree.unwrapped(model).get_decoder()
+    decoder = unwrapped(model).get_decoder()
     before = decoder.config._attn_implementation
     reason = enable_tree_packing(model)
     assert reason is not None
@@ -480,13 +488,13 @@ def test_an_attention_implementation_changed_afterwards_raises() -> None:
 def test_a_model_with_masks_of_its_own_raises() -> None:
     attention = shared_model("internvl").get_decoder().layers[0].self_attn
     tokens = torch.zeros(1, 2, 3, 8)
-    forest = tree._Forest([tree._Span(0, 1, 3, torch.ones(2, 2, dtype=torch.bool))])
+    forest = Forest([Span(0, 1, 3, torch.ones(2, 2, dtype=torch.bool))])
     with pytest.raises(RuntimeError, match=r"a mask of shape \(1, 1, 3, 3\)"):
-        tree._tree_attention(attention, tokens, tokens, tokens, torch.ones(1, 1, 3, 3), longvpo_tree=forest)
+        tree_attention(attention, tokens, tokens, tokens, torch.ones(1, 1, 3, 3), longvpo_tree=forest)
     with pytest.raises(RuntimeError, match="sliding_window=4"):
-        tree._tree_attention(attention, tokens, tokens, tokens, None, sliding_window=4, longvpo_tree=forest)
+        tree_attention(attention, tokens, tokens, tokens, None, sliding_window=4, longvpo_tree=forest)
     with pytest.raises(RuntimeError, match="for a tree of 3 tokens"):
-        tree._tree_attention(attention, tokens[:, :, :2], tokens, tokens, None, longvpo_tree=forest)
+        tree_attention(attention, tokens[:, :, :2], tokens, tokens, None, longvpo_tree=forest)
 
 
 def test_a_model_without_the_fused_head_raises() -> None:
@@ -500,7 +508,7 @@ def test_batches_that_cannot_be_packed_raise() -> None:
     model, batch = shared_model("qwen2_5_vl"), make_batch("qwen2_5_vl", ONE_PAIR, [4])
     other = {**batch, "input_ids": batch["input_ids"].clone()}
     other["input_ids"][1, 0] = 7
-    with pytest.raises(ValueError, match="must begin with one prompt"):
+    with pytest.raises(ValueError, match="must start with the same prompt"):
         tree_forward(model, other)
     last = int(batch["completion_mask"][0].nonzero()[0]) - 1
     other = {**batch, "mm_token_type_ids": batch["mm_token_type_ids"].clone()}

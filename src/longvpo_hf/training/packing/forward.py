@@ -1,0 +1,166 @@
+"""Scores a batch as two sequences per row or as trees; both give the same per-token numbers (see the package)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
+
+from longvpo_hf.families.encoding import concatenate_visuals, visual_shapes
+from longvpo_hf.training.packing.attention import ATTENTION
+from longvpo_hf.training.packing.guards import is_tree_packed, unwrapped
+from longvpo_hf.training.packing.tree import Batch, find_visual_tokens, pack, trees_of, trunk_positions
+
+TOKEN_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
+"""Per-token fields [2B, L - 1] of TRL's `FusedCausalLMOutput`; those the head was not asked for are None."""
+
+
+def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
+    """Two sequences per row, each with its own copy of the video.
+
+    One call of the model; more only where the visual tensors of different videos cannot be concatenated.
+
+    Args:
+        model: A model with TRL's fused LM head, wrapped or not.
+        batch: See the package.
+        kwargs: Passed on to the model.
+
+    Returns:
+        Per-token fields [2B, L - 1], zero where no answer token is predicted.
+    """
+    input_ids = batch["input_ids"]
+    labels = input_ids.masked_fill(batch["completion_mask"] == 0, -100)
+    index = batch["video_index"].tolist()
+    parts = _concatenable([[row] for row in range(len(index))], index, batch["videos"])
+    outputs, source = [], torch.full_like(input_ids[:, 1:], -1)
+    done = 0
+    for part in parts:
+        rows = sorted(row for (row,) in part)
+        both = torch.tensor(rows + [row + len(index) for row in rows], device=input_ids.device)
+        visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
+        if "mm_token_type_ids" in batch:
+            visual["mm_token_type_ids"] = batch["mm_token_type_ids"][both]
+        output = _checked(
+            model(
+                input_ids=input_ids[both],
+                attention_mask=batch["attention_mask"][both],
+                labels=labels[both],
+                fused_lm_head=True,
+                **visual,
+                **kwargs,
+            )
+        )
+        if len(parts) == 1:
+            return output
+        outputs.append(output)
+        width = output.log_probs.shape[1]  # prompt learning puts virtual tokens before the real ones
+        places = torch.arange(done, done + output.log_probs.numel(), device=input_ids.device).view(len(both), width)
+        source[both] = places[:, -source.shape[1] :]
+        done += places.numel()
+    return _at(outputs, source)
+
+
+def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
+    """All answers of a batch in one sequence; equal to `plain_forward`, several times cheaper.
+
+    One call of the model; more only where the visual tensors of different videos cannot be concatenated
+    (LLaVA-OneVision with different numbers of frames). Under FSDP and ZeRO-3, processes that make different numbers of
+    calls deadlock: keep to one timeline per device there.
+
+    Args:
+        model: A model with TRL's fused LM head that `enable_tree_packing` accepted, wrapped or not.
+        batch: See the package.
+        kwargs: Passed on to the model.
+
+    Returns:
+        Per-token fields [2B, L - 1], zero where no answer token is predicted.
+
+    Raises:
+        RuntimeError: If the model's layers did not all attend along the tree; the numbers would be wrong.
+        ValueError: If the batch is not as described in the package.
+    """
+    base = unwrapped(model)
+    decoder = base.get_decoder()
+    if not is_tree_packed(base):
+        raise RuntimeError(
+            f"The text model of {type(base).__name__} attends by {decoder.config._attn_implementation!r}, which "
+            f"ignores trees: call enable_tree_packing(model) first and keep the attention implementation it sets."
+        )
+    index = batch["video_index"].tolist()
+    trees = trees_of(batch, find_visual_tokens(base, batch))
+    outputs, source = [], torch.full_like(batch["input_ids"][:, 1:], -1)
+    done = 0
+    for part in _concatenable([tree.rows for tree in trees], index, batch["videos"]):
+        planted = [tree for tree in trees if tree.rows in part]
+        packed = pack(batch, planted, [trunk_positions(base, batch, tree, index[tree.rows[0]]) for tree in planted])
+        output = model(
+            input_ids=packed.input_ids,
+            attention_mask=torch.ones_like(packed.input_ids),
+            position_ids=packed.position_ids,
+            shift_labels=packed.shift_labels,
+            fused_lm_head=True,
+            **{ATTENTION: packed.forest},
+            **concatenate_visuals(
+                [batch["videos"][index[tree.rows[0]]] for tree in planted if index[tree.rows[0]] >= 0]
+            ),
+            **kwargs,
+        )
+        outputs.append(_checked(output))
+        if packed.forest.calls != decoder.config.num_hidden_layers:
+            raise RuntimeError(
+                f"{packed.forest.calls} attention layers of {type(base).__name__} saw the tree, expected all "
+                f"{decoder.config.num_hidden_layers}: the log-probabilities would be wrong. Train this model without "
+                f"tree packing (tree_packing=False)."
+            )
+        source = torch.where(packed.source >= 0, packed.source + done, source)
+        done += packed.input_ids.shape[1]
+    return _at(outputs, source)
+
+
+def _concatenable(
+    groups: Sequence[list[int]], index: Sequence[int], videos: Sequence[Mapping[str, Tensor]]
+) -> list[list[list[int]]]:
+    """Groups of rows split into as few forwards as their videos' shapes allow; groups without video join the first."""
+    parts: dict[Any, list[list[int]]] = {}
+    without = []
+    for group in groups:
+        video = index[group[0]]
+        if video < 0:
+            without.append(group)
+        else:
+            parts.setdefault(visual_shapes(videos[video]), []).append(group)
+    forwards = list(parts.values()) or [[]]
+    forwards[0] += without
+    return forwards
+
+
+def _checked(output: Any) -> Any:
+    """The output, if TRL's fused LM head made it."""
+    if getattr(output, "log_probs", None) is None:
+        raise RuntimeError(
+            f"The model returned {type(output).__name__} without log_probs: give it TRL's fused LM head with "
+            f"trl.trainer.utils.add_fused_lm_head(model)."
+        )
+    return output
+
+
+def _at(outputs: Sequence[Any], source: Tensor) -> FusedCausalLMOutput:
+    """Per-token fields at the places `source` [2B, L - 1] names, counted over all outputs laid end to end; 0 for -1."""
+    nowhere, place = source < 0, source.clamp(min=0)
+    fields = {}
+    for name in TOKEN_FIELDS:
+        values = [getattr(output, name) for output in outputs]
+        if all(value is not None for value in values):
+            flat = torch.cat([value.reshape(-1) for value in values])
+            fields[name] = flat[place.to(flat.device)].masked_fill(nowhere.to(flat.device), 0)
+    counts = torch.stack([output.label_mask.sum() for output in outputs])
+    shares = counts / counts.sum().clamp(min=1)
+    aux = [output.aux_loss for output in outputs if output.aux_loss is not None]
+    return FusedCausalLMOutput(
+        loss=torch.stack([share * output.loss for share, output in zip(shares, outputs, strict=True)]).sum(),
+        aux_loss=torch.stack(aux).mean() if aux else None,
+        **fields,
+    )

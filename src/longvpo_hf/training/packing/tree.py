@@ -1,0 +1,200 @@
+"""How rows of a batch are laid out as trees: what they share, where each token goes and what it predicts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longvpo_hf.training.packing.attention import Forest, Span, visibility
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Which rows share a trunk, and how long it is: prompts[row] tokens of a row are its prompt, `trunk` are common."""
+
+    rows: list[int]
+    trunk: int
+    prompts: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A packed row of T tokens.
+
+    Args:
+        input_ids: [1, T].
+        position_ids: [1, T], or [3, 1, T] for multimodal rope.
+        shift_labels: [1, T], the token that each position is to predict; -100 where none.
+        source: [2B, L - 1], the place in the packed row that predicts a row's next token; -1 where none.
+        forest: What attention needs.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    shift_labels: Tensor
+    source: Tensor
+    forest: Forest
+
+
+def trees_of(batch: Batch, visual_tokens: Tensor) -> list[Tree]:
+    """The trees of a batch: one for each video, more where prompts differ before the video ends.
+
+    Args:
+        visual_tokens: Bool [2B, L], see `find_visual_tokens`.
+    """
+    groups = _same_video(batch["video_index"].tolist())
+    return [tree for rows in groups for tree in _trunks(batch, rows, visual_tokens)]
+
+
+def _same_video(index: Sequence[int]) -> list[list[int]]:
+    """Rows grouped by the video they show, in order of appearance; a row without video is alone."""
+    groups: dict[int, list[int]] = {}
+    for row, video in enumerate(index):
+        groups.setdefault(video if video >= 0 else -1 - row, []).append(row)
+    return list(groups.values())
+
+
+def _trunks(batch: Batch, rows: list[int], visual_tokens: Tensor) -> list[Tree]:
+    """The tree of rows that show one video; a tree for each row where their prompts part before the video ends.
+
+    The trunk leaves at least the last prompt token to the branches.
+    """
+    input_ids, pairs = batch["input_ids"], len(batch["video_index"])
+    prompts = {row: _prompt_length(batch, row, row + pairs) for row in rows}
+    shortest = min(prompts.values())
+    ids = input_ids[rows, :shortest]
+    common = int((ids == ids[:1]).all(dim=0).long().cumprod(dim=0).sum())
+    trunk = min(common, shortest - 1)
+    if not any(bool(visual_tokens[row, trunk : prompts[row]].any()) for row in rows):
+        return [Tree(rows, trunk, prompts)]
+    if len(rows) == 1:
+        raise ValueError(
+            f"The prompt of row {rows[0]} ends in a visual token: it must end in text, such as the answer's header."
+        )
+    return [tree for row in rows for tree in _trunks(batch, [row], visual_tokens)]
+
+
+def _prompt_length(batch: Batch, chosen: int, rejected: int) -> int:
+    """How many tokens the prompt of a pair has.
+
+    Raises:
+        ValueError: If the two rows do not start with the same prompt of at least one token.
+    """
+    lengths = []
+    for row in (chosen, rejected):
+        answer = batch["completion_mask"][row].nonzero()
+        lengths.append(int(answer[0]) if len(answer) else int(batch["attention_mask"][row].sum()))
+    ids, length = batch["input_ids"], lengths[0]
+    if length < 1 or length != lengths[1] or not torch.equal(ids[chosen, :length], ids[rejected, :length]):
+        raise ValueError(
+            f"Rows {chosen} (chosen) and {rejected} (rejected) must start with the same prompt of at least 1 token, "
+            f"got prompts of {lengths[0]} and {lengths[1]} tokens: tokenize the prompt apart from the answers."
+        )
+    return length
+
+
+def pack(batch: Batch, trees: Sequence[Tree], trunk_positions: Sequence[Tensor]) -> Packed:
+    """Lays trees behind one another in one row.
+
+    Args:
+        trunk_positions: For each tree [axes, trunk + 1]: positions of its trunk and of the first token after it.
+    """
+    input_ids, completion_mask = batch["input_ids"], batch["completion_mask"]
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    pairs, device = len(lengths) // 2, input_ids.device
+    source = torch.full_like(input_ids[:, 1:], -1)
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    labels: list[Tensor] = []
+    spans: list[Span] = []
+    placed = 0
+
+    def add(row: int, start: int, end: int, at: Tensor, answers: bool) -> int:
+        nonlocal placed
+        ids.append(input_ids[row, start:end])
+        positions.append(at)
+        if answers:
+            wanted = slice(start + 1, end + 1)
+            labels.append(input_ids[row, wanted].masked_fill(completion_mask[row, wanted] == 0, -100))
+            source[row, start:end] = torch.arange(placed, placed + end - start, device=device)
+        else:
+            labels.append(torch.full_like(input_ids[row, start:end], -100))
+        placed += end - start
+        return end - start
+
+    for tree, trunk in zip(trees, trunk_positions, strict=True):
+        tree_start = placed
+        add(tree.rows[0], 0, tree.trunk, trunk[:, :-1], answers=False)
+        branches, questions, answers = placed, [], []
+        for row in tree.rows:
+            last = tree.prompts[row] - 1
+            parent_end = trunk[:, -1:]
+            added = [add(row, tree.trunk, last, _restart(parent_end, last - tree.trunk), answers=False)]
+            parent_end = parent_end + last - tree.trunk
+            for answer in (row, row + pairs):
+                size = max(lengths[answer] - 1 - last, 0)
+                added.append(add(answer, last, last + size, _restart(parent_end, size), answers=True))
+            questions += [row] * sum(added)
+            answers += [kind for kind, size in enumerate(added) for _ in range(size)]
+        sees = visibility(torch.tensor(questions, device=device), torch.tensor(answers, device=device))
+        spans.append(Span(tree_start, branches, placed, sees))
+
+    axes = torch.cat(positions, dim=1)
+    return Packed(
+        input_ids=torch.cat(ids)[None],
+        position_ids=axes if len(axes) == 1 else axes[:, None],
+        shift_labels=torch.cat(labels)[None],
+        source=source,
+        forest=Forest(spans),
+    )
+
+
+def _restart(first: Tensor, size: int) -> Tensor:
+    """Positions [axes, size] of a branch whose first token is at `first` [axes, 1], whatever is laid before it."""
+    return first + torch.arange(size, device=first.device)
+
+
+def trunk_positions(base: PreTrainedModel, batch: Batch, tree: Tree, video: int) -> Tensor:
+    """Positions [axes, trunk + 1] of a trunk and of the text token after it, as the backbone counts them.
+
+    axes is 3 for multimodal rope (time, height, width), else 1. `video` is -1 for a tree without one.
+    """
+    row, size = tree.rows[0], tree.trunk + 1
+    input_ids = batch["input_ids"][row : row + 1, :size]
+    rope_index = getattr(base.base_model, "get_rope_index", None)
+    plain = torch.arange(size, device=input_ids.device)[None]
+    if rope_index is None:
+        return plain
+    if video < 0:
+        return plain.expand(3, -1)
+    if "mm_token_type_ids" not in batch:
+        raise ValueError(
+            f"{type(base).__name__} computes its positions from `mm_token_type_ids`, which the batch lacks: keep what "
+            f"the processor returns under that name."
+        )
+    known = {
+        **batch["videos"][video],
+        "input_ids": input_ids,
+        "mm_token_type_ids": batch["mm_token_type_ids"][row : row + 1, :size],
+        "attention_mask": torch.ones_like(input_ids),
+    }
+    wanted = inspect.signature(rope_index).parameters
+    positions, _ = rope_index(**{name: value for name, value in known.items() if name in wanted})
+    return positions[:, 0]
+
+
+def find_visual_tokens(base: PreTrainedModel, batch: Batch) -> Tensor:
+    """Bool [2B, L], true on placeholders of visual features."""
+    if "mm_token_type_ids" in batch:
+        return batch["mm_token_type_ids"] != 0
+    names = ("image_token_id", "video_token_id")
+    ids = [token for name in names if (token := getattr(base.config, name, None)) is not None]
+    return torch.isin(batch["input_ids"], torch.tensor(ids, dtype=torch.long, device=batch["input_ids"].device))
