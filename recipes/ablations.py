@@ -26,14 +26,13 @@ from typing import Any, Literal
 import yaml
 from datasets import load_dataset
 
-import stage1
-import stage2
-import temporal
 from longvpo_hf import Timeline, VideoPreference
+from longvpo_hf.launch import load_recipe
 from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
 from longvpo_hf.miniature.asking import Describer
 from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread, processor_name
 from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
+from longvpo_hf.miniature.temporal import base_responder, temporal_rows
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
@@ -41,8 +40,6 @@ from miniature import base_responder, temporal_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"
-
-RECIPES = {"stage1": stage1, "stage2": stage2, "temporal": temporal}
 
 Rows = Literal[
     "dataset", "unfiltered", "single", "single-first", "localized", "comprehensive", "stage2", "stage2-of-base"
@@ -219,7 +216,8 @@ def train(demo: Demo, arm: Arm) -> dict[str, float]:
         given["replay_name"] = str(rows_folder(demo, "dataset")) if arm.replay else None
         config = demo.output / f"{arm.name}.yaml"
         config.write_text(yaml.safe_dump(given), encoding="utf-8")
-        trainer = RECIPES[arm.recipe].main(["--config", str(config), "--resume_from_checkpoint", "true", *arm.options])
+        words = ["--config", str(config), "--resume_from_checkpoint", "true", *arm.options]
+        trainer = load_recipe(arm.recipe).main(words)
         for checkpoint in output.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         logs = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]

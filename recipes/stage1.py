@@ -12,12 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hooks import PositionProbe, check_benchmarks, finish
-from parts import checkpoint_to_resume, load_rows, lora, parse, quantization, start_from
-
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.launch import (
+    PositionProbe,
+    check_benchmarks,
+    checkpoint_to_resume,
+    finish,
+    load_rows,
+    lora,
+    make_miniature,
+    parse,
+    quantization,
+    start_from,
+)
 from longvpo_hf.training.tracking import EarlyWarning
-from miniature import make_miniature
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:

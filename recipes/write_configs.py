@@ -68,7 +68,7 @@ BASES = {
 }
 
 #: LongVPO on every base; TPO on the base of its paper that transformers can load, and on one more.
-RECIPES = dict.fromkeys(BASES, ("stage1", "stage2"))
+RECIPES: dict[str, tuple[str, ...]] = dict.fromkeys(BASES, ("stage1", "stage2"))
 RECIPES["llava_video_7b"] += ("temporal",)
 RECIPES["qwen2_5_vl_7b"] += ("temporal",)
 

@@ -18,9 +18,8 @@ import torch
 from accelerate.state import DistributedType, PartialState
 from transformers import training_args
 
+from longvpo_hf.launch import load_recipe
 from longvpo_hf.training import trainer as trainer_module
-
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def pretend() -> None:
@@ -40,9 +39,7 @@ def pretend() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     pretend()
-    sys.path.insert(0, str(RECIPES))
-    import stage1
-
+    stage1 = load_recipe("stage1")
     types: set[str] = set()
     sft_loss = trainer_module._sft_loss
 

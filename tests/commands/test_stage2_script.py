@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausa
 
 import tiny_models
 from longvpo_hf.captions import read_captions
+from longvpo_hf.commands.build import common
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, Request
 from longvpo_hf.responders.text import TextResponder
@@ -170,7 +171,7 @@ def test_each_endpoint_is_shown_its_own_key(
         "--output",
         str(tmp_path / "rows"),
     ]
-    made = sys.modules["common"].Models(stage2.parse(args), 8).reading("endpoint:m")
+    made = common.Models(stage2.parse(args), 8).reading("endpoint:m")
     assert made._api_key == (key and key.replace(" ", "-"))
 
 
@@ -229,7 +230,7 @@ def test_an_adapter_answers_as_what_it_was_trained_to_be(stage2, videos: Path, t
     )
     adapted.save_pretrained(tmp_path / "stage1")
     args = stage2.parse(["--captions", "x", "--responder", "a", "--max-new-tokens", "8", "--output", str(tmp_path)])
-    models = sys.modules["common"].Models(args, 8)
+    models = common.Models(args, 8)
     shown = [Request(text, Timeline((Clip(str(videos / "v0.mp4"), 0.0, 4.0),))) for text in ("What?", "Who is it?")]
     base, tuned = (models.seeing(str(tmp_path / name)) for name in ("base", "stage1"))
     assert (base.name, tuned.name) == ("base", "stage1")

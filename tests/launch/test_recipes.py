@@ -31,8 +31,10 @@ from transformers.models.smolvlm import processing_smolvlm
 
 import tiny_models
 from hub_double import HubDouble
-from longvpo_hf import LongVPOTrainer, VideoPreference
+from longvpo_hf import LongVPOTrainer, VideoPreference, launch
+from longvpo_hf.launch.arguments import TEXT_LAYERS
 from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
+from longvpo_hf.miniature.temporal import _ask_about_a_marker
 from longvpo_hf.preference import Provenance
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
 from longvpo_hf.responders import Request
@@ -44,9 +46,7 @@ ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
 
 
 def load(name: str) -> ModuleType:
-    """A recipe as a module; `recipes/` is on the path, as it is when a script of it runs."""
-    if str(RECIPES) not in sys.path:
-        sys.path.append(str(RECIPES))
+    """A script of `recipes/` that does not ship, as a module."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -56,10 +56,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-STAGE1, STAGE2, TEMPORAL = load("stage1"), load("stage2"), load("temporal")
+STAGE1, STAGE2, TEMPORAL = (launch.load_recipe(name) for name in ("stage1", "stage2", "temporal"))
 ABLATIONS = load("ablations")
 WRITE_CONFIGS = load("write_configs")
-PARTS = sys.modules["parts"]
 
 
 # ------------------------------------------------------------------------------------------------ configurations
@@ -71,7 +70,7 @@ def recipe_of(config: Path) -> str:
 
 def arguments(config: Path, *more: str) -> tuple[Any, Any, Any]:
     defaults = TEMPORAL.PAPER if recipe_of(config) == "temporal" else {}
-    return PARTS.parse(["--config", str(config), "--use_cpu", "true", *more], defaults)
+    return launch.parse(["--config", str(config), "--use_cpu", "true", *more], defaults)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -124,10 +123,10 @@ def test_an_unknown_setting_of_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_temporal_defaults_are_the_papers() -> None:
     base = ["--model_name_or_path", "m", "--dataset_name", "d", "--use_cpu", "true"]
-    _, _, training = PARTS.parse(base, TEMPORAL.PAPER)
+    _, _, training = launch.parse(base, TEMPORAL.PAPER)
     assert (training.beta, training.sft_weight, training.learning_rate) == (0.2, 1.0, 3e-7)
     assert (training.warmup_steps, training.num_frames, training.freeze_vision_tower) == (0.1, 32, True)
-    _, _, training = PARTS.parse([*base, "--beta", "0.3"], TEMPORAL.PAPER)
+    _, _, training = launch.parse([*base, "--beta", "0.3"], TEMPORAL.PAPER)
     assert training.beta == 0.3
 
 
@@ -195,7 +194,7 @@ def test_fsdp_finds_the_layers_it_is_told_to_wrap(base: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_lora_adapts_the_text_model_and_nothing_of_the_tower(family: str) -> None:
-    pattern = re.compile(PARTS.TEXT_LAYERS)
+    pattern = re.compile(TEXT_LAYERS)
     model = tiny_models.build(family)[0]
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     text = {name for name in linear if ".language_model." in name}
@@ -252,7 +251,7 @@ def options(model: Path, rows: Path, output: Path, **more: object) -> list[str]:
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def launch(recipe: str, *words: str) -> list[str]:
+def launched(recipe: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(RECIPES / f"{recipe}.py"), *words]
 
 
@@ -269,7 +268,7 @@ def test_a_recipe_runs_through_accelerate_launch(recipe: str, tmp_path: Path, ba
     output = tmp_path / recipe
     pushing = {"push_to_hub": "true", "hub_model_id": f"someone/{recipe}"} if recipe == "stage2" else {}
     probing = {"probe_steps": 2, "probe_frames": 8, "probe_number": 1, "probe_placements": 1}
-    command = launch(recipe, *options(base, rows, output, **pushing, **probing))
+    command = launched(recipe, *options(base, rows, output, **pushing, **probing))
     with HubDouble() as hub:
         done = subprocess.run(
             command,
@@ -325,7 +324,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output, log = folder / "killed", folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            launch("stage1", *miniature(folder / "m", output, **LONG)),
+            launched("stage1", *miniature(folder / "m", output, **LONG)),
             env=environment(),
             stdout=file,
             stderr=file,
@@ -426,8 +425,8 @@ def test_a_merged_base_is_made_anew_for_another_adapter(tmp_path: Path, base: Pa
     STAGE1.main(options(base, rows, adapter, use_peft="true", lora_r=2, max_steps=1))
 
     def start() -> int:
-        _, model, training = PARTS.parse(options(adapter, rows, tmp_path / "stage2"))
-        assert PARTS.start_from(model, training) == str(tmp_path / "stage2-base")
+        _, model, training = launch.parse(options(adapter, rows, tmp_path / "stage2"))
+        assert launch.start_from(model, training) == str(tmp_path / "stage2-base")
         return (tmp_path / "stage2-base" / "model.safetensors").stat().st_mtime_ns
 
     first = start()
@@ -438,10 +437,10 @@ def test_a_merged_base_is_made_anew_for_another_adapter(tmp_path: Path, base: Pa
 
 def test_four_bit_says_what_it_needs(base: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use_peft=true"):
-        PARTS.parse(options(base, rows, tmp_path, load_in_4bit="true"))
+        launch.parse(options(base, rows, tmp_path, load_in_4bit="true"))
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(ValueError, match="pip install bitsandbytes"):
-            PARTS.parse(options(base, rows, tmp_path, load_in_4bit="true", use_peft="true"))
+            launch.parse(options(base, rows, tmp_path, load_in_4bit="true", use_peft="true"))
 
 
 def test_four_bit_trains_an_adapter_near_the_whole_precision(
@@ -464,7 +463,7 @@ def test_trackio_holds_what_the_log_holds(base: Path, rows: Path, tmp_path: Path
     output, folder = tmp_path / "model", tmp_path / "trackio"
     words = options(base, rows, output, report_to="trackio", project="longvpo", run_name="one", save_strategy="steps")
     done = subprocess.run(
-        launch("stage1", *words, "--save_steps", "2"),
+        launched("stage1", *words, "--save_steps", "2"),
         env={**environment(), "TRACKIO_DIR": str(folder)},
         capture_output=True,
         text=True,
@@ -487,16 +486,16 @@ def test_rows_may_be_held_out_streamed_saved_or_without_media(tmp_path: Path, ba
     words = options(base, rows, tmp_path / "a", max_steps=1, dataset_streaming="true", **held_out)
     trainer = STAGE1.main(words)
     assert len(logged(trainer, "eval_rewards/margins")) == 1
-    recipe, _, _ = PARTS.parse(options(base, rows, tmp_path / "b"))
-    held, none = PARTS.load_rows(recipe)
+    recipe, _, _ = launch.parse(options(base, rows, tmp_path / "b"))
+    held, none = launch.load_rows(recipe)
     assert none is None
     held.save_to_disk(str(tmp_path / "saved"))
-    recipe, _, _ = PARTS.parse(options(base, tmp_path / "saved", tmp_path / "b"))
-    assert PARTS.load_rows(recipe)[0]["id"] == held["id"]
-    recipe, _, _ = PARTS.parse(options(base, rows, tmp_path / "b", replay_name=rows))
-    assert PARTS.load_rows(recipe)[0]["id"] == [*held["id"], *held["id"][:4]]  # half as many are mixed in
+    recipe, _, _ = launch.parse(options(base, tmp_path / "saved", tmp_path / "b"))
+    assert launch.load_rows(recipe)[0]["id"] == held["id"]
+    recipe, _, _ = launch.parse(options(base, rows, tmp_path / "b", replay_name=rows))
+    assert launch.load_rows(recipe)[0]["id"] == [*held["id"], *held["id"][:4]]  # half as many are mixed in
     with pytest.raises(ValueError, match="needs video_root"):
-        PARTS.parse(options(base, rows, tmp_path / "b", dataset_form="longvpo"))
+        launch.parse(options(base, rows, tmp_path / "b", dataset_form="longvpo"))
 
 
 # ------------------------------------------------------------------------------------------------ hooks
@@ -520,7 +519,7 @@ def test_a_probe_is_logged_and_changes_nothing_of_the_training(tmp_path: Path, b
 def test_a_sharded_model_is_not_probed(base: Path, rows: Path, tmp_path: Path) -> None:
     trainer = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
     with pytest.raises(ValueError, match="longvpo probe position"):
-        STAGE1.PositionProbe(trainer, SimpleNamespace())
+        launch.PositionProbe(trainer, SimpleNamespace())
 
 
 def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_it(
@@ -531,7 +530,7 @@ def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_
     def lacking(benchmarks: Any, root: Path) -> None:
         raise ValueError(f"{[benchmark.name for benchmark in benchmarks]} are not in {root}")
 
-    monkeypatch.setattr(sys.modules["hooks"], "check", lacking)
+    monkeypatch.setattr("longvpo_hf.launch.finishing.check", lacking)
     with pytest.raises(ValueError, match=re.escape(f"['mlvu'] are not in {tmp_path}")):
         STAGE1.main(words)
     assert not (tmp_path / "model").exists()
@@ -543,7 +542,7 @@ def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_
         return [{"model": "model", "stage": None, "num_frames": 64, "tasks": {"mlvu": task}} for _ in frames]
 
     monkeypatch.setattr("longvpo_hf.evaluation.run.evaluate", evaluate)
-    monkeypatch.setattr(sys.modules["hooks"], "check", lambda benchmarks, root: None)
+    monkeypatch.setattr("longvpo_hf.launch.finishing.check", lambda benchmarks, root: None)
     STAGE1.main([*words, "--benchmark_frames", "64"])
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "62.5" in card
@@ -559,8 +558,8 @@ def test_anchors_move_to_the_begin_and_nothing_else(
     monkeypatch.setattr(ABLATIONS, "make_rows", lambda demo, name: None)
     monkeypatch.setattr(ABLATIONS, "rows_folder", lambda demo, name: rows)
     ABLATIONS._single_first(SimpleNamespace(output=tmp_path), tmp_path / "first")
-    recipe, _, _ = PARTS.parse(options(tmp_path, tmp_path / "first", tmp_path))
-    moved = [VideoPreference.from_row(row) for row in PARTS.load_rows(recipe)[0]]
+    recipe, _, _ = launch.parse(options(tmp_path, tmp_path / "first", tmp_path))
+    moved = [VideoPreference.from_row(row) for row in launch.load_rows(recipe)[0]]
     assert len(moved) == len(preferences)
     for before, after in zip(preferences, moved, strict=True):
         (anchor,) = before.evidence
@@ -591,6 +590,6 @@ def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
 
 def test_a_template_asks_about_a_marker_of_the_captions() -> None:
     request = Request("This is what a whole video shows:\nScene #0: navy-gold , red\nScene #1: teal-lime , blue")
-    asked = json.loads(sys.modules["miniature"]._ask_about_a_marker(request))["question"]
+    asked = json.loads(_ask_about_a_marker(request))["question"]
     assert asked in ("what colour in the navy-gold clip ?", "what colour in the teal-lime clip ?")
-    assert json.loads(sys.modules["miniature"]._ask_about_a_marker(Request("nothing")))["question"] is None
+    assert json.loads(_ask_about_a_marker(Request("nothing")))["question"] is None

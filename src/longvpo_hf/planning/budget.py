@@ -73,7 +73,7 @@ _ASPECT = 16 / 9
 _UNBOUNDED_FRAME = (720, 1280)
 #: LongVPO samples an anchor clip at 1 fps, at most 64 frames; `dataset_scripts/stage1.py` cuts clips of at most 64 s.
 _ANCHOR_SECONDS = 64
-#: What the recipes adapt unless the configuration names other layers (`recipes/parts.py`).
+#: What the recipes adapt unless the configuration names other layers (`launch/arguments.py`).
 _TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
 #: Text that a processor writes around the frames, tokens: per frame (or pair of frames), for tokenizers like Qwen's.
 _LABEL_TOKENS = {"internvl": 9, "qwen2_5_vl": 0, "qwen3_vl": 11, "llava_onevision": 0, "smolvlm": 14}

@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from longvpo_hf.public import markdown, public_name
 from longvpo_hf.publishing.curves import save_curves
 from longvpo_hf.publishing.dataset import LONGVPO_CITATION, citation
+from longvpo_hf.shipped import shipped
 
 if TYPE_CHECKING:
     pass
@@ -149,7 +150,7 @@ def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool
     )
     for field_name, value in facts.licence.items():
         metadata[field_name] = value
-    text = environment.from_string(_template()).render(
+    text = environment.from_string(shipped("model_cards/longvpo.md").read_text(encoding="utf-8")).render(
         metadata=_Verbatim(metadata.to_yaml()),
         name=facts.name,
         load_from=facts.load_from,
@@ -181,12 +182,6 @@ def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool
         ],
     )
     return ModelCard(text)
-
-
-def _template() -> str:
-    package = Path(__file__).parents[1]
-    in_wheel, in_checkout = (folder / "model_cards" / "longvpo.md" for folder in (package, package.parents[1]))
-    return (in_wheel if in_wheel.is_file() else in_checkout).read_text(encoding="utf-8")
 
 
 def _code(value: object) -> _Verbatim:

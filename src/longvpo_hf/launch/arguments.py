@@ -1,49 +1,22 @@
-"""What the three recipes share: arguments, rows, the model they start from, checkpoints to resume from.
-
-Takes a command line (`--config FILE.yaml`, and options that override it); gives what `LongVPOTrainer` takes. Knows
-nothing of how rows are made.
-"""
+"""The arguments of a training script: a `--config` file, and options that override it."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
-from datasets.config import HF_DATASETS_CACHE
-from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
-from transformers.utils import find_adapter_config_file
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from longvpo_hf import LongVPOConfig
-from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
-from longvpo_hf.preference import undecoded
-
-logger = get_logger(__name__)
+from longvpo_hf.training.config import LongVPOConfig
 
 #: LoRA's default here: every linear layer of the text model and none of the vision tower's, in all families of
 #: docs/families.md. SmolVLM calls its text model `text_model`.
 TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
-
-_FORMS: dict[str, Callable[[Dataset, str], Dataset]] = {
-    "reference": from_reference,
-    "longvpo": from_longvpo,
-    "longva-tpo": from_longva_tpo,
-    "trl": from_trl,
-}
-
-_MERGED_FROM = "merged_from.json"
 
 
 @dataclass
@@ -180,111 +153,3 @@ def lora(model: ModelConfig) -> LoraConfig | None:
 def quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
     """How the base is quantised; None for not at all."""
     return get_quantization_config(model)
-
-
-# ----------------------------------------------------------------------------------------------------- rows
-
-
-def load_rows(recipe: RecipeArguments) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """The rows to train on, and those to evaluate on if a split is named."""
-    rows = _split(recipe, recipe.dataset_train_split)
-    held_out = _split(recipe, recipe.dataset_test_split) if recipe.dataset_test_split else None
-    if recipe.replay_name is not None:
-        earlier = _split(replace(recipe, dataset_name=recipe.replay_name, dataset_config=None), "train")
-        rows = concatenate_datasets([rows, earlier.select(range(min(len(earlier), len(rows) // 2)))])
-    return rows, held_out
-
-
-def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
-    name = str(recipe.dataset_name)
-    if (Path(name) / "state.json").is_file():  # of `save_to_disk`, e.g. rows with their reference scores
-        return load_from_disk(name)
-    # datasets tells local folders apart by their last name and the version in their card: a dataset that was moved, or
-    # a copy of it, would give the paths of before.
-    digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:16]
-    cache = Path(HF_DATASETS_CACHE) / "longvpo_hf" / digest if Path(name).is_dir() else None
-    rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming, cache_dir=cache)
-    return _FORMS[recipe.dataset_form](rows, recipe.video_root) if recipe.video_root else undecoded(rows)
-
-
-# ---------------------------------------------------------------------------------------------------- model
-
-
-def start_from(model: ModelConfig, training: LongVPOConfig) -> str:
-    """The checkpoint that policy and reference start from, as `from_pretrained` takes it.
-
-    A LoRA adapter is merged into its base first, and the whole is written to `<output_dir>-base`: the reference is then
-    the adapted model, not the bare base, and an adapter trained on top names a base that is really its own.
-    """
-    name = str(model.model_name_or_path)
-    config_file = find_adapter_config_file(name, revision=model.model_revision)
-    if config_file is None:
-        return name
-    folder = Path(f"{str(training.output_dir).rstrip('/')}-base")
-    with PartialState().main_process_first():
-        digest = _digest(Path(config_file).parent)
-        if not _holds(folder, digest):
-            _merge(name, model, folder, digest)
-    # What is in the folder has no revision of its own.
-    training.model_init_kwargs = {**(training.model_init_kwargs or {}), "revision": "main"}
-    return str(folder)
-
-
-def _digest(folder: Path) -> str:
-    """Of an adapter: its settings and weights."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("adapter_*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _holds(folder: Path, digest: str) -> bool:
-    stamp = folder / _MERGED_FROM
-    return stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["adapter"] == digest
-
-
-def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
-    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
-    base = config.base_model_name_or_path
-    if not base:
-        raise ConfigError(f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json).")
-    logger.info(f"Merging the adapter {name} into {base}: {folder}")
-    # In float32: half precision would round what the adapter adds.
-    whole = AutoModelForImageTextToText.from_pretrained(base, revision=config.revision, dtype=torch.float32)
-    kept = whole.config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
-    merged = PeftModel.from_pretrained(whole, name, revision=model.model_revision).merge_and_unload().to(kept)
-    try:
-        processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
-    except (OSError, ValueError):  # an adapter's folder need not hold one
-        processor = AutoProcessor.from_pretrained(base, revision=config.revision)
-    with whole_folder(folder) as part:
-        merged.save_pretrained(part)
-        processor.save_pretrained(part)
-        write_json(part / _MERGED_FROM, {"adapter": digest})
-
-
-# -------------------------------------------------------------------------------------------------- resuming
-
-
-def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
-    """The checkpoint that training goes on from; None to begin.
-
-    `resume_from_checkpoint=true` means the last whole one in `output_dir`, if there is any: a killed run may leave a
-    checkpoint that was not written to its end.
-
-    Raises:
-        ValueError: If `output_dir` holds checkpoints and nothing was said of resuming.
-    """
-    asked = training.resume_from_checkpoint
-    if asked is not None and str(asked).lower() not in ("true", "false"):
-        return str(asked)
-    folders = Path(training.output_dir).glob("checkpoint-*")
-    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]  # written last
-    if not whole:
-        return None
-    if str(asked).lower() != "true":
-        raise ConfigError(
-            f"{training.output_dir} holds checkpoints of an earlier run: go on with --resume_from_checkpoint true, "
-            "name another --output_dir, or delete them."
-        )
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))

@@ -1,29 +1,19 @@
-"""What a recipe does beside training: probes of long context in between; saving, card, push and benchmarks after it.
-
-Takes the recipe's arguments and its trainer. What is asked, how it is judged and written down is
-`longvpo_hf.evaluation`'s.
-"""
+"""The position probe as a callback of the trainer: long context, measured while training."""
 
 from __future__ import annotations
 
-import gc
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import EvalResult, HfApi
-from parts import RecipeArguments
 from transformers import TrainerCallback
 
-from longvpo_hf import LongVPOTrainer
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.benchmarks import data_root
 from longvpo_hf.evaluation.position import probe_position
-from longvpo_hf.evaluation.preflight import benchmarks_named, check
 from longvpo_hf.evaluation.probes import BlankFiller, Filler, ProbeQuestion, VideoFiller, read_questions
 from longvpo_hf.frames import FrameSampler
+from longvpo_hf.launch.arguments import RecipeArguments
 from longvpo_hf.responders import LocalResponder
+from longvpo_hf.training.trainer import LongVPOTrainer
 
 _MAX_NEW_TOKENS = 16
 
@@ -108,72 +98,3 @@ def _asked(recipe: RecipeArguments, media: Path) -> tuple[list[ProbeQuestion], F
     clips = read_world(folder)
     asked = world_questions(clips, recipe.probe_number, 0, plain_english=recipe.probe_world is None)
     return asked, WorldFiller(clips, seed=0)
-
-
-def check_benchmarks(recipe: RecipeArguments) -> None:
-    """Says now, and not after days of training, what the benchmarks lack.
-
-    Raises:
-        ValueError: If lmms-eval or a benchmark's data are not there, with what brings them.
-    """
-    if recipe.benchmarks is None:
-        return
-    if find_spec("lmms_eval") is None:
-        raise ConfigError("benchmarks are run by lmms-eval, which is not here: pip install 'longvpo-hf[eval]'")
-    check(benchmarks_named(recipe.benchmarks.split(",")), _data(recipe))
-
-
-def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
-    """Saves model, processor and card into `output_dir` and pushes them if asked to; then the benchmarks.
-
-    For the benchmarks the trainer's model leaves the device: train no further.
-    """
-    args = trainer.args
-    trainer.save_model()
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=recipe.dataset_name)
-    else:
-        trainer.create_model_card(dataset_name=recipe.dataset_name)
-    trainer.accelerator.print(f"{trainer._name}: model and card are in {args.output_dir}")
-    if recipe.benchmarks is None:
-        return
-    trainer.accelerator.wait_for_everyone()
-    results = _run_benchmarks(trainer, recipe)
-    if trainer.is_world_process_zero():
-        trainer.create_model_card(dataset_name=recipe.dataset_name, eval_results=results)
-        if args.push_to_hub:
-            HfApi(token=args.hub_token).upload_folder(
-                repo_id=trainer.hub_model_id,
-                folder_path=args.output_dir,
-                allow_patterns=["README.md", "evaluation/*.json", "evaluation/*.md"],
-                commit_message="Benchmarks",
-            )
-
-
-def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[EvalResult]:
-    """The saved model's scores, for its card; answers and tables go to `output_dir/evaluation`."""
-    from longvpo_hf.evaluation.run import Contestant, evaluate
-    from longvpo_hf.evaluation.table import EvalRun, eval_results
-
-    trainer.optimizer = trainer.lr_scheduler = None
-    for model in (trainer.model, trainer.ref_model):
-        if model is not None:
-            model.to("cpu")
-    trainer.accelerator.free_memory()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    folder = Path(trainer.args.output_dir)
-    results = evaluate(
-        [Contestant(str(folder))],
-        benchmarks_named(str(recipe.benchmarks).split(",")),
-        _data(recipe),
-        folder / "evaluation",
-        frames=recipe.benchmark_frames or [],
-    )
-    runs = [EvalRun(result["model"], folder.name, result["num_frames"], result["tasks"]) for result in results]
-    return eval_results(runs)
-
-
-def _data(recipe: RecipeArguments) -> Path:
-    return data_root() if recipe.benchmark_data is None else Path(recipe.benchmark_data)

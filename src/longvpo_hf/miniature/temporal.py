@@ -1,9 +1,4 @@
-"""The miniature for the recipes: its base model and its rows, made where they are not yet there.
-
-Takes the folder of a miniature's run; gives in it `base/`, and rows for each recipe: `dataset/` (Stage 1),
-`stage2-dataset/` and `temporal/`. Everything in it is the demo's own, but for the temporal rows, whose questions a
-template writes from the base's captions.
-"""
+"""Temporal preferences from the miniature's world: captions by the base, questions by a template."""
 
 from __future__ import annotations
 
@@ -15,50 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from accelerate import PartialState
-from parts import RecipeArguments
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from longvpo_hf import LongVPOConfig, Timeline
 from longvpo_hf.captions import CaptionedVideo
-from longvpo_hf.errors import ConfigError
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
-from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
+from longvpo_hf.miniature.demo import Demo
 from longvpo_hf.miniature.model import MAX_ANSWER_TOKENS
 from longvpo_hf.miniature.world import CAPTION_QUESTION, question, read_world
 from longvpo_hf.responders import LocalResponder, Request, ScriptedResponder
+from longvpo_hf.timeline import Timeline
 
 #: Rows per timeline, as in the demo's Stage 1.
 _QUESTIONS_PER_TIMELINE = 4
-
-
-def make_miniature(
-    recipe: RecipeArguments, training: LongVPOConfig, rows: Literal["stage1", "stage2", "temporal"]
-) -> None:
-    """Makes base and rows in the folder that `miniature` names, if it names one.
-
-    Raises:
-        ValueError: If Stage-2 rows are to be made, which the Stage-1 model answers, and it is not in `model/`.
-    """
-    if recipe.miniature is None:
-        return
-    folder = Path(recipe.miniature)
-    settings = DemoSettings.fast(training.seed) if recipe.miniature_fast else DemoSettings(training.seed)
-    with PartialState().main_process_first(), one_thread():
-        demo = Demo(folder, settings)
-        demo.worlds()
-        demo.base()
-        if rows == "temporal":
-            demo.phase("temporal rows", lambda: temporal_rows(demo, demo.output / "temporal", "mixed"))
-            return
-        demo.rows()
-        if rows == "stage2":
-            if not (folder / LONGVPO.name / "config.json").is_file():
-                raise ConfigError(
-                    f"{folder / LONGVPO.name} holds no Stage-1 model to answer: run recipes/stage1.py first."
-                )
-            demo.stage2_captions()
-            demo.stage2_rows()
 
 
 def base_responder(demo: Demo) -> LocalResponder:

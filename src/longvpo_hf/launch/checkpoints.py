@@ -1,0 +1,100 @@
+"""The checkpoint that training starts from, and the one that a killed run resumes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import find_adapter_config_file
+from trl import ModelConfig
+
+from longvpo_hf.artifacts import whole_folder, write_json
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.training.config import LongVPOConfig
+
+logger = get_logger(__name__)
+
+_MERGED_FROM = "merged_from.json"
+
+
+def start_from(model: ModelConfig, training: LongVPOConfig) -> str:
+    """The checkpoint that policy and reference start from, as `from_pretrained` takes it.
+
+    A LoRA adapter is merged into its base first, and the whole is written to `<output_dir>-base`: the reference is then
+    the adapted model, not the bare base, and an adapter trained on top names a base that is really its own.
+    """
+    name = str(model.model_name_or_path)
+    config_file = find_adapter_config_file(name, revision=model.model_revision)
+    if config_file is None:
+        return name
+    folder = Path(f"{str(training.output_dir).rstrip('/')}-base")
+    with PartialState().main_process_first():
+        digest = _digest(Path(config_file).parent)
+        if not _holds(folder, digest):
+            _merge(name, model, folder, digest)
+    # What is in the folder has no revision of its own.
+    training.model_init_kwargs = {**(training.model_init_kwargs or {}), "revision": "main"}
+    return str(folder)
+
+
+def _digest(folder: Path) -> str:
+    """Of an adapter: its settings and weights."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("adapter_*")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    stamp = folder / _MERGED_FROM
+    return stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["adapter"] == digest
+
+
+def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
+    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
+    base = config.base_model_name_or_path
+    if not base:
+        raise ConfigError(f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json).")
+    logger.info(f"Merging the adapter {name} into {base}: {folder}")
+    # In float32: half precision would round what the adapter adds.
+    whole = AutoModelForImageTextToText.from_pretrained(base, revision=config.revision, dtype=torch.float32)
+    kept = whole.config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
+    merged = PeftModel.from_pretrained(whole, name, revision=model.model_revision).merge_and_unload().to(kept)
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
+    except (OSError, ValueError):  # an adapter's folder need not hold one
+        processor = AutoProcessor.from_pretrained(base, revision=config.revision)
+    with whole_folder(folder) as part:
+        merged.save_pretrained(part)
+        processor.save_pretrained(part)
+        write_json(part / _MERGED_FROM, {"adapter": digest})
+
+
+def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
+    """The checkpoint that training goes on from; None to begin.
+
+    `resume_from_checkpoint=true` means the last whole one in `output_dir`, if there is any: a killed run may leave a
+    checkpoint that was not written to its end.
+
+    Raises:
+        ValueError: If `output_dir` holds checkpoints and nothing was said of resuming.
+    """
+    asked = training.resume_from_checkpoint
+    if asked is not None and str(asked).lower() not in ("true", "false"):
+        return str(asked)
+    folders = Path(training.output_dir).glob("checkpoint-*")
+    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]  # written last
+    if not whole:
+        return None
+    if str(asked).lower() != "true":
+        raise ConfigError(
+            f"{training.output_dir} holds checkpoints of an earlier run: go on with --resume_from_checkpoint true, "
+            "name another --output_dir, or delete them."
+        )
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))

@@ -1,0 +1,44 @@
+"""The rows that a training script names: from the Hub, a folder of the builders, or `save_to_disk`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
+
+from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
+from longvpo_hf.launch.arguments import RecipeArguments
+from longvpo_hf.preference import undecoded
+
+_FORMS: dict[str, Callable[[Dataset, str], Dataset]] = {
+    "reference": from_reference,
+    "longvpo": from_longvpo,
+    "longva-tpo": from_longva_tpo,
+    "trl": from_trl,
+}
+
+
+def load_rows(recipe: RecipeArguments) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """The rows to train on, and those to evaluate on if a split is named."""
+    rows = _split(recipe, recipe.dataset_train_split)
+    held_out = _split(recipe, recipe.dataset_test_split) if recipe.dataset_test_split else None
+    if recipe.replay_name is not None:
+        earlier = _split(replace(recipe, dataset_name=recipe.replay_name, dataset_config=None), "train")
+        rows = concatenate_datasets([rows, earlier.select(range(min(len(earlier), len(rows) // 2)))])
+    return rows, held_out
+
+
+def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
+    name = str(recipe.dataset_name)
+    if (Path(name) / "state.json").is_file():  # of `save_to_disk`, e.g. rows with their reference scores
+        return load_from_disk(name)
+    # datasets tells local folders apart by their last name and the version in their card: a dataset that was moved, or
+    # a copy of it, would give the paths of before.
+    digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:16]
+    cache = Path(HF_DATASETS_CACHE) / "longvpo_hf" / digest if Path(name).is_dir() else None
+    rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming, cache_dir=cache)
+    return _FORMS[recipe.dataset_form](rows, recipe.video_root) if recipe.video_root else undecoded(rows)
