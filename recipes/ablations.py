@@ -36,7 +36,6 @@ from longvpo_hf.miniature.temporal import base_responder, temporal_rows
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
-from miniature import base_responder, temporal_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"
