@@ -38,7 +38,7 @@ def measure(num_rows: int) -> dict[str, Any]:
         name = "instant"
         seconds = 0.0
 
-        def respond(self, requests: list[Request]) -> list[str]:
+        def respond(self, requests: list[Request], *callbacks: Any) -> list[str]:
             start = time.perf_counter()
             answers = [f"Who is in {len(request.view.indices(len(request.timeline)))} clips?" for request in requests]
             if requests and requests[0].text.startswith("Who"):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.responders import Request
+from longvpo_hf.responders import OnResult, OnWait, Request, one_by_one
 from longvpo_hf.timeline import Clip, Timeline
 
 FRAMES_PER_SCENE = 3
@@ -102,10 +102,12 @@ class Scripted:
     name: str = "scripted"
     requests: list[Request] = field(default_factory=list)
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
         """See `Responder.respond`."""
         self.requests += requests
-        return [self.answer(request) for request in requests]
+        return one_by_one(requests, self.answer, on_result)
 
 
 def cite(request: Request) -> str:

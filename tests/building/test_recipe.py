@@ -439,7 +439,7 @@ def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path
     assert ask.take_new() == {}
 
     class Silent(Scripted):
-        def respond(self, requests: Sequence[Request]) -> list[str]:
+        def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
             raise Unanswered([NoAnswer("status 500")] * len(requests))
 
     silent = Silent(lambda request: "")

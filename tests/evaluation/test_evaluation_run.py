@@ -334,7 +334,7 @@ def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Pa
 class Echo(LocalResponder):
     """Answers with the question."""
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
         return [request.text for request in requests]
 
 

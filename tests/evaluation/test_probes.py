@@ -328,7 +328,7 @@ class Narrow:
         self.fits, self.error = fits, error
         self.calls: list[tuple[int, int]] = []
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
         longest = max(len(request.timeline) for request in requests if request.timeline)
         self.calls.append((len(requests), longest))
         if not self.fits(len(requests), longest):

@@ -252,7 +252,7 @@ def test_tries_are_bounded_each_is_told_why_and_none_is_the_same(tmp_path: Path)
 
 def test_a_model_that_is_not_reached_is_not_asked_again(tmp_path: Path) -> None:
     class Silent(Scripted):
-        def respond(self, requests: Sequence[Request]) -> list[str]:
+        def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
             self.requests += requests
             raise Unanswered([NoAnswer("status 500")] * len(requests))
 
@@ -495,7 +495,7 @@ def test_requests_without_an_answer_cost_their_rows_only(videos: list[CaptionedV
     class Patchy(Scripted):
         """Has no answer where thing 3 is to be seen, and cannot decode thing 20."""
 
-        def respond(self, requests: Sequence[Request]) -> list[str]:
+        def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
             results: list[Any] = []
             for request in requests:
                 clips = request.view.of(request.timeline).clips

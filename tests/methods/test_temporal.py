@@ -19,7 +19,7 @@ from longvpo_hf.building import prompts
 from longvpo_hf.captions import CaptionedVideo, Summary
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.responders import NoAnswer, Request, Responder, Unanswered
+from longvpo_hf.responders import NoAnswer, Request, Responder, one_by_one
 from longvpo_hf.timeline import Clip, Timeline
 from scenes import (
     FRAMES_PER_SCENE,
@@ -325,14 +325,13 @@ def test_bad_videos_and_requests_without_an_answer_cost_their_rows_only(
     class Patchy(Scripted):
         """Decodes what it is asked about; has no answer about the third video's whole."""
 
-        def respond(self, requests: Sequence[Request]) -> list[str]:
-            results = [
-                NoAnswer("status 500") if told(request) == [7, 8, 9, 10, 11] else self.answer(request)
-                for request in requests
-            ]
-            if all(isinstance(result, str) for result in results):
-                return [str(result) for result in results]
-            raise Unanswered(results)
+        def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
+            def answer(request: Request) -> str:
+                if told(request) == [7, 8, 9, 10, 11]:
+                    raise NoAnswer("status 422")
+                return self.answer(request)
+
+            return one_by_one(requests, answer, *callbacks[:1])
 
     answerer = Patchy(lambda request: f"saw {frames_of(request)}")
     bad = [captioned(broken, range(90, 95)), captioned(tmp_path / "gone.mp4", range(80, 85))]

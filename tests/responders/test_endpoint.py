@@ -38,7 +38,16 @@ import tiny_models
 from longvpo_hf.errors import EndpointError
 from longvpo_hf.frames import Frames, FrameSampler, UnreadableVideo
 from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
-from longvpo_hf.responders import CutOff, EndpointResponder, NoAnswer, Request, Responder, Unanswered, endpoint
+from longvpo_hf.responders import (
+    CutOff,
+    EndpointResponder,
+    NoAnswer,
+    Request,
+    Responder,
+    Unanswered,
+    Unreached,
+    endpoint,
+)
 from longvpo_hf.timeline import Clip, Timeline, View
 
 KEY = "sk-a-secret-key"
@@ -183,11 +192,11 @@ def questions(number: int) -> list[Request]:
     return [Request(f"question {index}") for index in range(number)]
 
 
-def failure_of(error: pytest.ExceptionInfo[Unanswered], index: int = 0) -> NoAnswer:
-    """The one request's failure, which must be named as a drop."""
+def unreached(error: pytest.ExceptionInfo[Unanswered], index: int = 0) -> Unreached:
+    """The one request's failure, which asking again may mend."""
     failure = error.value.results[index]
-    assert isinstance(failure, NoAnswer)
-    assert failure.reason == "no_answer"
+    assert isinstance(failure, Unreached)
+    assert error.value.transient
     return failure
 
 
@@ -384,7 +393,7 @@ def test_tries_are_bounded(serve: Serve) -> None:
     server = serve(lambda call: Reply(status=503, body=b"no workers"))
     with pytest.raises(Unanswered, match=r"^1 of 1 requests have no answer") as error:
         responder(server, max_retries=2).respond([Request("?")])
-    assert str(failure_of(error)) == f"{responder(server).name}: status 503: no workers (tries: 3)"
+    assert str(unreached(error)) == f"{responder(server).name}: status 503: no workers (tries: 3)"
     assert len(server.calls) == 3
 
 
@@ -401,7 +410,7 @@ def test_a_long_retry_after_is_not_waited_for(serve: Serve, monkeypatch: pytest.
     server = serve(lambda call: Reply(status=429, headers={"Retry-After": "2"}, body=b"come back tomorrow"))
     with pytest.raises(Unanswered) as error:
         responder(server, max_retries=1).respond([Request("?")])
-    assert str(failure_of(error)).endswith("status 429: come back tomorrow (tries: 1)")
+    assert str(unreached(error)).endswith("status 429: come back tomorrow (tries: 1)")
 
 
 @pytest.mark.parametrize(
@@ -447,7 +456,7 @@ def test_an_answer_that_trickles_in_times_out(serve: Serve) -> None:
     with pytest.raises(Unanswered) as error:
         responder(server, timeout_seconds=0.4, max_retries=0).respond([Request("?")])
     assert time.monotonic() - began < 15  # of the 40 that the whole answer would take
-    assert "no answer within timeout_seconds=0.4" in str(failure_of(error))
+    assert "no answer within timeout_seconds=0.4" in str(unreached(error))
 
 
 def test_broken_connections_are_tried_again(serve: Serve) -> None:
@@ -462,7 +471,7 @@ def test_refused_connections_are_a_named_drop() -> None:
         port = free.getsockname()[1]
     with pytest.raises(Unanswered) as error:
         responder(f"http://127.0.0.1:{port}/v1", max_retries=1).respond([Request("?")])
-    assert re.search(rf"tiny/model@127\.0\.0\.1:{port}: ConnectError: .*\(tries: 2\)$", str(failure_of(error)))
+    assert re.search(rf"tiny/model@127\.0\.0\.1:{port}: ConnectError: .*\(tries: 2\)$", str(unreached(error)))
 
 
 @pytest.mark.parametrize(
@@ -490,7 +499,7 @@ def test_malformed_answers_are_tried_again_and_then_a_named_drop(serve: Serve, b
     server = serve(lambda call: Reply(body=body))
     with pytest.raises(Unanswered) as error:
         responder(server, max_retries=1).respond([Request("?")])
-    assert "malformed answer: " in str(failure_of(error))
+    assert "malformed answer: " in str(unreached(error))
     assert len(server.calls) == 2
 
 
@@ -527,7 +536,7 @@ def test_the_others_answers_are_kept(serve: Serve, clips: dict[str, Clip], tmp_p
         )
     first, poisoned, unread, last = error.value.results
     assert (first, last) == ("A", "D")
-    assert isinstance(poisoned, NoAnswer)
+    assert isinstance(poisoned, Unreached)
     assert isinstance(unread, UnreadableVideo)
     assert unread.reason == "unreadable"
     assert sorted(call.text for call in server.calls) == ["a", "d", "poison", "poison"]
@@ -602,7 +611,8 @@ def test_one_refused_request_costs_no_other(serve: Serve, status: int, place: in
     for _ in range(2):
         with pytest.raises(Unanswered, match=r"^1 of 5 requests have no answer; .*too long") as error:
             one.respond(asked)
-        assert isinstance(failure_of(error, place), NoAnswer)
+        assert isinstance(error.value.results[place], NoAnswer)
+        assert not error.value.transient
         assert [result for result in error.value.results if isinstance(result, str)] == ["yes"] * 4
     assert len([call for call in server.calls if "Q3" in call.text]) <= 4, "asked once, and once without its schema"
     with pytest.raises(EndpointError, match=r"too long.* The last 16 requests"):

@@ -16,10 +16,12 @@ from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.responders import (
     CutOff,
     LocalResponder,
+    NoAnswer,
     Request,
     Responder,
     ScriptedResponder,
     Unanswered,
+    Unreached,
     identity,
     json_object,
     local,
@@ -186,6 +188,46 @@ def test_a_scripted_responder_is_a_responder() -> None:
     responder: Responder = ScriptedResponder("script", lambda request: request.text.upper())
     assert responder.name == "script"
     assert responder.respond([Request("a"), Request("b")]) == ["A", "B"]
+
+
+def test_each_result_is_handed_over_as_it_comes(video: str, tmp_path: Path) -> None:
+    missing = Request("Who?", Timeline((Clip(str(tmp_path / "no.mp4"), 0.0, 1.0),)))
+    requests = [missing, *make_requests(video)]
+    model, processor = family("internvl")
+    responder = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=12, batch_size=2)
+    handed: dict[int, Any] = {}
+    batches: list[int] = []
+    generate = responder._generate
+    responder._generate = lambda prompts: batches.append(len(handed)) or generate(prompts)  # type: ignore[method-assign]
+
+    def keep(index: int, result: Any) -> None:
+        assert index not in handed
+        handed[index] = result
+
+    with pytest.raises(Unanswered) as error:
+        responder.respond(requests, keep)
+    assert [handed[index] for index in range(len(requests))] == list(error.value.results)
+    assert not error.value.transient, "a video that cannot be read will not be read the next time"
+    assert batches == sorted(set(batches)), "each batch was handed over before the next was asked"
+
+
+def test_a_scripted_responder_names_what_it_cannot_answer() -> None:
+    refused = NoAnswer("no such thing")
+
+    def answer(request: Request) -> str:
+        if request.text == "b":
+            raise refused
+        return request.text.upper()
+
+    handed: list[Any] = []
+    with pytest.raises(Unanswered, match=r"^1 of 3 requests have no answer; the first: no such thing$") as error:
+        ScriptedResponder("script", answer).respond(
+            [Request(text) for text in "abc"], lambda *each: handed.append(each)
+        )
+    assert error.value.results == ("A", refused, "C")
+    assert handed == [(0, "A"), (1, refused), (2, "C")]
+    assert not error.value.transient
+    assert Unanswered(["A", Unreached("down"), refused]).transient
 
 
 # ---------------------------------------------------------------------------------------------------- answers as JSON

@@ -30,7 +30,7 @@ from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel
 from longvpo_hf.preference import Provenance, VideoPreference
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
-from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, identity, whole_characters
+from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached, identity, whole_characters
 from longvpo_hf.timeline import Timeline, View
 
 _THOUGHTS = re.compile(r"^.*</think(ing)?>", re.DOTALL)
@@ -553,22 +553,15 @@ def _respond(responder: Responder, requests: Sequence[Request], what: str) -> li
     if not requests:
         return []
     with tqdm(total=len(requests), desc=what, unit="call", leave=False) as bar:
+
+        def received(index: int, result: Result) -> None:
+            bar.set_postfix_str("", refresh=False)
+            bar.update()
+
         try:
-            answers = _answers(responder, requests)
-            bar.update(len(requests))
-        except UnreadableVideo:  # one bad clip must not cost its batch: ask one by one
-            answers = []
-            for request in requests:
-                answers.append(_respond_one(responder, request))
-                bar.update()
-    return answers
-
-
-def _answers(responder: Responder, requests: Sequence[Request]) -> list[str | Drop]:
-    try:
-        results: Sequence[Result] = responder.respond(requests)
-    except Unanswered as error:  # what was answered is kept
-        results = error.results
+            results: Sequence[Result | Unreached] = responder.respond(requests, received, bar.set_postfix_str)
+        except Unanswered as error:  # what was answered is kept
+            results = error.results
     return [_said(result) if isinstance(result, str) else Drop(result.reason, str(result)) for result in results]
 
 
@@ -576,10 +569,3 @@ def _said(answer: str) -> str:
     """An answer without the thoughts that led to it."""
     said = _THOUGHTS.sub("", whole_characters(answer)).strip()
     return CutOff(said) if isinstance(answer, CutOff) else said
-
-
-def _respond_one(responder: Responder, request: Request) -> str | Drop:
-    try:
-        return _answers(responder, [request])[0]
-    except UnreadableVideo as error:
-        return Drop(error.reason, str(error))

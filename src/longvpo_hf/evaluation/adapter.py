@@ -27,7 +27,7 @@ from longvpo_hf.evaluation.sampling import Sampling
 from longvpo_hf.evaluation.subtitles import shown_at
 from longvpo_hf.frames import whole_clip
 from longvpo_hf.public import public_name
-from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered
+from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
 from longvpo_hf.responders.checkpoint import load_checkpoint, weights_digest
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -126,7 +126,7 @@ class LongVPO(lmms):
                             raise answer
                         yield _until(answer, _settings(instance).get("until"))
 
-    def _results(self, requests: Sequence[Request]) -> Sequence[Result]:
+    def _results(self, requests: Sequence[Request]) -> Sequence[Result | Unreached]:
         """The answers; in place of one that could not be had, why: those before it are kept."""
         try:
             return self._responder.respond(requests)

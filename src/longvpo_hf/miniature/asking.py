@@ -25,7 +25,7 @@ from longvpo_hf.miniature.world import (
     pair_question,
     question,
 )
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders import OnResult, OnWait, Request, Responder, one_by_one
 from longvpo_hf.timeline import Clip, Timeline
 
 _MARKER_INDEX = {marker: index for index, marker in enumerate(MARKERS)}
@@ -59,12 +59,14 @@ class Describer:
         """See `Responder.name`."""
         return f"{self._responder.name} + template"
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
         """A question about each request's one clip, or nothing where the model names no marker. See `Responder`."""
         clips = [request.timeline.clips[0] if request.timeline else None for request in requests]
         self._describe([clip for clip in clips if clip])
-        markers = [self._markers[clip] if clip else "" for clip in clips]
-        return [question(marker) if marker else "" for marker in markers]
+        markers = iter([self._markers[clip] if clip else "" for clip in clips])
+        return one_by_one(requests, lambda _: question(marker) if (marker := next(markers)) else "", on_result)
 
     def embed(self, clips: Sequence[Clip]) -> NDArray[np.float64]:
         """One-hot of the marker the model names, `[num_clips, number of markers + 1]`; the last is "names none"."""
@@ -97,9 +99,12 @@ class Captioner:
         """See `Responder.name`."""
         return self._responder.name
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
         """See `Responder.respond`."""
-        return self._responder.respond([replace(request, text=CAPTION_QUESTION) for request in requests])
+        asked = [replace(request, text=CAPTION_QUESTION) for request in requests]
+        return self._responder.respond(asked, on_result, on_wait)
 
 
 def write_question(request: Request) -> str:

@@ -27,13 +27,18 @@ __all__ = [
     "EndpointResponder",
     "LocalResponder",
     "NoAnswer",
+    "OnResult",
+    "OnWait",
     "Request",
     "Responder",
     "Result",
     "ScriptedResponder",
     "Unanswered",
+    "Unreached",
+    "answered",
     "identity",
     "json_object",
+    "one_by_one",
     "whole_characters",
 ]
 
@@ -61,29 +66,44 @@ class Request:
 
 
 class NoAnswer(RuntimeError):
-    """A request that got no answer, however often it was tried."""
+    """The model's server refuses this very request: asking again gives the same. Final."""
 
     reason = "no_answer"
 
 
-#: What came of one request: its answer, or why there is none (both errors have a `reason`).
+class Unreached(RuntimeError):
+    """The model could not be asked: its server is down, busy or broken. Asking again later may help; never final."""
+
+    reason = "no_answer"
+
+
+#: What became of one request for good: its answer, or why there is none (both errors have a `reason`).
 Result: TypeAlias = str | UnreadableVideo | NoAnswer
+#: Called with a request's index and its result, once, as soon as that is final: in any order, while others are pending.
+OnResult: TypeAlias = Callable[[int, Result], object]
+#: Called with the reason, in one line, each time that a responder waits for its server to recover.
+OnWait: TypeAlias = Callable[[str], object]
 
 
 class Unanswered(RuntimeError):
-    """Some requests of a call have no answer. Those of the others are kept, so that nobody need ask them again.
+    """Some requests of a call have no answer; the answers of the others are kept.
 
     Args:
         results: One per request, in order.
     """
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    def __init__(self, results: Sequence[Result | Unreached]) -> None:
         self.results = tuple(results)
         failures = [result for result in self.results if not isinstance(result, str)]
         super().__init__(f"{len(failures)} of {len(self.results)} requests have no answer; the first: {failures[0]}")
 
-    def __reduce__(self) -> tuple[type[Unanswered], tuple[tuple[Result, ...]]]:
-        """Lets the error leave a worker process as it is."""
+    @property
+    def transient(self) -> bool:
+        """Whether asking again may help: some requests never reached the model."""
+        return any(isinstance(result, Unreached) for result in self.results)
+
+    def __reduce__(self) -> tuple[type[Unanswered], tuple[tuple[Result | Unreached, ...]]]:
+        """Lets the error leave a worker process unchanged."""
         return type(self), (self.results,)
 
 
@@ -101,14 +121,54 @@ class Responder(Protocol):
         """Model and revision, as it stands in a row's provenance. See `identity` for what else tells models apart."""
         ...
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
         """One answer per request, in order.
 
+        Args:
+            requests: What is asked.
+            on_result: Gets each result as soon as it is final, so that it can be stored at once. What was only not
+                reached is no result: it is in the `Unanswered` at the end.
+            on_wait: Gets the reason for each wait. Models of this process never wait.
+
         Raises:
-            longvpo_hf.frames.UnreadableVideo: If a request's video cannot be decoded.
-            Unanswered: If some requests have no answer and the others' are known.
+            Unanswered: If some requests have no answer; it holds the answers of the others.
         """
         ...
+
+
+def answered(results: Sequence[Result | Unreached]) -> list[str]:
+    """The results, if all of them are answers.
+
+    Raises:
+        Unanswered: If some are not.
+    """
+    answers = [result for result in results if isinstance(result, str)]
+    if len(answers) < len(results):
+        raise Unanswered(results)
+    return answers
+
+
+def one_by_one(
+    requests: Sequence[Request], answer: Callable[[Request], str], on_result: OnResult | None = None
+) -> list[str]:
+    """A `Responder.respond` that answers each request by itself.
+
+    Args:
+        requests: What is asked.
+        answer: Gives one answer; may raise `UnreadableVideo` or `NoAnswer`.
+        on_result: See `Responder.respond`.
+    """
+    results: list[Result] = []
+    for index, request in enumerate(requests):
+        try:
+            results.append(answer(request))
+        except (UnreadableVideo, NoAnswer) as error:
+            results.append(error)
+        if on_result is not None:
+            on_result(index, results[-1])
+    return answered(results)
 
 
 def identity(responder: Responder) -> Any:
@@ -145,9 +205,11 @@ class ScriptedResponder:
     name: str
     answer: Callable[[Request], str]
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
         """See `Responder.respond`."""
-        return [self.answer(request) for request in requests]
+        return one_by_one(requests, self.answer, on_result)
 
 
 def json_object(text: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -37,7 +37,7 @@ from PIL import Image
 
 from longvpo_hf.errors import ConfigError, EndpointError
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import CutOff, NoAnswer, Request, Result, Unanswered
+from longvpo_hf.responders import CutOff, NoAnswer, OnResult, OnWait, Request, Result, Unreached, answered
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +75,9 @@ class _Failure:
     why: str
     retry_after_seconds: float = 0.0
     is_refusal: bool = False
+
+
+_GivenUp = TypeVar("_GivenUp", NoAnswer, Unreached)
 
 
 class EndpointResponder:
@@ -148,27 +151,29 @@ class EndpointResponder:
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
         return {"url": self._url, "max_tokens": self.max_tokens, "seed": self.seed, "sampler": sampler}
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
         """See `Responder.respond`. May be called where an event loop runs, which then waits.
 
         Raises:
             Unanswered: If some requests have no answer; it holds the others' answers.
             EndpointError: If the endpoint refuses all requests, or has not answered for long.
         """
-        results = _run(self._respond(requests))
-        answers = [result for result in results if isinstance(result, str)]
-        if len(answers) < len(results):
-            raise Unanswered(results)
-        return answers
+        return answered(_run(self._respond(requests, on_result, on_wait)))
 
-    async def _respond(self, requests: Sequence[Request]) -> list[Result]:
-        results: list[Result] = [NoAnswer("not asked")] * len(requests)
+    async def _respond(
+        self, requests: Sequence[Request], on_result: OnResult | None, on_wait: OnWait | None
+    ) -> list[Result | Unreached]:
+        results: list[Result | Unreached] = [Unreached("not asked")] * len(requests)
         refusals: list[str] = []
         queue = enumerate(requests)
 
         async def work() -> None:
             for index, request in queue:  # one iterator for all: a request is taken when there is room for its frames
-                results[index] = await self._answer(session, decoder, index, request, refusals)
+                results[index] = result = await self._answer(session, decoder, index, request, refusals, on_wait)
+                if on_result is not None and not isinstance(result, Unreached):
+                    on_result(index, result)
 
         # One thread decodes: a sampler is of one thread at a time, and the event loop must not wait for it.
         with ThreadPoolExecutor(1) as decoder:
@@ -190,7 +195,8 @@ class EndpointResponder:
         index: int,
         request: Request,
         refusals: list[str],
-    ) -> Result:
+        on_wait: OnWait | None,
+    ) -> Result | Unreached:
         """One request's answer, after as many tries as it takes or there are; a refusal is noted in `refusals`."""
         try:
             parts = await asyncio.get_running_loop().run_in_executor(decoder, self._parts, request)
@@ -207,22 +213,24 @@ class EndpointResponder:
                 return outcome
             if outcome.is_refusal:
                 refusals.append(outcome.why)
-                return self._given_up(outcome.why)
+                return self._given_up(NoAnswer(outcome.why))
             if tries > self.max_retries or outcome.retry_after_seconds > _LONGEST_RETRY_AFTER_SECONDS:
-                return self._given_up(f"{self.name}: {outcome.why} (tries: {tries})")
+                return self._given_up(Unreached(f"{self.name}: {outcome.why} (tries: {tries})"))
             backoff_seconds = min(_FIRST_WAIT_SECONDS * 2 ** min(tries - 1, 16), _LONGEST_WAIT_SECONDS)
             wait_seconds = max(backoff_seconds, outcome.retry_after_seconds) * chance.uniform(1.0, 1.5)
+            if on_wait is not None:
+                on_wait(f"{self.name}: {outcome.why}; next try in {wait_seconds:.0f} s")
             logger.info("%s: %s; next try in %.1f s.", self.name, outcome.why, wait_seconds)
             await asyncio.sleep(wait_seconds)
 
-    def _given_up(self, why: str) -> NoAnswer:
+    def _given_up(self, why: _GivenUp) -> _GivenUp:
         self._given_up_in_a_row += 1
         if self._given_up_in_a_row >= _OUTAGE_REQUESTS:
             raise EndpointError(
-                f"{why.rstrip('.')}. The last {self._given_up_in_a_row} requests to {self.base_url} got no answer, "
-                "each after all its tries. See to the server, then ask again."
+                f"{str(why).rstrip('.')}. The last {self._given_up_in_a_row} requests to {self.base_url} got no "
+                "answer, each after all its tries. See to the server, then ask again."
             )
-        return NoAnswer(why)
+        return why
 
     async def _try(
         self, session: httpx2.AsyncClient, parts: list[dict[str, Any]], schema: Mapping[str, Any] | None
@@ -317,7 +325,7 @@ class EndpointResponder:
         return [*parts, {"type": "text", "text": request.text}]
 
 
-def _run(coroutine: Coroutine[Any, Any, list[Result]]) -> list[Result]:
+def _run(coroutine: Coroutine[Any, Any, list[Result | Unreached]]) -> list[Result | Unreached]:
     """Runs a coroutine to its end: in another thread where this one's event loop is busy with the caller."""
     try:
         asyncio.get_running_loop()

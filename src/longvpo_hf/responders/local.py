@@ -6,7 +6,7 @@ It answers in free text: the JSON schema of a request is left out.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import CutOff, Request, Result, Unanswered, weights
+from longvpo_hf.responders import CutOff, OnResult, OnWait, Request, Result, answered, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -84,13 +84,21 @@ class LocalResponder:
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
         return {"weights": self._weights, "max_new_tokens": self.max_new_tokens, "sampler": sampler}
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
-        """See `Responder.respond`. Requests of like length are answered together, whatever their order.
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
+        """See `Responder.respond`. Requests of similar length are answered together, whatever their order.
 
         Raises:
             Unanswered: If a request's video cannot be decoded; it holds the others' answers.
         """
         results: list[Result] = [""] * len(requests)
+
+        def keep(index: int, result: Result) -> None:
+            results[index] = result
+            if on_result is not None:
+                on_result(index, result)
+
         held: list[_Prompt] = []
         held_bytes = 0
         for index, request in enumerate(requests):
@@ -98,15 +106,12 @@ class LocalResponder:
                 held.append(self._encode(index, request))
                 held_bytes += sum(tensor.nbytes for tensor in held[-1].visual.values())
             except UnreadableVideo as error:
-                results[index] = error
+                keep(index, error)
             if held_bytes >= _HELD_BYTES or index == len(requests) - 1:
                 for prompt, answer in self._answer(held):
-                    results[prompt.index] = answer
+                    keep(prompt.index, answer)
                 held, held_bytes = [], 0
-        answers = [result for result in results if isinstance(result, str)]
-        if len(answers) < len(results):
-            raise Unanswered(results)
-        return answers
+        return answered(results)
 
     def _encode(self, index: int, request: Request) -> _Prompt:
         frames = None if request.timeline is None else self.sampler(request.timeline, request.view)
@@ -114,17 +119,15 @@ class LocalResponder:
         types = None if prompts.mm_token_type_ids is None else prompts.mm_token_type_ids[0]
         return _Prompt(index, prompts.input_ids[0], types, prompts.visual)
 
-    def _answer(self, prompts: Sequence[_Prompt]) -> list[tuple[_Prompt, str]]:
-        """The answers, in batches of videos that go into one call, shortest prompts first."""
+    def _answer(self, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, str]]:
+        """The answers as they come, in batches of videos that fit into one call, shortest prompts first."""
         groups: dict[Hashable, list[_Prompt]] = {}
         for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):
             groups.setdefault(visual_shapes(prompt.visual), []).append(prompt)
-        answers: list[tuple[_Prompt, str]] = []
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
                 batch = group[start : start + self.batch_size]
-                answers += zip(batch, self._generate(batch), strict=True)
-        return answers
+                yield from zip(batch, self._generate(batch), strict=True)
 
     def _generate(self, prompts: Sequence[_Prompt]) -> list[str]:
         tokenizer = self.encoder.processor.tokenizer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longvpo_hf.errors import ModelError
-from longvpo_hf.responders import Request, weights
+from longvpo_hf.responders import OnResult, OnWait, Request, weights
 from longvpo_hf.responders.local import decoded
 
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ class TextResponder:
         """See `identity`. Reads the model's files."""
         return {"weights": self._weights, "max_new_tokens": self.max_new_tokens}
 
-    def respond(self, requests: Sequence[Request]) -> list[str]:
-        """See `Responder.respond`. Requests of like length are answered together, whatever their order.
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
+        """See `Responder.respond`. Requests of similar length are answered together, whatever their order.
 
         Raises:
             ValueError: If a request shows a video.
@@ -78,6 +80,8 @@ class TextResponder:
             batch = order[start : start + self.batch_size]
             for index, answer in zip(batch, self._generate([requests[i].text for i in batch]), strict=True):
                 answers[index] = answer
+                if on_result is not None:
+                    on_result(index, answer)
         return answers
 
     def _generate(self, texts: Sequence[str]) -> list[str]:
