@@ -118,7 +118,7 @@ def within(module: str, *names: str) -> bool:
 
 
 #: The rooms of the package from the ground up: a file imports from its own room and from those its room stands on.
-_GROUND = ("timeline", "errors", "public", "shipped", "artifacts", "funnel")
+_GROUND = ("timeline", "errors", "paths", "public", "shipped", "artifacts", "funnel")
 _ROWS = (*_GROUND, "preference", "captions", "frames")
 STANDS_ON: dict[str, tuple[str, ...]] = {
     "timeline": (),
@@ -127,8 +127,9 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "shipped": (),
     "artifacts": ("errors",),
     "funnel": ("artifacts", "errors"),
+    "paths": ("errors",),
     "preference": ("timeline", "errors"),
-    "captions": ("timeline", "artifacts", "errors"),
+    "captions": ("timeline", "artifacts", "errors", "paths"),
     "frames": ("timeline", "artifacts", "errors"),
     "intake": _ROWS,
     "families": _ROWS,
