@@ -30,7 +30,7 @@ def measure(num_rows: int) -> dict[str, Any]:
     """Builds `num_rows` rows in this process."""
     import numpy as np
 
-    from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
+    from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
     from longvpo_hf.responders import Request
     from longvpo_hf.timeline import Clip
 
@@ -57,8 +57,8 @@ def measure(num_rows: int) -> dict[str, Any]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         cpu = time.process_time()
-        funnel = build_anchored(
-            clips, responder, responder, Path(folder) / "rows", AnchoredSettings(num_rows=num_rows), lambda _: vectors
+        funnel = build_stage1(
+            clips, responder, responder, Path(folder) / "rows", Stage1Settings(num_rows=num_rows), lambda _: vectors
         )
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
         return {

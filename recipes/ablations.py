@@ -28,7 +28,7 @@ from datasets import load_dataset
 
 from longvpo_hf import Timeline, VideoPreference
 from longvpo_hf.launch import load_recipe
-from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
+from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.miniature.asking import Describer
 from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread, processor_name
 from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
@@ -160,14 +160,14 @@ def _anchored(demo: Demo, output: Path, questions_per_timeline: int, filtered: b
     """As the demo makes its rows, but for these two."""
     responder = base_responder(demo)
     describer = Describer(responder)
-    wanted = AnchoredSettings(
+    wanted = Stage1Settings(
         num_rows=demo.settings.num_rows,
         max_clips=demo.settings.max_clips,
         questions_per_timeline=questions_per_timeline,
         seed=demo.settings.seed,
     )
     clips = [replace(item.clip, caption="") for item in read_world(demo.output / "world" / "stage1")]
-    return build_anchored(clips, describer, responder, output, wanted, describer.embed if filtered else None)
+    return build_stage1(clips, describer, responder, output, wanted, describer.embed if filtered else None)
 
 
 def _single_first(demo: Demo, output: Path) -> Any:

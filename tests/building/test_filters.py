@@ -1,4 +1,4 @@
-"""What counts as saying the same, and how drops are counted. What is dropped of rows is in `test_anchored_job.py`."""
+"""What counts as saying the same, and how drops are counted. What is dropped of rows is in `test_kills.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every prompt text, word for word, with the version that stands in the rows made with it.
 
-Where this fails: raise the version of the recipe that sends the text, and write the new hash here.
+Where this fails: raise the version of the method that sends the text, and write the new hash here.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_every_prompt_is_under_a_version() -> None:
     }
     not_texts = {"YES_OR_NO", "yes_or_no", *(name for name in public if name.endswith("_VERSION"))}
     assert public - not_texts == named
-    assert len(TEXTS) == len({name for name in public if name.endswith("_VERSION")}), "two recipes share a version"
+    assert len(TEXTS) == len({name for name in public if name.endswith("_VERSION")}), "two methods share a version"
 
 
 def test_no_prompt_has_a_gap() -> None:

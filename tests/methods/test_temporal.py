@@ -1,6 +1,6 @@
 """The builder of temporal preferences: what each answer saw, types and segments, and the post-filter.
 
-Views are checked on decoded frames. Kills are in `test_reasoning.py`.
+Views are checked on decoded frames. Kills are in `test_stage2.py`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from PIL import Image
 import tiny_models
 from longvpo_hf.errors import EndpointError
 from longvpo_hf.frames import Frames, FrameSampler, UnreadableVideo
-from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
+from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.responders import (
     CutOff,
     EndpointResponder,
@@ -556,8 +556,8 @@ def test_a_build_drops_what_is_not_answered_by_name(serve: Serve, clips: dict[st
     writer, answerer = (
         EndpointResponder(model, server.base_url, sampler(), max_retries=1) for model in ("writer", "answerer")
     )
-    settings = AnchoredSettings(num_rows=6, max_clips=3, max_rounds=4)
-    funnel = build_anchored(list(clips.values()), writer, answerer, tmp_path / "rows", settings)
+    settings = Stage1Settings(num_rows=6, max_clips=3, max_rounds=4)
+    funnel = build_stage1(list(clips.values()), writer, answerer, tmp_path / "rows", settings)
     assert funnel["stages"]["rows"] == 6
     assert funnel["dropped"]["no_answer"] >= 1
     drops = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]

@@ -1,10 +1,10 @@
-"""One description of every recipe, and the one way rows are made of it.
+"""One description of every method, and the one way rows are made of it.
 
-A `Recipe` says how a question is written, which views of the timeline the chosen and the rejected answer come from,
-which view the policy is trained on and which the reference is scored on, and what is filtered. `build` takes recipes
+A `Method` says how a question is written, which views of the timeline the chosen and the rejected answer come from,
+which view the policy is trained on and which the reference is scored on, and what is filtered. `build` takes methods
 with their drafts (timelines that may become rows) and the model that answers; gives a dataset folder (`hub.py`). A
-killed build goes on where it was when it is called again. A new recipe is a `Recipe` of its own: nothing here changes
-(docs/recipes_of_data.md has one). Knows nothing of training, nor where timelines come from.
+killed build goes on where it was when it is called again. A new method is a `Method` of its own: nothing here changes
+(docs/methods.md has one). Knows nothing of training, nor where timelines come from.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Draft:
         evidence: Clips that hold the answer; empty until the question writer says so, or where no clip stands out.
         number: Which draft of its timeline this is.
         question: Empty until it is written.
-        question_type: Kind of question, where the recipe has kinds.
+        question_type: Kind of question, where the method has kinds.
         reasoning: Why the evidence answers the question, in the question writer's words.
         similarities: See `Provenance.similarities`.
     """
@@ -180,10 +180,10 @@ class PairFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Method:
     """How rows of one kind are made.
 
-    Every recipe also drops what is no question or no answer, and pairs whose answers agree.
+    Every method also drops what is no question or no answer, and pairs whose answers agree.
 
     Args:
         name: Stands in every row, e.g. `longvpo-stage1`.
@@ -213,9 +213,9 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """So many rows of one recipe, made of these drafts."""
+    """So many rows of one method, made of these drafts."""
 
-    recipe: Recipe
+    method: Method
     drafts: DraftSource
     num_rows: int
 
@@ -244,11 +244,11 @@ def build(
         parts: What the dataset consists of, in this order.
         answerer: Gives both answers: the model that will be trained.
         output: Folder of the dataset; an earlier one there is replaced.
-        name: Name of the dataset's recipe on the card; decides the citation.
+        name: Name of the dataset's method on the card; decides the citation.
         title: Heading of the card.
         seed: Decides every random choice.
         max_rounds: How often more drafts are drawn to make up for dropped ones before giving up.
-        follows_from: What else the rows follow from besides drafts, recipes' names, prompt versions and models: JSON.
+        follows_from: What else the rows follow from besides drafts, methods' names, prompt versions and models: JSON.
         funnel: Counts; it is closed here.
         facts: Named facts for the card.
         remedy: What to do where fewer rows came than were asked for.
@@ -261,7 +261,7 @@ def build(
         ValueError: If no row came out.
     """
     num_rows = sum(part.num_rows for part in parts)
-    versions = [[part.recipe.name, part.recipe.prompt_version, part.recipe.question_model] for part in parts]
+    versions = [[part.method.name, part.method.prompt_version, part.method.question_model] for part in parts]
     job = Journal(output.with_name(output.name + ".job"), [versions, identity(answerer), seed, follows_from])
     run = _Build(answerer, seed, funnel, job)
     with DatasetWriter(output, media_root) as writer, tqdm(total=num_rows, desc=f"{name} rows", unit="row") as bar:
@@ -339,7 +339,7 @@ class _Build:
                 for draft, questions in zip(drafts, known, strict=True)
             ]  # fmt: skip
             name = f"{part_index}-{round_index:02d}-{piece_index:05d}"
-            asked, *records = self.job.piece(name, inputs, partial(self._work, part.recipe, drafts, known))
+            asked, *records = self.job.piece(name, inputs, partial(self._work, part.method, drafts, known))
             self.ask.learn(asked)
             piece_index += 1
             for draft, record in zip(drafts, records, strict=True):
@@ -347,7 +347,7 @@ class _Build:
                     self.funnel.count("drafts beyond the rows asked for")
                 elif "drop" in record:
                     self.funnel.drop(**record["drop"], **record["of"])
-                elif (row := self._row(part.recipe, draft, record)).id in self.ids:
+                elif (row := self._row(part.method, draft, record)).id in self.ids:
                     self.funnel.drop("duplicate_row", id=row.id)
                 elif (question := _question_id(row.timeline, row.question)) in self.questions:
                     self.funnel.drop("duplicate_question", id=row.id, question=row.question)
@@ -372,20 +372,20 @@ class _Build:
                 facts[name] = ", ".join(f"{kind} {100 * n / number:.0f} %" for kind, n in counter.most_common())
         return facts
 
-    def _work(self, recipe: Recipe, drafts: Sequence[Draft], known: Sequence[Sequence[str]]) -> list[Fields]:
+    def _work(self, method: Method, drafts: Sequence[Draft], known: Sequence[Sequence[str]]) -> list[Fields]:
         """Asks all that a piece needs: what is to be remembered, and one record per draft.
 
         `known` are the questions of earlier rows about each draft's timeline: nobody answers them again.
         """
-        outcomes: list[Draft | Pair | Drop] = list(recipe.write(drafts, self.ask))
+        outcomes: list[Draft | Pair | Drop] = list(method.write(drafts, self.ask))
         texts: list[Fields] = [{"question": o.question} if isinstance(o, Draft) else {} for o in outcomes]
         for i, outcome in enumerate(outcomes):
             if isinstance(outcome, Draft) and (reason := check_question(outcome.question)):
                 outcomes[i] = Drop(reason, outcome.question)
                 texts[i] = {}
-            elif isinstance(outcome, Draft) and self._is_known(recipe, drafts[i], outcome, known[i]):
+            elif isinstance(outcome, Draft) and self._is_known(method, drafts[i], outcome, known[i]):
                 outcomes[i] = Drop("duplicate_question")
-        for question_filter in recipe.question_filters:
+        for question_filter in method.question_filters:
             open_drafts = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, Draft)}
             verdicts = question_filter.check(list(open_drafts.values()), self.ask)
             for i, verdict in zip(open_drafts, verdicts, strict=True):
@@ -396,8 +396,8 @@ class _Build:
             if role == "chosen":
                 views = {
                     i: (
-                        recipe.chosen(draft, draft.random(self.seed, "chosen")),
-                        recipe.rejected(draft, draft.random(self.seed, "rejected")),
+                        method.chosen(draft, draft.random(self.seed, "chosen")),
+                        method.rejected(draft, draft.random(self.seed, "rejected")),
                     )
                     for i, draft in open_drafts.items()
                 }
@@ -412,21 +412,21 @@ class _Build:
                     outcomes[i] = checked
                 else:
                     texts[i][role] = checked
-        self._pairs(recipe, outcomes, texts)
+        self._pairs(method, outcomes, texts)
         records = [
             self._record(draft, outcome, text, views.get(i))
             for i, (draft, outcome, text) in enumerate(zip(drafts, outcomes, texts, strict=True))
         ]
         return [self.ask.take_new(), *records]
 
-    def _pairs(self, recipe: Recipe, outcomes: list[Draft | Pair | Drop], texts: Sequence[Fields]) -> None:
+    def _pairs(self, method: Method, outcomes: list[Draft | Pair | Drop], texts: Sequence[Fields]) -> None:
         """Makes pairs of drafts with both answers, and drops those that cannot stand."""
         for i, outcome in enumerate(outcomes):
             if isinstance(outcome, Draft):
                 pair = Pair(outcome, texts[i]["chosen"], texts[i]["rejected"])
                 agreeing = check_pair(pair.chosen, pair.rejected)
                 outcomes[i] = Drop(agreeing) if agreeing else pair
-        for pair_filter in recipe.pair_filters:
+        for pair_filter in method.pair_filters:
             pairs = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, Pair)}
             for i, verdict in zip(pairs, pair_filter.check(list(pairs.values()), self.ask), strict=True):
                 outcomes[i] = verdict or outcomes[i]
@@ -450,14 +450,14 @@ class _Build:
         of = {**text, "path": shown[0].path, "start_seconds": shown[0].start_seconds, "source_id": shown[0].source_id}
         return {"drop": asdict(outcome), "of": of}
 
-    def _is_known(self, recipe: Recipe, draft: Draft, written: Draft, questions: Sequence[str]) -> bool:
+    def _is_known(self, method: Method, draft: Draft, written: Draft, questions: Sequence[str]) -> bool:
         if not questions:
             return False
         written = replace(written, timeline=draft.timeline, number=draft.number)
-        policy = recipe.policy(written, written.random(self.seed, "policy"))
+        policy = method.policy(written, written.random(self.seed, "policy"))
         return _question_id(policy.of(draft.timeline), written.question) in questions
 
-    def _row(self, recipe: Recipe, draft: Draft, record: Fields) -> VideoPreference:
+    def _row(self, method: Method, draft: Draft, record: Fields) -> VideoPreference:
         written = replace(
             draft,
             question=record["question"],
@@ -465,18 +465,18 @@ class _Build:
             question_type=record["question_type"],
             reasoning=record["reasoning"],
         )
-        policy = recipe.policy(written, written.random(self.seed, "policy"))
-        scored = recipe.reference(written, written.random(self.seed, "reference"))
+        policy = method.policy(written, written.random(self.seed, "policy"))
+        scored = method.reference(written, written.random(self.seed, "reference"))
         place = {index: position for position, index in enumerate(policy.indices(len(draft.timeline)))}
         reference = () if scored == View.whole() else scored.indices(len(draft.timeline))
         for whose, view, needed in (("policy", policy, written.evidence), ("reference", scored, reference)):
             hidden = [index for index in needed if index not in place]
             if hidden:
                 what = "all evidence" if whose == "policy" else "all that the reference is scored on"
-                raise DatasetError(f"{recipe.name}: the policy's view must show {what}; it lacks clips {hidden}.")
+                raise DatasetError(f"{method.name}: the policy's view must show {what}; it lacks clips {hidden}.")
             if view.num_frames is not None:
                 raise DatasetError(
-                    f"{recipe.name}: the {whose}'s view is {view}, but a row holds clips, not frames: choose clips "
+                    f"{method.name}: the {whose}'s view is {view}, but a row holds clips, not frames: choose clips "
                     "here, and frames in the training's settings."
                 )
         return VideoPreference(
@@ -487,19 +487,19 @@ class _Build:
             evidence=tuple(place[index] for index in written.evidence),
             reference=tuple(place[index] for index in reference),
             provenance=Provenance(
-                method=recipe.name,
+                method=method.name,
                 chosen_view=record["views"][0],
                 rejected_view=record["views"][1],
-                question_model=recipe.question_model,
+                question_model=method.question_model,
                 answer_model=self.answerer.name,
-                prompt_version=recipe.prompt_version,
+                prompt_version=method.prompt_version,
                 question_type=record["question_type"],
                 reasoning=record["reasoning"],
                 similarities=draft.similarities,
                 verdicts=(
-                    *(question_filter.verdict for question_filter in recipe.question_filters),
+                    *(question_filter.verdict for question_filter in method.question_filters),
                     "answers_differ",
-                    *(pair_filter.verdict for pair_filter in recipe.pair_filters),
+                    *(pair_filter.verdict for pair_filter in method.pair_filters),
                 ),
                 seed=self.seed,
             ),

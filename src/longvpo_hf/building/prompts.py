@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Version of the texts of each recipe.
+#: Version of the texts of each method.
 STAGE1_VERSION = "stage1-1"
 STAGE2_VERSION = "stage2-1"
 TEMPORAL_VERSION = "temporal-1"

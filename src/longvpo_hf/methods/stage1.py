@@ -3,7 +3,7 @@
 Takes clips, who writes questions, who answers and, if wanted, who judges; gives a dataset folder (`hub.py`) of rows in
 which a clip with a question about it, the anchor, stands among clips unlike it. Chosen is the answer given from the
 anchor alone, rejected the one given from the others. Rows say that the reference is scored on the anchor only. How rows
-are made of the recipe is `recipe.py`'s; knows nothing of training.
+are made of the method is `engine.py`'s; knows nothing of training.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from longvpo_hf.building.engine import (
     Asker,
     Draft,
     Drop,
+    Method,
     Pair,
     PairFilter,
     Part,
     QuestionFilter,
-    Recipe,
     build,
     evidence,
     log_folder,
@@ -37,14 +37,14 @@ from longvpo_hf.funnel import Funnel
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Clip, Timeline
 
-RECIPE = "longvpo-stage1"
+METHOD = "longvpo-stage1"
 
 #: Gives one vector per clip, `[num_clips, dim]`; any length but zero.
 Embedder = Callable[[Sequence[Clip]], NDArray[np.floating]]
 
 
 @dataclass(frozen=True, slots=True)
-class AnchoredSettings:
+class Stage1Settings:
     """What a Stage-1 build is asked for.
 
     Args:
@@ -85,16 +85,16 @@ def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
     return int(min(num_frames, max(2, round(num_frames / max(1.0, median_seconds * fps)))))
 
 
-def recipe(question_writer: Responder, judge: Responder | None = None) -> Recipe:
-    """Stage 1 as a recipe.
+def method(question_writer: Responder, judge: Responder | None = None) -> Method:
+    """Stage 1 as a method.
 
     Args:
         question_writer: Writes a question from an anchor clip.
         judge: Says whether a question is specific to its anchor, and whether a rejected answer is right after all (the
             paper's optional LLM judge); None leaves that out.
     """
-    return Recipe(
-        name=RECIPE,
+    return Method(
+        name=METHOD,
         prompt_version=prompts.STAGE1_VERSION,
         question_model=question_writer.name,
         write=partial(_ask_about_anchors, question_writer),
@@ -106,28 +106,28 @@ def recipe(question_writer: Responder, judge: Responder | None = None) -> Recipe
     )
 
 
-def build_anchored(
+def build_stage1(
     clips: Sequence[Clip],
     question_writer: Responder,
     answerer: Responder,
     output: Path,
-    settings: AnchoredSettings,
+    settings: Stage1Settings,
     embed: Embedder | None = None,
     judge: Responder | None = None,
     media_root: Path | None = None,
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Builds a Stage-1 dataset; see `recipe.build` for how it resumes.
+    """Builds a Stage-1 dataset; see `engine.build` for how it resumes.
 
     Args:
         clips: The pool anchors and distractors are drawn from.
         question_writer: Writes a question from an anchor clip.
         answerer: Gives both answers: the model that will be trained.
         output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
-        settings: See `AnchoredSettings`.
+        settings: See `Stage1Settings`.
         embed: Embeds clips for the similarity filter; None leaves it out, which the card then says.
-        judge: See `recipe`; None leaves it out, which the card then says.
+        judge: See `method`; None leaves it out, which the card then says.
         media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
         facts: What else the card shall say of how the clips came about.
         funnel: One that has counted what came before the clips; it is closed here. None begins with the clips.
@@ -147,10 +147,10 @@ def build_anchored(
     funnel.count("clips", len(clips))
     timelines = _Timelines(clips, settings, funnel, _unit(embed(clips), len(clips)) if embed else None)
     return build(
-        [Part(recipe(question_writer, judge), timelines, settings.num_rows)],
+        [Part(method(question_writer, judge), timelines, settings.num_rows)],
         answerer,
         output,
-        name=RECIPE,
+        name=METHOD,
         title="LongVPO Stage 1: anchored preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
@@ -158,7 +158,7 @@ def build_anchored(
         funnel=funnel,
         media_root=media_root,
         facts={
-            "recipe": RECIPE,
+            "method": METHOD,
             "rows asked for": settings.num_rows,
             "clips per timeline": f"{settings.min_clips}–{settings.max_clips}",
             "questions per timeline": settings.questions_per_timeline,
@@ -180,7 +180,7 @@ class _Timelines:
     def __init__(
         self,
         clips: Sequence[Clip],
-        settings: AnchoredSettings,
+        settings: Stage1Settings,
         funnel: Funnel,
         vectors: NDArray[np.floating] | None,
     ) -> None:

@@ -2,8 +2,8 @@
 
 Takes captioned videos (`captioning.py`), who writes questions from captions, who answers and, if wanted, who judges;
 gives a dataset folder (`hub.py`). The question writer cites the scenes its question needs, the evidence. Chosen is the
-answer given from them, rejected the one given from a part of them or from none of them. How rows are made of the recipe
-is `recipe.py`'s; knows nothing of training.
+answer given from them, rejected the one given from a part of them or from none of them. How rows are made of the method
+is `engine.py`'s; knows nothing of training.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from longvpo_hf.building.engine import (
     Asker,
     Draft,
     Drop,
+    Method,
     Pair,
     PairFilter,
     Part,
-    Recipe,
     ViewOf,
     build,
     evidence,
@@ -41,7 +41,7 @@ from longvpo_hf.funnel import REASONS, Funnel
 from longvpo_hf.responders import Request, Responder, identity, json_object
 from longvpo_hf.timeline import View
 
-RECIPE = "longvpo-stage2"
+METHOD = "longvpo-stage2"
 
 #: "Scene #3", "#3", "scene 3", "#3-#5", "Scenes #3, 4 and #7", "Scenes #3 to #5".
 _CITED = re.compile(
@@ -55,7 +55,7 @@ _LINE_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningSettings:
+class Stage2Settings:
     """What a Stage-2 build is asked for.
 
     Args:
@@ -96,26 +96,26 @@ class ReasoningSettings:
                 raise ConfigError(f"{name} must be 'evidence' or 'whole', got {getattr(self, name)!r}.")
 
 
-def recipe(
+def method(
     videos: Sequence[CaptionedVideo],
     question_writer: Responder,
-    settings: ReasoningSettings,
+    settings: Stage2Settings,
     rejected: ViewOf,
     judge: Responder | None = None,
-) -> Recipe:
-    """Stage 2 as a recipe.
+) -> Method:
+    """Stage 2 as a method.
 
     Args:
         videos: The captioned videos of the drafts.
         question_writer: Writes questions from captions; sees no frame.
-        settings: See `ReasoningSettings`.
+        settings: See `Stage2Settings`.
         rejected: `part_of_evidence` or `uncited`.
         judge: Says whether the captions of the evidence support the chosen answer, and whether the rejected one is
             right after all; sees no frame. None leaves that out.
     """
     views: dict[str, ViewOf] = {"evidence": evidence, "whole": whole}
-    return Recipe(
-        name=RECIPE,
+    return Method(
+        name=METHOD,
         prompt_version=prompts.STAGE2_VERSION,
         question_model=question_writer.name,
         write=_Writer(question_writer, videos, settings),
@@ -131,26 +131,26 @@ def recipe(
     )
 
 
-def build_reasoning(
+def build_stage2(
     videos: Sequence[CaptionedVideo],
     question_writer: Responder,
     answerer: Responder,
     output: Path,
-    settings: ReasoningSettings,
+    settings: Stage2Settings,
     judge: Responder | None = None,
     media_root: Path | None = None,
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Builds a Stage-2 dataset; see `recipe.build` for how it resumes.
+    """Builds a Stage-2 dataset; see `engine.build` for how it resumes.
 
     Args:
         videos: What questions are asked about, as often as it takes. Those with fewer than two captions are dropped.
-        question_writer: See `recipe`.
+        question_writer: See `method`.
         answerer: Gives both answers: the model that will be trained.
         output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
-        settings: See `ReasoningSettings`.
-        judge: See `recipe`; None leaves it out, which the card then says.
+        settings: See `Stage2Settings`.
+        judge: See `method`; None leaves it out, which the card then says.
         media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
         facts: What else the card shall say of how the videos came about.
         funnel: One that has counted what came before the videos; it is closed here. None begins with the videos.
@@ -170,7 +170,7 @@ def build_reasoning(
         [
             # In turns: what becomes of one kind decides nothing of the other's drafts.
             Part(
-                recipe(usable, question_writer, settings, view, judge),
+                method(usable, question_writer, settings, view, judge),
                 Rotation(usable, settings.seed, first=kind, step=len(kinds)),
                 num_rows,
             )
@@ -178,7 +178,7 @@ def build_reasoning(
         ],
         answerer,
         output,
-        name=RECIPE,
+        name=METHOD,
         title="LongVPO Stage 2: preference rows over several scenes",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
@@ -186,7 +186,7 @@ def build_reasoning(
         funnel=funnel,
         media_root=media_root,
         facts={
-            "recipe": RECIPE,
+            "method": METHOD,
             "rows asked for": settings.num_rows,
             "videos": len(usable),
             "question model": question_writer.name,
@@ -228,7 +228,7 @@ def with_captions(videos: Sequence[CaptionedVideo], at_least: int, funnel: Funne
 def follows_from(
     settings: Any, videos: Sequence[CaptionedVideo], question_writer: Responder, judge: Responder | None
 ) -> list[Any]:
-    """See `recipe.build`."""
+    """See `engine.build`."""
     summed_up = [video.history for video in videos if video.summaries]
     return [what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else "", summed_up]
 
@@ -269,7 +269,7 @@ class Rotation:
 class _Writer:
     """Asks for questions over scenes, and again where an answer is refused."""
 
-    def __init__(self, writer: Responder, videos: Sequence[CaptionedVideo], settings: ReasoningSettings) -> None:
+    def __init__(self, writer: Responder, videos: Sequence[CaptionedVideo], settings: Stage2Settings) -> None:
         self._writer = writer
         self._videos = {video.timeline: video for video in videos}
         self._settings = settings

@@ -3,7 +3,7 @@
 Takes captioned videos (`captioning.py`), who writes questions from captions, who answers and who judges; gives a
 dataset folder (`hub.py`). *Localized*: a question about one segment; rejected is the answer from the video without it.
 *Comprehensive*: a question about the whole video; rejected is the answer from a few of its frames. *Mixed*: both. How
-rows are made of the recipes is `recipe.py`'s; knows nothing of training. Not to be mistaken for TRL's "TPO" (Triple
+rows are made of the methods is `engine.py`'s; knows nothing of training. Not to be mistaken for TRL's "TPO" (Triple
 Preference Optimization).
 """
 
@@ -22,10 +22,10 @@ from longvpo_hf.building.engine import (
     Asker,
     Draft,
     Drop,
+    Method,
     Pair,
     PairFilter,
     Part,
-    Recipe,
     ViewOf,
     build,
     evidence,
@@ -54,7 +54,7 @@ class TemporalSettings:
     """What a build of temporal preferences is asked for.
 
     Args:
-        mode: Which recipe; `mixed` is both. TPO trains LongVA on both, LLaVA-Video on comprehensive rows only.
+        mode: Which method; `mixed` is both. TPO trains LongVA on both, LLaVA-Video on comprehensive rows only.
         num_rows: Rows to make (paper: 10k).
         localized_share: Share of localized rows where both are made (paper: half).
         chosen_from: View the chosen answer of a localized row is given from: the segment the question is about (the
@@ -102,11 +102,11 @@ def localized(
     question_writer: Responder,
     settings: TemporalSettings,
     judge: Responder | None = None,
-) -> Recipe:
-    """Localized temporal preferences as a recipe; see `build_temporal` for who does what."""
+) -> Method:
+    """Localized temporal preferences as a method; see `build_temporal` for who does what."""
     context = _Context(videos, settings.max_context_characters)
     views: dict[str, ViewOf] = {"segment": evidence, "whole": whole}
-    return Recipe(
+    return Method(
         name=LOCALIZED,
         prompt_version=prompts.TEMPORAL_VERSION,
         question_model=question_writer.name,
@@ -122,10 +122,10 @@ def comprehensive(
     question_writer: Responder,
     settings: TemporalSettings,
     judge: Responder | None = None,
-) -> Recipe:
-    """Comprehensive temporal preferences as a recipe; see `build_temporal` for who does what."""
+) -> Method:
+    """Comprehensive temporal preferences as a method; see `build_temporal` for who does what."""
     context = _Context(videos, settings.max_context_characters)
-    return Recipe(
+    return Method(
         name=COMPREHENSIVE,
         prompt_version=prompts.TEMPORAL_VERSION,
         question_model=question_writer.name,
@@ -147,7 +147,7 @@ def build_temporal(
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Builds a dataset of temporal preferences; see `recipe.build` for how it resumes.
+    """Builds a dataset of temporal preferences; see `engine.build` for how it resumes.
 
     Args:
         videos: What questions are asked about, as often as it takes. Those with fewer than two captions are dropped.

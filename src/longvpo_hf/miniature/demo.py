@@ -36,8 +36,8 @@ from longvpo_hf.building.engine import log_folder
 from longvpo_hf.captions import read_captions
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
-from longvpo_hf.methods.stage2 import ReasoningSettings, build_reasoning
+from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
+from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
 from longvpo_hf.miniature.evaluation import (
     CHANCE_PERCENT,
@@ -297,13 +297,13 @@ class Demo:
             describer = Describer(responder)
             # No caption: the builder learns nothing of the world but what the base sees.
             clips = [replace(item.clip, caption="") for item in self._world("stage1")]
-            settings = AnchoredSettings(
+            settings = Stage1Settings(
                 num_rows=self.settings.num_rows,
                 max_clips=self.settings.max_clips,
                 questions_per_timeline=4,
                 seed=self.settings.seed,
             )
-            return build_anchored(clips, describer, responder, self.output / "dataset", settings, describer.embed)
+            return build_stage1(clips, describer, responder, self.output / "dataset", settings, describer.embed)
 
         return self.phase("rows", work)
 
@@ -333,12 +333,12 @@ class Demo:
         """
 
         def work() -> dict[str, Any]:
-            funnel = build_reasoning(
+            funnel = build_stage2(
                 read_captions(self.output / "stage2-captions"),
                 ScriptedResponder("rule over captions", write_question),
                 self._responder(self.output / answerer),
                 self.output / folder,
-                ReasoningSettings(num_rows=self.settings.stage2_rows, seed=self.settings.seed),
+                Stage2Settings(num_rows=self.settings.stage2_rows, seed=self.settings.seed),
                 judge=ScriptedResponder("rule over captions", judge) if self.settings.stage2_judge else None,
             )
             return {"funnel": funnel, "truth": self._row_truth(folder)}

@@ -24,13 +24,13 @@ from collections.abc import Sequence
 from longvpo_hf.commands.build import common
 from longvpo_hf.errors import CorpusError, EndpointError
 from longvpo_hf.intake.embeddings import DEFAULT_MODEL, VisionEmbedder
-from longvpo_hf.methods.stage1 import AnchoredSettings, Embedder, build_anchored, clips_for_budget
+from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1, clips_for_budget
 from longvpo_hf.timeline import Clip
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    paper = AnchoredSettings()
+    paper = Stage1Settings()
     parser = common.parser_of(__doc__)
     common.add_videos(parser)
     common.add_models(
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         videos, facts = common.read_videos(args, funnel)
         clips = [clip for video in videos for clip in video.clips]
-        settings = AnchoredSettings(
+        settings = Stage1Settings(
             num_rows=args.num_rows,
             min_clips=args.min_clips,
             max_clips=args.max_clips or default_max_clips(clips, args),
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         root = common.media_root(clips, args)
         models = common.Models(args, settings.max_clips)
-        counts = build_anchored(
+        counts = build_stage1(
             clips,
             models.seeing(args.writer or args.responder),
             models.seeing(args.responder),
@@ -112,7 +112,7 @@ def make_embedder(args: argparse.Namespace) -> Embedder | None:
     return VisionEmbedder(args.embedder, device=common.device_of(args), cache=cache)
 
 
-def estimate(clips: Sequence[Clip], settings: AnchoredSettings, args: argparse.Namespace) -> str:
+def estimate(clips: Sequence[Clip], settings: Stage1Settings, args: argparse.Namespace) -> str:
     """What a run would cost if no row were dropped."""
     mean_seconds = sum(clip.duration_seconds for clip in clips) / len(clips)
     mean_clips = (settings.min_clips + settings.max_clips) / 2

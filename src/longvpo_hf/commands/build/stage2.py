@@ -24,12 +24,12 @@ from collections.abc import Sequence
 
 from longvpo_hf.commands.build import common
 from longvpo_hf.errors import CorpusError, EndpointError
-from longvpo_hf.methods.stage2 import ReasoningSettings, build_reasoning
+from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    paper = ReasoningSettings()
+    paper = Stage2Settings()
     parser = common.parser_of(__doc__)
     common.add_videos(parser, required=False)
     common.add_captions(parser)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     funnel = common.open_log(args)
     try:
-        settings = ReasoningSettings(
+        settings = Stage2Settings(
             num_rows=args.num_rows,
             chosen_from=args.chosen_from,
             reference=args.reference,
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         videos, by = common.captioned(args, timelines, models, args.captioner or args.responder, writer, funnel)
         if args.iterate_from:
             by["iteration"] = f"2, from {models.seeing(args.responder).name}"
-        counts = build_reasoning(
+        counts = build_stage2(
             videos,
             models.reading(writer),
             models.seeing(args.responder),

@@ -20,12 +20,12 @@ from torchcodec.encoders import VideoEncoder
 from longvpo_hf.artifacts import Journal
 from longvpo_hf.building.filters import check_answer, check_pair, check_question
 from longvpo_hf.building.prompts import yes_or_no
-from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored, clips_for_budget
+from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1, clips_for_budget
 from longvpo_hf.preference import undecoded
 from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.timeline import Clip
 
-SETTINGS = AnchoredSettings(num_rows=150, max_clips=4, seed=7)
+SETTINGS = Stage1Settings(num_rows=150, max_clips=4, seed=7)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_a_build_goes_on_where_it_stopped_and_ends_with_the_same_rows(pool: list[Clip], tmp_path: Path) -> None:
-    build_anchored(pool, WRITER, ANSWERER, tmp_path / "whole", SETTINGS)
+    build_stage1(pool, WRITER, ANSWERER, tmp_path / "whole", SETTINGS)
     asked: Counter[str] = Counter()
 
     def dying(request: Request) -> str:
@@ -72,9 +72,9 @@ def test_a_build_goes_on_where_it_stopped_and_ends_with_the_same_rows(pool: list
         return answer(request)
 
     with pytest.raises(KeyboardInterrupt):
-        build_anchored(pool, WRITER, ScriptedResponder("answerer", dying), tmp_path / "cut", SETTINGS)
+        build_stage1(pool, WRITER, ScriptedResponder("answerer", dying), tmp_path / "cut", SETTINGS)
     assert not (tmp_path / "cut").exists()
-    build_anchored(pool, WRITER, ScriptedResponder("answerer", counting), tmp_path / "cut", SETTINGS)
+    build_stage1(pool, WRITER, ScriptedResponder("answerer", counting), tmp_path / "cut", SETTINGS)
 
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     for name in ("funnel.json", "dropped.jsonl"):
@@ -95,8 +95,8 @@ def test_a_model_that_answers_differently_each_time_leaves_one_chosen_answer_per
         return f"{answer(request)} {calls['n']}"
 
     with pytest.raises(KeyboardInterrupt):
-        build_anchored(pool, WRITER, ScriptedResponder("answerer", moody), tmp_path / "rows", SETTINGS)
-    build_anchored(pool, WRITER, ScriptedResponder("answerer", moody), tmp_path / "rows", SETTINGS)
+        build_stage1(pool, WRITER, ScriptedResponder("answerer", moody), tmp_path / "rows", SETTINGS)
+    build_stage1(pool, WRITER, ScriptedResponder("answerer", moody), tmp_path / "rows", SETTINGS)
     chosen: dict[str, set[str]] = {}
     for row in rows_of(tmp_path / "rows"):
         chosen.setdefault(row["prompt"][0]["content"], set()).add(row["chosen"][0]["content"])
@@ -107,19 +107,19 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = {tests!r}
-from test_anchored_job import SETTINGS, WRITER, ScriptedResponder, answer, build_anchored
+from test_kills import SETTINGS, WRITER, ScriptedResponder, answer, build_stage1
 from longvpo_hf.timeline import Clip
 def slow(request):
     time.sleep({seconds})
     return answer(request)
 media = sorted(Path({media!r}).iterdir(), key=lambda path: int(path.stem))
 pool = [Clip(str(path), 0.0, 2.0 + number % 3) for number, path in enumerate(media)]
-build_anchored(pool, WRITER, ScriptedResponder("answerer", slow), Path({output!r}), SETTINGS)
+build_stage1(pool, WRITER, ScriptedResponder("answerer", slow), Path({output!r}), SETTINGS)
 """
 
 
 def test_kill_9_at_any_instant(pool: list[Clip], tmp_path: Path) -> None:
-    build_anchored(pool, WRITER, ANSWERER, tmp_path / "whole", SETTINGS)
+    build_stage1(pool, WRITER, ANSWERER, tmp_path / "whole", SETTINGS)
     script = SCRIPT.format(
         tests=[str(folder) for folder in Path(__file__).parents[:2]],
         media=str(tmp_path / "media"),
@@ -133,14 +133,14 @@ def test_kill_9_at_any_instant(pool: list[Clip], tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "cut").exists()
-    build_anchored(pool, WRITER, ANSWERER, tmp_path / "cut", SETTINGS)
+    build_stage1(pool, WRITER, ANSWERER, tmp_path / "cut", SETTINGS)
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
 
 
 def test_other_settings_never_meet_old_pieces(pool: list[Clip], tmp_path: Path) -> None:
-    build_anchored(pool, WRITER, ANSWERER, tmp_path / "rows", SETTINGS)
+    build_stage1(pool, WRITER, ANSWERER, tmp_path / "rows", SETTINGS)
     louder = ScriptedResponder("answerer-2", lambda request: answer(request).upper() + "!")
-    build_anchored(pool, WRITER, louder, tmp_path / "rows", SETTINGS)
+    build_stage1(pool, WRITER, louder, tmp_path / "rows", SETTINGS)
     assert all(row["chosen"][0]["content"].endswith("!") for row in rows_of(tmp_path / "rows"))
 
 
@@ -159,7 +159,7 @@ def test_every_draft_is_a_row_or_a_named_drop(pool: list[Clip], tmp_path: Path) 
         return answer(request)
 
     answerer = ScriptedResponder("answerer", answering)
-    funnel = build_anchored(pool, ScriptedResponder("writer", asking), answerer, tmp_path / "rows", SETTINGS)
+    funnel = build_stage1(pool, ScriptedResponder("writer", asking), answerer, tmp_path / "rows", SETTINGS)
     stages, dropped = funnel["stages"], funnel["dropped"]
     beyond = stages.get("drafts beyond the rows asked for", 0)
     assert stages["drafts"] == stages["rows"] + beyond + sum(dropped.values())
@@ -181,9 +181,7 @@ def test_the_judge_is_heard(pool: list[Clip], tmp_path: Path) -> None:
             return "No." if "What is in 1 ?" in request.text else "Yes, it does."
         return "Yes" if "Answer 1: 2\n" in request.text else "no"
 
-    funnel = build_anchored(
-        pool, WRITER, ANSWERER, tmp_path / "rows", SETTINGS, judge=ScriptedResponder("judge", judge)
-    )
+    funnel = build_stage1(pool, WRITER, ANSWERER, tmp_path / "rows", SETTINGS, judge=ScriptedResponder("judge", judge))
     rows = rows_of(tmp_path / "rows")
     questions = {row["prompt"][0]["content"] for row in rows}
     assert "What is in 1 ?" not in questions
@@ -199,7 +197,7 @@ def test_a_judge_that_says_neither_yes_nor_no_is_named(pool: list[Clip], tmp_pat
     for of_question in ("Yes", "Perhaps"):
         judge = ScriptedResponder("j", lambda r, said=of_question: said if "several distinct" in r.text else "Perhaps")
         with pytest.raises(ValueError, match=r"No row came out; dropped: malformed_verdict \d+\."):
-            build_anchored(pool, WRITER, ANSWERER, tmp_path / of_question, SETTINGS, judge=judge)
+            build_stage1(pool, WRITER, ANSWERER, tmp_path / of_question, SETTINGS, judge=judge)
 
 
 def test_rows_are_never_doubled(tmp_path: Path) -> None:
@@ -207,8 +205,8 @@ def test_rows_are_never_doubled(tmp_path: Path) -> None:
     for path in paths:
         path.write_bytes(path.stem.encode())
     pool = [Clip(str(path), 0.0, 1.0) for path in paths]
-    settings = AnchoredSettings(num_rows=50, max_clips=2, seed=1)
-    funnel = build_anchored(pool, WRITER, ANSWERER, tmp_path / "rows", settings)
+    settings = Stage1Settings(num_rows=50, max_clips=2, seed=1)
+    funnel = build_stage1(pool, WRITER, ANSWERER, tmp_path / "rows", settings)
     ids = [row["id"] for row in rows_of(tmp_path / "rows")]
     assert len(ids) == len(set(ids)) == 12  # 3 anchors × 2 distractors × 2 orders
     assert funnel["dropped"]["duplicate_row"] > 0
@@ -270,13 +268,13 @@ def test_a_dataset_built_again_is_loaded_anew_and_one_file_is_enough(tmp_path: P
     video = tmp_path / "one.mp4"
     VideoEncoder(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), frame_rate=4).to_file(str(video))
     pool = [Clip(str(video), 0.0, 1.0), Clip(str(video), 1.0, 2.0)]
-    settings = AnchoredSettings(num_rows=2, max_clips=2, seed=1)
+    settings = Stage1Settings(num_rows=2, max_clips=2, seed=1)
     answers = []
     for word in ("old", "new"):
         answerer = ScriptedResponder(
             word, lambda request, word=word: f"{word} {request.view.of(request.timeline).clips[0].start_seconds}"
         )
-        build_anchored(pool, WRITER, answerer, tmp_path / "rows", settings)
+        build_stage1(pool, WRITER, answerer, tmp_path / "rows", settings)
         rows = undecoded(load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache")))
         answers.append(rows[0]["chosen"][0]["content"].split()[0])
     assert answers == ["old", "new"]
@@ -285,6 +283,6 @@ def test_a_dataset_built_again_is_loaded_anew_and_one_file_is_enough(tmp_path: P
 def test_no_row_at_all_is_an_error_that_says_why(pool: list[Clip], tmp_path: Path) -> None:
     silent = ScriptedResponder("silent", lambda request: "")
     with pytest.raises(ValueError, match=r"No row came out; dropped: empty_question \d+\. See"):
-        build_anchored(pool, silent, ANSWERER, tmp_path / "rows", SETTINGS)
+        build_stage1(pool, silent, ANSWERER, tmp_path / "rows", SETTINGS)
     assert not (tmp_path / "rows").exists()
     assert (tmp_path / "rows.log" / "funnel.json").exists()

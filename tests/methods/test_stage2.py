@@ -25,7 +25,7 @@ from longvpo_hf.building import prompts
 from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo, Summary
 from longvpo_hf.frames import UnreadableVideo
-from longvpo_hf.methods.stage2 import ReasoningSettings, build_reasoning
+from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import NoAnswer, Request, Responder, Unanswered
@@ -71,7 +71,7 @@ def build(
     judge: Responder | None = None,
     **settings: Any,
 ) -> tuple[list[VideoPreference], dict[str, dict[str, int]]]:
-    funnel = build_reasoning(videos, writer, answerer, output, ReasoningSettings(**settings), judge)
+    funnel = build_stage2(videos, writer, answerer, output, Stage2Settings(**settings), judge)
     return rows_of(output), funnel
 
 
@@ -85,7 +85,7 @@ def test_each_answer_saw_its_scenes(
 ) -> None:
     answerer = Scripted(lambda request: f"saw {seen(request)}", "answerer@2")
     settings = {"chosen_from": chosen_from, "partial_share": partial_share, "reference": reference}
-    funnel = build_reasoning(films, WRITER, answerer, tmp_path / "rows", ReasoningSettings(num_rows=12, **settings))
+    funnel = build_stage2(films, WRITER, answerer, tmp_path / "rows", Stage2Settings(num_rows=12, **settings))
     rows = rows_as_loaded(tmp_path / "rows")
     assert len(rows) == 12 == funnel["stages"]["rows"]
     kinds: Counter[str] = Counter()
@@ -149,9 +149,9 @@ def ask_once(answer: str | list[str], tmp_path: Path, max_tries: int = 1, length
     writer = Scripted(lambda request: answers[min(len(writer.requests) - 1, len(answers) - 1)])
     # `requests` grows per batch before it answers, and there is one draft, so one request a batch.
     output = tmp_path / "rows"
-    settings = ReasoningSettings(num_rows=1, max_rounds=1, max_tries=max_tries)
+    settings = Stage2Settings(num_rows=1, max_rounds=1, max_tries=max_tries)
     try:
-        funnel = build_reasoning(unfilmed(tmp_path / "media", [length]), writer, ANSWERER, output, settings)
+        funnel = build_stage2(unfilmed(tmp_path / "media", [length]), writer, ANSWERER, output, settings)
     except ValueError:  # no row came out
         (drop,) = dropped_of(output)
         return drop, writer.requests
@@ -638,9 +638,9 @@ def whole_run(folder: Path, dies_at: tuple[str, int] = ("", 0)) -> None:
         bare, role("captions", caption), role("summaries", lambda _: "Things appear."), folder / "scenes",
         CaptioningSettings(max_caption_characters=40, max_summary_characters=40, max_history_characters=240),
     )  # fmt: skip
-    build_reasoning(
+    build_stage2(
         captions, role("questions", cite), role("answers", answer_by_clips), folder / "stage2",
-        ReasoningSettings(num_rows=90, seed=5), role("verdicts", judge),
+        Stage2Settings(num_rows=90, seed=5), role("verdicts", judge),
     )  # fmt: skip
     build_temporal(
         captions, role("temporal questions", ask_of_type), role("temporal answers", answer_by_clips),
@@ -660,7 +660,7 @@ def test_kill_9_in_each_stage(tmp_path: Path) -> None:
         script = (
             f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}; "
             "from pathlib import Path; "
-            f"from test_reasoning import whole_run; whole_run(Path({str(tmp_path / 'cut')!r}), {stop!r})"
+            f"from test_stage2 import whole_run; whole_run(Path({str(tmp_path / 'cut')!r}), {stop!r})"
         )
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert ended.returncode == -signal.SIGKILL, (stop, ended.stderr[-2000:])
@@ -690,9 +690,9 @@ def test_kill_9_in_each_stage(tmp_path: Path) -> None:
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ReasoningSettings(**settings)
+        Stage2Settings(**settings)
 
 
 def test_defaults_are_the_papers() -> None:
-    paper = ReasoningSettings()
+    paper = Stage2Settings()
     assert (paper.num_rows, paper.reference) == (6_000, "whole")

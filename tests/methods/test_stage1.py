@@ -1,6 +1,6 @@
 """The Stage-1 builder on real files: what each answer saw, where the anchors stand, what is dropped and why.
 
-How a build survives kills, and its judge, are in `test_anchored_job.py`.
+How a build survives kills, and its judge, are in `test_kills.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datasets import load_dataset
 from numpy.typing import NDArray
 
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.methods.stage1 import AnchoredSettings, build_anchored
+from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import Request, Responder, ScriptedResponder
 from longvpo_hf.timeline import Clip
@@ -68,7 +68,7 @@ def build(
     **settings: Any,
 ) -> tuple[list[VideoPreference], dict[str, dict[str, int]]]:
     """The rows of a build as the trainer reads them, and its funnel."""
-    funnel = build_anchored(pool, writer, answerer, output, AnchoredSettings(**settings), embed)
+    funnel = build_stage1(pool, writer, answerer, output, Stage1Settings(**settings), embed)
     if not funnel["stages"]["rows"]:
         return [], funnel
     # A cache of its own: `datasets` tells folders apart by their last name alone.
@@ -293,7 +293,7 @@ def test_an_interrupted_build_leaves_no_half_dataset(
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AnchoredSettings(**settings)
+        Stage1Settings(**settings)
 
 
 def test_a_pool_too_small_is_refused(pool: list[Clip], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one recipe type: what a recipe may say, what `build` does whatever it says, the documented fifth, training."""
+"""The one method type: what a method may say, what `build` does whatever it says, the documented fifth, training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from longvpo_hf.building.engine import (
     Asker,
     Draft,
     Drop,
+    Method,
     Part,
     QuestionFilter,
-    Recipe,
     build,
     degradation,
     evidence,
@@ -35,7 +35,7 @@ from longvpo_hf.building.engine import (
 )
 from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.funnel import Funnel
-from longvpo_hf.methods.stage2 import ReasoningSettings, Rotation, build_reasoning
+from longvpo_hf.methods.stage2 import Rotation, Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import CutOff, NoAnswer, Request, Responder, Unanswered
@@ -70,21 +70,21 @@ def about_two(drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
     ]
 
 
-def recipe(**more: Any) -> Recipe:
+def method(**more: Any) -> Method:
     given = {"write": about_two, "chosen": evidence, "rejected": without_evidence}
-    return Recipe(**{"name": "own", "prompt_version": "own-1", "question_model": "nobody", **given, **more})
+    return Method(**{"name": "own", "prompt_version": "own-1", "question_model": "nobody", **given, **more})
 
 
 def make(
     output: Path,
     videos: Sequence[CaptionedVideo],
-    recipes: Sequence[Recipe],
+    methods: Sequence[Method],
     num_rows: int = 8,
     answerer: Responder = ANSWERER,
     drafts: Callable[[int, int], Iterator[list[Draft]]] | None = None,
     **more: Any,
 ) -> tuple[list[VideoPreference], dict[str, dict[str, int]]]:
-    parts = [Part(one, drafts or Rotation(videos, 0), num_rows) for one in recipes]
+    parts = [Part(one, drafts or Rotation(videos, 0), num_rows) for one in methods]
     given = {"seed": 0, "max_rounds": 4, "follows_from": [], "facts": {}, "remedy": "Add videos."}
     funnel = build(
         parts, answerer, output, name="own", title="Own", funnel=Funnel(log_folder(output)), **{**given, **more}
@@ -105,7 +105,7 @@ def test_the_policy_may_see_a_part(tmp_path: Path) -> None:
     """Evidence and reference then count the clips of the part."""
     films = filmed(tmp_path, [6, 7])
     answerer = Scripted(lambda request: f"saw {seen(request)}")
-    one = recipe(
+    one = method(
         policy=lambda draft, rng: View.only([1, 2, 4, 5]),
         reference=lambda draft, rng: View.only([4, 5]),
         chosen=whole,
@@ -126,7 +126,7 @@ def test_the_policy_may_see_a_part(tmp_path: Path) -> None:
 
 def test_the_policy_may_see_another_order(videos: list[CaptionedVideo], tmp_path: Path) -> None:
     rows, _ = make(
-        tmp_path / "rows", videos, [recipe(policy=lambda draft, rng: View.ordered([4, 0, 2]), reference=evidence)], 4
+        tmp_path / "rows", videos, [method(policy=lambda draft, rng: View.ordered([4, 0, 2]), reference=evidence)], 4
     )
     for row in rows:
         first = things(row.timeline)[1]
@@ -137,7 +137,7 @@ def test_the_policy_may_see_another_order(videos: list[CaptionedVideo], tmp_path
 
 
 def test_a_reference_that_is_whole_follows_the_policy(videos: list[CaptionedVideo], tmp_path: Path) -> None:
-    rows, _ = make(tmp_path / "rows", videos, [recipe(policy=lambda draft, rng: View.only([2, 4]))], 4)
+    rows, _ = make(tmp_path / "rows", videos, [method(policy=lambda draft, rng: View.only([2, 4]))], 4)
     assert {(row.evidence, row.reference, len(row.timeline)) for row in rows} == {((0, 1), (), 2)}
 
 
@@ -159,7 +159,7 @@ def test_views_that_no_row_can_hold(
 ) -> None:
     as_functions = {name: (lambda draft, rng, view=view: view) for name, view in views.items()}
     with pytest.raises(ValueError, match=message):
-        make(tmp_path / "rows", videos, [recipe(**as_functions)])
+        make(tmp_path / "rows", videos, [method(**as_functions)])
     assert not (tmp_path / "rows").exists()
 
 
@@ -193,7 +193,7 @@ def test_views_know_all_that_the_writer_said_and_draw_by_the_draft_alone(
             "policy": View.whole(),
             "reference": View.whole(),
         }
-        make(tmp_path / name, videos, [recipe(write=write, **{role: noting(role, v) for role, v in views.items()})])
+        make(tmp_path / name, videos, [method(write=write, **{role: noting(role, v) for role, v in views.items()})])
         assert {said[1:4] for calls in known.values() for said in calls} == {((1,), "k", "r")}
         assert len({said[4] for calls in known.values() for said in calls}) == 32, "each role of each draft draws anew"
         seen_by.append(dict(known))
@@ -231,7 +231,7 @@ def test_filters_see_what_is_left_and_stand_in_the_row(videos: list[CaptionedVid
         return [None] * len(drafts)
 
     filters = (QuestionFilter("even", odd), QuestionFilter("any", none))
-    rows, funnel = make(tmp_path / "rows", videos, [recipe(question_filters=filters)], 4, max_rounds=1)
+    rows, funnel = make(tmp_path / "rows", videos, [method(question_filters=filters)], 4, max_rounds=1)
     assert sizes == [4, 3]  # videos begin with things 0, 6, 11 and 18
     assert (len(rows), funnel["dropped"]) == (3, {"not_specific": 1})
     assert rows[0].provenance.verdicts == ("even", "any", "answers_differ")
@@ -249,7 +249,7 @@ def test_drafts_that_bring_their_question_are_told_apart(videos: list[CaptionedV
             yield from ([Draft(video.timeline, (0,), question=f"What {word} thing?")] for video in videos)
 
         answerer = Scripted(lambda request: f"{request.text} {told(request)}")
-        rows, _ = make(tmp_path / "rows", videos, [recipe(write=keep)], 4, answerer, drafts)
+        rows, _ = make(tmp_path / "rows", videos, [method(write=keep)], 4, answerer, drafts)
         assert {row.question for row in rows} == {f"What {word} thing?"}
         assert all(word in row.chosen for row in rows)
 
@@ -260,13 +260,13 @@ def test_several_drafts_of_a_timeline_and_drafts_too_many(videos: list[Captioned
             yield [Draft(video.timeline, number=number) for number in range(3)]
         yield []
 
-    rows, funnel = make(tmp_path / "rows", videos, [recipe()], 10, drafts=drafts)
+    rows, funnel = make(tmp_path / "rows", videos, [method()], 10, drafts=drafts)
     assert funnel["stages"] == {"timelines": 4, "drafts": 12, "drafts beyond the rows asked for": 2, "rows": 10}
     assert [row.question[-3] for row in rows] == list("0120120120")
 
 
 def test_rows_are_never_doubled_across_parts(videos: list[CaptionedVideo], tmp_path: Path) -> None:
-    rows, funnel = make(tmp_path / "rows", videos, [recipe(), recipe(), recipe(chosen=whole)], 4, max_rounds=1)
+    rows, funnel = make(tmp_path / "rows", videos, [method(), method(), method(chosen=whole)], 4, max_rounds=1)
     assert len(rows) == 4 == len({row.id for row in rows})
     assert funnel["dropped"].keys() == {"duplicate_row", "duplicate_question"}
 
@@ -275,8 +275,8 @@ def test_a_question_that_is_there_is_not_answered_again(tmp_path: Path) -> None:
     """Where videos give no more questions, further rounds cost nothing but asking the writer, which is remembered."""
     videos = unfilmed(tmp_path / "many", [4] * 70)
     writer, answerer = Scripted(cite, "writer"), Scripted(answer_by_clips, "answerer")
-    settings = ReasoningSettings(num_rows=600, max_rounds=3)
-    funnel = build_reasoning(videos, writer, answerer, tmp_path / "rows", settings)
+    settings = Stage2Settings(num_rows=600, max_rounds=3)
+    funnel = build_stage2(videos, writer, answerer, tmp_path / "rows", settings)
     check_funnel(tmp_path / "rows", funnel)
     rows = rows_of(tmp_path / "rows")
     # Answered before they are known are those of the other kind of rejected answer, and of the same piece of 64.
@@ -284,14 +284,14 @@ def test_a_question_that_is_there_is_not_answered_again(tmp_path: Path) -> None:
     assert len(answerer.requests) < 3 * len(rows)
     alone = Scripted(answer_by_clips, "answerer")
     of_one_kind = replace(settings, partial_share=1.0)
-    build_reasoning(videos, writer, alone, tmp_path / "one kind", of_one_kind)
+    build_stage2(videos, writer, alone, tmp_path / "one kind", of_one_kind)
     assert len(alone.requests) < 2.1 * len(rows_of(tmp_path / "one kind"))
     assert funnel["dropped"]["duplicate_question"] > 600
     assert len({(row.timeline, row.question) for row in rows}) == len(rows)
 
     # Stopped and called again, it asks for nothing and knows the same questions.
     asked = len(writer.requests) + len(answerer.requests)
-    assert build_reasoning(videos, writer, answerer, tmp_path / "rows", settings) == funnel
+    assert build_stage2(videos, writer, answerer, tmp_path / "rows", settings) == funnel
     assert len(writer.requests) + len(answerer.requests) == asked
     assert rows_of(tmp_path / "rows") == rows
 
@@ -299,7 +299,7 @@ def test_a_question_that_is_there_is_not_answered_again(tmp_path: Path) -> None:
 def test_a_question_whose_row_was_dropped_is_answered_again(tmp_path: Path) -> None:
     """Only rows make a question known: another view of its rejected answer may give one."""
     videos = unfilmed(tmp_path / "many", [4] * 64)
-    one = recipe(write=lambda drafts, ask: [replace(d, question="What is it?", evidence=(1,)) for d in drafts])
+    one = method(write=lambda drafts, ask: [replace(d, question="What is it?", evidence=(1,)) for d in drafts])
     first: set[Timeline] = set()
 
     def agreeing_at_first(request: Request) -> str:
@@ -320,7 +320,7 @@ def test_a_row_that_fails_at_the_end_is_made_up_for(tmp_path: Path) -> None:
     for index in gone:
         *clips, last = videos[index].timeline.clips
         videos[index] = CaptionedVideo(Timeline((*clips, replace(last, path=str(tmp_path / "gone.mp4")))))
-    one = recipe(rejected=lambda draft, rng: View.only([2]))
+    one = method(rejected=lambda draft, rng: View.only([2]))
     rows, funnel = make(tmp_path / "rows", videos, [one], 64)
     assert (len(rows), funnel["dropped"]) == (64, {"missing_file": 2})
     assert len({row.timeline for row in rows}) == 64
@@ -335,8 +335,8 @@ def test_other_bounds_of_a_model_never_meet_old_pieces(videos: list[CaptionedVid
     for bound in (3, 9):
         answerer = Bounded(lambda request, bound=bound: answer_by_clips(request)[:4] + str(told(request))[:bound])
         answerer.settings = {"max_new_tokens": bound}
-        settings = ReasoningSettings(num_rows=4, partial_share=0.0)
-        build_reasoning(videos, Scripted(cite), answerer, tmp_path / "rows", settings)
+        settings = Stage2Settings(num_rows=4, partial_share=0.0)
+        build_stage2(videos, Scripted(cite), answerer, tmp_path / "rows", settings)
         assert answerer.requests, "asked again"
         assert {len(row.chosen) <= 7 for row in rows_of(tmp_path / "rows")} == {bound == 3}
 
@@ -349,7 +349,7 @@ def test_halves_of_characters_end_no_build(tmp_path: Path) -> None:
         return cite(request).replace("What do", "What \\ud83d do").replace("A colour", "A \\ud83d\\ude00")
 
     answerer = Scripted(lambda request: f"{answer_by_clips(request)} \ud83d")
-    build_reasoning([video], Scripted(write), answerer, tmp_path / "written", ReasoningSettings(num_rows=1))
+    build_stage2([video], Scripted(write), answerer, tmp_path / "written", Stage2Settings(num_rows=1))
     (row,) = rows_of(tmp_path / "written")
     assert row.question.startswith("What \ufffd do")
     assert row.chosen.endswith(" \ufffd")
@@ -359,12 +359,12 @@ def test_halves_of_characters_end_no_build(tmp_path: Path) -> None:
 def test_another_folder_is_not_replaced(videos: list[CaptionedVideo], tmp_path: Path) -> None:
     output = tmp_path / "films"
     output.mkdir()
-    make(output, videos, [recipe()], 2)  # an empty one is
-    make(output, videos, [recipe()], 4)  # and a dataset
+    make(output, videos, [method()], 2)  # an empty one is
+    make(output, videos, [method()], 4)  # and a dataset
     (output / "train.parquet").unlink()
     before = sorted(output.rglob("*"))
     with pytest.raises(ValueError, match=r"films holds something else than a dataset and would be replaced; name ano"):
-        make(output, videos, [recipe()], 2)
+        make(output, videos, [method()], 2)
     assert sorted(output.rglob("*")) == before
 
 
@@ -373,12 +373,12 @@ def test_stopped_while_an_earlier_dataset_goes(
 ) -> None:
     """Half a dataset in its place would look like a folder of somebody else's."""
     output = tmp_path / "rows"
-    make(output, videos, [recipe()], 2)
+    make(output, videos, [method()], 2)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", stop_at("train.parquet"))
         with pytest.raises(KeyboardInterrupt):
-            make(output, videos, [recipe()], 4)
-    assert len(make(output, videos, [recipe()], 4)[0]) == 4
+            make(output, videos, [method()], 4)
+    assert len(make(output, videos, [method()], 4)[0]) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"media", "rows", "rows.job", "rows.log"}
 
 
@@ -386,7 +386,7 @@ def test_too_few_rows_are_said_with_the_remedy(
     videos: list[CaptionedVideo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picky = Scripted(lambda request: "same" if things(request.timeline)[0] else answer_by_clips(request))
-    rows, _ = make(tmp_path / "rows", videos, [recipe()], 8, picky, max_rounds=2)
+    rows, _ = make(tmp_path / "rows", videos, [method()], 8, picky, max_rounds=2)
     out = "".join(capsys.readouterr())
     assert f"{len(rows)} of 8 rows after 2 rounds; dropped: answers_agree" in out
     assert "Add videos." in out
@@ -457,7 +457,7 @@ def test_answers_that_were_cut_off_make_no_row(videos: list[CaptionedVideo], tmp
         is_chosen = len(told(request)) == 2  # the evidence alone
         return CutOff(answer) if ("time 0" if is_chosen else "time 1") in request.text else answer
 
-    rows, funnel = make(tmp_path / "rows", videos, [recipe()], 2 * len(videos), Scripted(half))
+    rows, funnel = make(tmp_path / "rows", videos, [method()], 2 * len(videos), Scripted(half))
     assert all(row.question.endswith(("time 2 ?", "time 3 ?")) for row in rows)
     assert funnel["dropped"] == {"cut_off": 2 * len(videos)}
 
@@ -496,29 +496,29 @@ def test_one_request_never_has_two_chosen_answers_also_where_a_build_was_stopped
 
     answerer = Scripted(moody)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "rows", timelines, [recipe(write=write)], 100, answerer)
-    rows, _ = make(tmp_path / "rows", timelines, [recipe(write=write)], 100, answerer)
+        make(tmp_path / "rows", timelines, [method(write=write)], 100, answerer)
+    rows, _ = make(tmp_path / "rows", timelines, [method(write=write)], 100, answerer)
     assert len(rows) == 100
     assert {row.chosen for row in rows} == {"[0] 1"}
     assert len({row.rejected for row in rows}) == 100
 
 
-# ----------------------------------------------------------------------------------------------------- the fifth recipe
+# ----------------------------------------------------------------------------------------------------- the fifth method
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "recipes_of_data.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def documented() -> str:
-    section = DOCUMENT.read_text(encoding="utf-8").partition("## A fifth recipe")[2]
+    section = DOCUMENT.read_text(encoding="utf-8").partition("## A fifth method")[2]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
 
 
-def test_the_documented_recipe_works_in_under_60_lines(tmp_path: Path) -> None:
+def test_the_documented_method_works_in_under_60_lines(tmp_path: Path) -> None:
     code = documented()
     assert len(code.splitlines()) < 60
     assert max(map(len, code.splitlines())) <= 120
     space: dict[str, Any] = {}
-    exec(compile(code, "docs/recipes_of_data.md", "exec"), space)
+    exec(compile(code, "docs/methods.md", "exec"), space)
     films = filmed(tmp_path, [5, 4, 6])
 
     def ask(request: Request) -> str:
@@ -567,9 +567,7 @@ def test_documented_commands_are_commands(name: str) -> None:
 def test_rows_train_unchanged(tmp_path: Path) -> None:
     films = filmed(tmp_path, [5, 4])
     answerer = Scripted(lambda request: f"saw {told(request)[0]}{request.view.num_frames or ''}")
-    build_reasoning(
-        films, Scripted(cite), answerer, tmp_path / "stage2", ReasoningSettings(num_rows=2, partial_share=0.0)
-    )
+    build_stage2(films, Scripted(cite), answerer, tmp_path / "stage2", Stage2Settings(num_rows=2, partial_share=0.0))
     settings = TemporalSettings(mode="comprehensive", num_rows=2, sparse_frames=2)
     build_temporal(films, Scripted(ask_of_type), answerer, tmp_path / "temporal", settings)
     by_name = {}
@@ -604,11 +602,11 @@ def films_of(row: VideoPreference, folder: Path) -> Timeline:
     return Timeline(tuple(replace(clip, path=str(folder / clip.path)) for clip in row.timeline.clips))
 
 
-def test_the_parquet_of_every_recipe_has_one_schema(tmp_path: Path) -> None:
+def test_the_parquet_of_every_method_has_one_schema(tmp_path: Path) -> None:
     videos = unfilmed(tmp_path / "media", [6, 5])
-    build_reasoning(videos, Scripted(cite), ANSWERER, tmp_path / "a", ReasoningSettings(num_rows=2))
+    build_stage2(videos, Scripted(cite), ANSWERER, tmp_path / "a", Stage2Settings(num_rows=2))
     build_temporal(videos, Scripted(ask_of_type), ANSWERER, tmp_path / "b", TemporalSettings(num_rows=2))
-    make(tmp_path / "c", videos, [recipe()], 2)
+    make(tmp_path / "c", videos, [method()], 2)
     schemas = [pq.read_schema(tmp_path / name / "train.parquet") for name in "abc"]
     assert schemas[0].equals(schemas[1])
     assert schemas[0].equals(schemas[2])
