@@ -25,7 +25,7 @@ from longvpo_hf.launch import (
     quantization,
     start_from,
 )
-from longvpo_hf.training.tracking import EarlyWarning
+from longvpo_hf.training.warnings import EarlyWarning
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:

@@ -24,7 +24,7 @@ from longvpo_hf.launch import (
     quantization,
     start_from,
 )
-from longvpo_hf.training.tracking import EarlyWarning
+from longvpo_hf.training.warnings import EarlyWarning
 
 #: The paper's values for LLaVA-Video-7B, where they differ from LongVPO's; LongVA's stand behind them.
 PAPER = {

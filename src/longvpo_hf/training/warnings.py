@@ -1,9 +1,8 @@
-"""What a run's log shows: its curves as a picture, and early signs that preference training goes wrong.
+"""Early signs, in a run's log, that preference training goes wrong.
 
-Takes the log history of a run (`TrainerState.log_history`, as `LongVPOTrainer` and TRL's `DPOTrainer` write it). Gives
-a PNG, and warnings that say what was seen, in numbers, and what to change: `LongVPOTrainer(..., callbacks=[
-EarlyWarning()])`. Changes nothing of the training. Knows nothing of models or rows; the trackers themselves
-(`report_to`) are TRL's and transformers'.
+`find_signs` reads a log history (`TrainerState.log_history`, as `LongVPOTrainer` and TRL's `DPOTrainer` write it) and
+says what was seen, in numbers, and what to change. `LongVPOTrainer(..., callbacks=[EarlyWarning()])` does so during the
+run; it only warns and never changes the training.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ Logs = Sequence[Mapping[str, float]]
 #: Logs that are averaged before anything is compared. At 10 steps of 8 rows a log these are 400 rows, among which
 #: chance has an accuracy of 0.50 ± 0.025, and the SFT term of rows that differ by 0.5 nats a token an error of 0.025.
 WINDOW = 5
-#: Share of the run after which chance-level accuracy counts as stuck. An anchored reference has seen the answer alone:
-#: against it accuracy begins near 0 and rises late (benchmarks/results/miniature-stage1.json: 0.5 after a fifth of it).
+#: Share of the run after which chance-level accuracy counts as stuck. An anchored reference sees the evidence alone, so
+#: accuracy starts near 0 and rises late (benchmarks/results/miniature-stage1.json: 0.5 after a fifth of the run).
 STUCK_AFTER = 0.5
 #: Two standard deviations above chance, see `WINDOW`.
 STUCK_ACCURACY = 0.55
-#: What still rises by more within `WINDOW` logs is late, not stuck: with an anchored reference the miniature's runs are
-#: at 0.25 to 0.57 half-way, and end at 0.87 to 0.95 (benchmarks/results/miniature.json).
+#: Accuracy that still rises by more within `WINDOW` logs is late, not stuck: with an anchored reference the miniature's
+#: runs are at 0.25 to 0.57 half-way, and end at 0.87 to 0.95 (benchmarks/results/miniature.json).
 STUCK_RISE = 0.05
-#: Six standard deviations below the best that was reached, see `WINDOW`.
+#: Six standard deviations below the best accuracy of the run, see `WINDOW`.
 FALLEN_ACCURACY = 0.15
 #: Nats per token: the probability of each token of the chosen answer has fallen by a tenth. Likelihood displacement
-#: (Razin et al., arXiv 2410.08847) is far beyond: whole nats per token.
+#: (Razin et al., arXiv 2410.08847) goes far beyond: whole nats per token.
 FALLEN_NATS = 0.1
-#: The same where only the log-probability of whole answers is logged: a share of it.
+#: The same as a share, where only the log-probability of whole answers is logged.
 FALLEN_SHARE = 0.1
 #: At this margin sigmoid(-margin), the weight of a row in DPO's gradient, is 2e-9: the loss no longer asks for more.
 #: The largest of the miniature's runs that did well is 12 (DPO alone, β = 1).
@@ -60,10 +59,10 @@ class Sign:
 
 
 def find_signs(log_history: Logs, progress: float = 1.0, has_preference_loss: bool = True) -> list[Sign]:
-    """The signs of failure that a log history shows by now; the same history gives the same signs.
+    """The signs of failure in a log history; the same history gives the same signs.
 
     Args:
-        log_history: As `TrainerState.log_history`; entries of evaluation are passed over.
+        log_history: As `TrainerState.log_history`; entries of evaluations are ignored.
         progress: Share of the run that is done, in [0, 1].
         has_preference_loss: Whether there is a loss besides SFT; without one, rewards are by-products.
     """
@@ -101,23 +100,22 @@ def _values(logs: Logs, name: str) -> list[float]:
 
 
 def _windows(values: Sequence[float]) -> list[float]:
-    """Means of all `WINDOW` values that stand together; empty below two windows."""
+    """Means of all `WINDOW` consecutive values; empty below two windows."""
     if len(values) < 2 * WINDOW:
         return []
     return [sum(values[start : start + WINDOW]) / WINDOW for start in range(len(values) - WINDOW + 1)]
 
 
 def _not_finite(logs: Logs) -> Sign | None:
-    # The loss itself is filtered by transformers (`logging_nan_inf_filter`): the log shows a mean in its place.
+    # In TRL's own trainer transformers filters the loss (`logging_nan_inf_filter`); the other values show it.
     names = ("loss", "grad_norm", "loss/sft", "logps/chosen", "logps/rejected", "rewards/margins")
     for entry in logs:
         for name in names:
             if name in entry and not math.isfinite(entry[name]):
                 return Sign(
                     "not_finite",
-                    f"{name} is {entry[name]} at step {entry.get('step', '?')}. Nothing that is trained from here on "
-                    "is worth keeping: go back to the last checkpoint with a lower learning_rate and "
-                    "max_grad_norm=1.0; with fp16 use bf16.",
+                    f"{name} is {entry[name]} at step {entry.get('step', '?')}. Training further is useless: go back "
+                    "to the last checkpoint with a lower learning_rate and max_grad_norm=1.0; with fp16 use bf16.",
                 )
     return None
 
@@ -139,8 +137,8 @@ def _chosen_falls(logs: Logs) -> Sign | None:
     return Sign(
         "chosen_falls",
         f"the chosen answers become less probable ({name} {first:.3g} → {last:.3g}) while the margin grows "
-        f"({margins[0]:.3g} → {margins[-1]:.3g}): the rejected ones are only pushed down faster, and what the model "
-        "will say is neither. Raise sft_weight (LongVPO: 1.0) or beta, or lower learning_rate.",
+        f"({margins[0]:.3g} → {margins[-1]:.3g}): the rejected ones only fall faster, and the model "
+        "will say something else than either. Raise sft_weight (LongVPO: 1.0) or beta, or lower learning_rate.",
     )
 
 
@@ -151,7 +149,7 @@ def _margin_explodes(logs: Logs) -> Sign | None:
     return Sign(
         "margin_explodes",
         f"rewards/margins is {windows[-1]:.3g} and growing, beyond {EXPLODED_MARGIN:g}, where the DPO loss has no "
-        "gradient left: the model drifts from the reference without being asked to. Lower learning_rate, stop earlier, "
+        "gradient left: the model drifts from the reference to no end. Lower learning_rate, stop earlier, "
         "or raise sft_weight; loss_type=ipo bounds the margin.",
     )
 
@@ -164,10 +162,10 @@ def _accuracy_stuck(logs: Logs, progress: float) -> Sign | None:
         return None
     return Sign(
         "accuracy_stuck",
-        f"rewards/accuracies is {windows[-1]:.2f} after {progress:.0%} of the run (chance: 0.5; it began at "
+        f"rewards/accuracies is {windows[-1]:.2f} after {progress:.0%} of the run (chance: 0.5; it started at "
         f"{windows[0]:.2f}). Look at the rows (`longvpo inspect`): does the video tell chosen and rejected apart? If "
-        "so, raise learning_rate or train longer. With an anchored reference it begins below 0.5; a reference that "
-        "sees the whole timeline (reference=full) shows whether that is all.",
+        "so, raise learning_rate or train longer. With an anchored reference accuracy starts below 0.5; a short run "
+        "with reference=full shows whether that is the only reason.",
     )
 
 
@@ -178,7 +176,7 @@ def _accuracy_falls(logs: Logs) -> Sign | None:
     return Sign(
         "accuracy_falls",
         f"rewards/accuracies fell from {max(windows):.2f} to {windows[-1]:.2f}. Lower learning_rate, lengthen the "
-        "warm-up, or look whether the rows change in kind as they come (shuffle them).",
+        "warm-up, or check whether the kind of rows changes in their order (then shuffle them).",
     )
 
 
@@ -189,7 +187,7 @@ def _sft_rises(logs: Logs) -> Sign | None:
     return Sign(
         "sft_rises",
         f"loss/sft (−log-probability of a token of the chosen answer) rose from {min(windows):.3g} to "
-        f"{windows[-1]:.3g}. Lower learning_rate, or raise sft_weight if the margin is what grows meanwhile.",
+        f"{windows[-1]:.3g}. Lower learning_rate, or raise sft_weight if the margin grows at the same time.",
     )
 
 

@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 
 import trainers
 from longvpo_hf.publishing.curves import save_curves
-from longvpo_hf.training.tracking import EXPLODED_MARGIN, WINDOW, EarlyWarning, find_signs
+from longvpo_hf.training.warnings import EXPLODED_MARGIN, WINDOW, EarlyWarning, find_signs
 
 STEPS = 30
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -140,7 +140,7 @@ def warnings_of(logs: list[dict[str, float]], caplog: pytest.LogCaptureFixture, 
     """What the callback logs while a history grows."""
     state = TrainerState(max_steps=10 * STEPS, is_world_process_zero=first)
     callback = EarlyWarning()
-    with caplog.at_level(logging.WARNING, logger="longvpo_hf.training.tracking"):
+    with caplog.at_level(logging.WARNING, logger="longvpo_hf.training.warnings"):
         for entry in logs:
             state.global_step = int(entry["step"])
             state.log_history.append(entry)
@@ -169,7 +169,7 @@ def test_a_trainer_takes_it_and_its_curves_are_drawn(
     trainer = trainers.make(
         tmp_path, dataset, callbacks=[EarlyWarning()], learning_rate=3.0, max_steps=12, reference="full"
     )
-    with caplog.at_level(logging.WARNING, logger="longvpo_hf.training.tracking"):
+    with caplog.at_level(logging.WARNING, logger="longvpo_hf.training.warnings"):
         trainer.train()
     assert any(record.getMessage().startswith("Early warning at step ") for record in caplog.records)
     card = (Path(trainer.args.output_dir) / "README.md").exists()
