@@ -2,7 +2,8 @@
 
 Repositories live in memory, with every commit kept; each repository has the one branch `main`. Large files go the LFS
 way (batch, PUT), small ones inside the commit, as on the Hub; Xet is not spoken. Writing needs the token. Cards are
-checked by `/api/validate-yaml` for what the real Hub refuses most often (see `card_errors`).
+checked by `/api/validate-yaml` for what the real Hub refuses most often (see `card_errors`). A commit that leaves more
+than `MAX_FILES_PER_FOLDER` files in one folder is refused.
 
 The Hugging Face libraries read their endpoint when they are imported, so what talks to the double runs in a process of
 its own, with `HubDouble.environment` and its own `HF_HOME`: two datasets of one name would share a cache otherwise.
@@ -19,6 +20,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +32,9 @@ import yaml
 
 TOKEN = "hf_" + "doubleDOUBLEdoubleDOUBLEdouble1234"
 USER = "someone"
+
+#: What the Hub's documentation allows, "Repository limitations and recommendations".
+MAX_FILES_PER_FOLDER = 10_000
 
 _LFS_SUFFIXES = (".safetensors", ".bin", ".mp4", ".parquet", ".png", ".arrow")
 _LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0", "other", "unknown"}
@@ -264,6 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "refs":
             branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.commits[-1][0]}
             return self._answer(200, {"branches": [branch], "tags": [], "converts": []})
+        if verb == "auth-check":
+            return self._answer(200) if self._may_write() else self._answer(403, {"error": "no write access"})
         revision, _, folder = rest.partition("/") if verb else ("main", "", "")
         commit = repository.at(revision)
         if commit is None:
@@ -374,6 +381,8 @@ class _Handler(BaseHTTPRequestHandler):
                     del files[value["path"]]
                 elif key == "deletedFolder":
                     files = {path: data for path, data in files.items() if not path.startswith(value["path"])}
+            if crowded := [name for name, number in _files_per_folder(files).items() if number > MAX_FILES_PER_FOLDER]:
+                return self._answer(400, {"error": f"over {MAX_FILES_PER_FOLDER} files per directory: {crowded}"})
             # As the Hub does: a commit with a bad card is refused.
             if "README.md" in files and (errors := card_errors(files["README.md"].decode())):
                 return self._answer(400, {"error": f"Invalid metadata in README.md: {errors}"})
@@ -394,6 +403,10 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = {path.strip("/") for path in ([paths] if isinstance(paths, str) else paths)}
         entries = _tree(commit[1], "", recursive=True)
         return self._answer(200, [entry for entry in entries if entry["path"] in wanted])
+
+
+def _files_per_folder(files: Files) -> Counter[str]:
+    return Counter(path.rpartition("/")[0] for path in files)
 
 
 def _oid(path: str, data: bytes) -> str:

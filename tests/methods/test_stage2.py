@@ -403,7 +403,11 @@ def test_videos_with_too_few_captions_are_dropped_by_name(tmp_path: Path) -> Non
     rows, funnel = build([videos[0], videos[1], one], tmp_path / "rows", num_rows=3)
     assert {row.timeline for row in rows} == {
         Timeline(
-            tuple(replace(c, path=f"clips/{Path(row.timeline.clips[0].path).name}") for c in videos[1].timeline.clips)
+            tuple(
+                replace(c, path=f"clips/{name[:2]}/{name}")
+                for c in videos[1].timeline.clips
+                for name in [Path(row.timeline.clips[0].path).name]
+            )
         )
         for row in rows
     }

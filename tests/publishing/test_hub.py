@@ -11,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
-from hub_double import HubDouble, card_errors
-from longvpo_hf.preference import Provenance, VideoPreference
+from hub_double import MAX_FILES_PER_FOLDER, TOKEN, HubDouble, card_errors
+from longvpo_hf.errors import DatasetError
+from longvpo_hf.preference import Provenance, VideoPreference, undecoded
 from longvpo_hf.public import markdown, public_name
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card, push_dataset
+from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card, prepare_push, push_dataset
 from longvpo_hf.timeline import Timeline
 
 REPO = "longvpo/stage1"
@@ -127,9 +130,9 @@ def test_a_folder_here_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest
 
 def test_push_refuses_rows_without_their_media(tmp_path: Path, preferences: list[VideoPreference]) -> None:
     folder = write(tmp_path / "rows", preferences)
-    media = sorted((folder / "clips").iterdir())
+    media = sorted((folder / "clips").glob("*/*"))
     media[1].unlink()
-    with pytest.raises(ValueError, match=rf"^1 media files .* e\.g\. 'clips/{media[1].name}'"):
+    with pytest.raises(ValueError, match=rf"^1 media files .* e\.g\. 'clips/{media[1].name[:2]}/{media[1].name}'"):
         push_dataset(folder, REPO)
 
 
@@ -141,7 +144,90 @@ def test_push_refuses_what_is_no_dataset(tmp_path: Path, preferences: list[Video
         push_dataset(folder, REPO)
 
 
+def test_push_refuses_a_folder_of_more_files_than_the_hub_takes(
+    tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = in_one_folder(write(tmp_path / "rows", preferences))
+    number = len(list((folder / "clips").iterdir()))
+    monkeypatch.setattr("longvpo_hf.publishing.dataset.MAX_FILES_PER_FOLDER", number - 1)
+    with pytest.raises(DatasetError, match=rf"clips holds {number} media files and the Hub takes at most {number - 1}"):
+        push_dataset(folder, REPO)
+
+
+def in_one_folder(folder: Path) -> Path:
+    """The dataset as it was laid out before media were spread over folders."""
+    table = pq.read_table(folder / "train.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        for clip in row["clips"]:
+            clip["file_name"] = f"clips/{Path(clip['file_name']).name}"
+    for path in list((folder / "clips").glob("*/*")):
+        path.rename(folder / "clips" / path.name)
+    for parent in (folder / "clips").iterdir():
+        if parent.is_dir():
+            parent.rmdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_with_its_media_in_one_folder_still_loads(
+    tmp_path: Path, preferences: list[VideoPreference], streaming: bool
+) -> None:
+    folder = in_one_folder(write(tmp_path / "rows", preferences))
+    dataset = undecoded(load_dataset(str(folder), split="train", streaming=streaming, cache_dir=str(tmp_path)))
+    loaded = [VideoPreference.from_row(row) for row in dataset]
+    for row, source in zip(loaded, preferences, strict=True):
+        assert [Path(clip.path).read_bytes() for clip in row.timeline.clips] == [
+            Path(clip.path).read_bytes() for clip in source.timeline.clips
+        ]
+
+
 # ------------------------------------------------------------------------------------------------- through the double
+
+
+def push_without_leave(repo: str) -> dict[str, str]:
+    """Asks for write access where there is none."""
+    try:
+        prepare_push(repo)
+    except DatasetError as error:
+        return {"refusal": str(error)}
+    return {"refusal": ""}
+
+
+def commit_too_many(number: str) -> dict[str, str]:
+    """Commits so many files into one folder, past the checks of `push_dataset`."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = prepare_push(REPO)
+    files = [CommitOperationAdd(f"clips/{i}.txt", b"x") for i in range(int(number))]
+    try:
+        api.create_commit(REPO, files, commit_message="Many", repo_type="dataset")
+    except HfHubHTTPError as error:
+        return {"refusal": str(error)}
+    return {"refusal": ""}
+
+
+def test_the_double_refuses_more_files_in_a_folder_than_the_hub(tmp_path: Path) -> None:
+    with HubDouble() as hub:
+        for number in (MAX_FILES_PER_FOLDER, MAX_FILES_PER_FOLDER + 1):
+            refusal = hub.call(commit_too_many, number, cwd=tmp_path, hf_home=tmp_path / "home")["refusal"]
+            assert ("10000 files per directory" in refusal) == (number > MAX_FILES_PER_FOLDER)
+
+
+@pytest.mark.parametrize(("repo", "fault"), [(REPO, "token"), ("no such/name at all", "name")])
+def test_a_push_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo: str, fault: str
+) -> None:
+    with HubDouble() as hub:
+        if fault == "token":
+            monkeypatch.setattr("hub_double.TOKEN", "hf_" + "another")  # what the double takes, not what is sent
+            environment = hub.environment
+            monkeypatch.setattr(hub, "environment", lambda home: environment(home) | {"HF_TOKEN": TOKEN})
+        told = hub.call(push_without_leave, repo, cwd=tmp_path, hf_home=tmp_path / "home")
+        assert f"The dataset {repo} cannot be written to" in told["refusal"]
+        assert not hub.repositories
 
 
 def push_and_train(folder: str) -> dict[str, Any]:
@@ -205,7 +291,11 @@ def test_from_folder_to_training_steps(tmp_path: Path, preferences: list[VideoPr
         assert repository.private
         assert told["revision"] == repository.commits[-1][0]
         names = {name for name in repository.files if name != ".gitattributes"}
-        assert names == {"README.md", "train.parquet", *(f"clips/{path.name}" for path in (folder / "clips").iterdir())}
+        assert names == {
+            "README.md",
+            "train.parquet",
+            *(f"clips/{path.name[:2]}/{path.name}" for path in (folder / "clips").glob("*/*")),
+        }
         assert f'load_dataset("{REPO}"'.encode() in repository.files["README.md"]
         # Every clip is downloaded once for map-style loading, however many rows show it.
         clips = [line for line in hub.requests if "GET" in line and "/clips/" in line and " 200 " in line]

@@ -5,7 +5,7 @@ many rows show it:
 
     README.md        the dataset card; its YAML names the files below
     train.parquet    the rows, see `preference.SCHEMA`
-    clips/*.mp4      the media, named by content
+    clips/ab/*.mp4   the media, named by content, in folders of the first two digits of their names
 
 `push_dataset` publishes such a folder. Knows nothing of how rows are made or trained on; model cards are
 `model_card.py`'s, which shares what makes names from outside safe in a card.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,14 +26,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from longvpo_hf.artifacts import whole_folder
+from longvpo_hf.artifacts import file_digest, whole_folder
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import REASONS
 from longvpo_hf.preference import SCHEMA, VideoPreference
 from longvpo_hf.public import markdown, public_name
 from longvpo_hf.timeline import Clip
+
+#: The Hub refuses a commit that puts more files than this into one folder.
+MAX_FILES_PER_FOLDER = 10_000
 
 _ROWS_PER_WRITE = 1000
 _BY_REFERENCE = """\
@@ -139,7 +144,7 @@ class DatasetWriter:
         if kind is None:
             self._flush()
         self._parquet.close()
-        media = [] if self._media_root else list((self._part / "clips").iterdir())
+        media = [] if self._media_root else list((self._part / "clips").glob("*/*"))
         if len(media) == 1:
             # `datasets` chooses its builder by the more numerous kind of file, Parquet in a draw: a second copy makes
             # this a dataset of videos.
@@ -159,9 +164,9 @@ class DatasetWriter:
             if self._media_root is not None:
                 self._names[clip.path] = _relative(source, self._media_root)
                 return self._names[clip.path]
-            with source.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
-            name = f"clips/{digest}{source.suffix.lower() or '.mp4'}"
+            digest = file_digest(source)[:20]
+            name = f"clips/{digest[:2]}/{digest}{source.suffix.lower() or '.mp4'}"
+            (self._part / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, self._part / name)
             self._names[clip.path] = name
         return self._names[clip.path]
@@ -233,6 +238,27 @@ def dataset_card(
     return "\n".join(lines)
 
 
+def prepare_push(repo_id: str, *, private: bool | None = None) -> HfApi:
+    """Makes sure that `push_dataset` may write to a repository, which is made where there is none.
+
+    Call it before a build, so that a missing token costs nothing.
+
+    Raises:
+        DatasetError: If the name is not one of the Hub's, or the token may not write there.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        api.auth_check(repo_id, repo_type="dataset", write=True)
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DatasetError(
+            f"The dataset {repo_id} cannot be written to ({reason}). Log in with `hf auth login`, or set HF_TOKEN to a "
+            "token that may write to the namespace, and name the dataset namespace/name."
+        ) from error
+    return api
+
+
 def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
     """Publishes a folder that `DatasetWriter` wrote, in one commit that leaves nothing of an earlier one.
 
@@ -248,7 +274,9 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
         The commit's id, for `load_dataset(repo_id, revision=...)`.
 
     Raises:
-        ValueError: If a file of the folder is missing, media that a row names among them, or the Hub refuses the card.
+        DatasetError: If a file of the folder is missing, media that a row names among them, a folder holds more files
+            than the Hub takes, or the repository cannot be written to.
+        ValueError: If the Hub refuses the card.
     """
     card = folder / "README.md"
     for path in (card, folder / "train.parquet"):
@@ -262,10 +290,15 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
             f"{len(missing)} media files that rows of {folder / 'train.parquet'} name are not in {folder}, e.g. "
             f"{missing[0]!r}. Build the dataset again."
         )
+    for parent, number in Counter(name.rpartition("/")[0] for name in named).items():
+        if number > MAX_FILES_PER_FOLDER:
+            raise DatasetError(
+                f"{folder / parent} holds {number} media files and the Hub takes at most {MAX_FILES_PER_FOLDER} a "
+                "folder. Run the build again: it reuses its finished work and spreads the files over more folders."
+            )
     text = card.read_text(encoding="utf-8")
     card.write_text(text.replace(f'"{_UNNAMED}"', f'"{repo_id}"'), encoding="utf-8")
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    api = prepare_push(repo_id, private=private)
     commit = api.upload_folder(
         repo_id=repo_id,
         repo_type="dataset",
