@@ -34,6 +34,8 @@ def _fickle(request: Request) -> str:
 def _hash(output: Path, funnel: dict[str, dict[str, int]]) -> str:
     rows = pq.read_table(output / "train.parquet").to_pylist()
     assert 60 < len(rows) <= 150
+    for clip in (clip for row in rows for clip in row["clips"]):
+        clip["file_name"] = f"clips/{Path(clip['file_name']).name}"  # its folder is the writer's choice
     return hashlib.sha256(json.dumps([rows, funnel], sort_keys=True).encode()).hexdigest()[:16]
 
 
