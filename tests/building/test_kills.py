@@ -19,10 +19,10 @@ from torchcodec.encoders import VideoEncoder
 
 from longvpo_hf.artifacts import Journal
 from longvpo_hf.building.filters import check_answer, check_pair, check_question
-from longvpo_hf.building.prompts import yes_or_no
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1, clips_for_budget
 from longvpo_hf.preference import undecoded
 from longvpo_hf.responders import Request, ScriptedResponder
+from longvpo_hf.responders.replies import yes_or_no
 from longvpo_hf.timeline import Clip
 
 SETTINGS = Stage1Settings(num_rows=150, max_clips=4, seed=7)

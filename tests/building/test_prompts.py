@@ -9,10 +9,7 @@ import hashlib
 import inspect
 import json
 
-import pytest
-
 from longvpo_hf.building import prompts
-from longvpo_hf.building.prompts import yes_or_no
 
 LINES = ["Scene #0: A dog runs.", "Scene #4: A cat sleeps."]
 SCENES = [(0, "A dog runs."), (4, "A cat sleeps.")]
@@ -86,7 +83,7 @@ def test_every_prompt_is_under_a_version() -> None:
         if not name.startswith("_")
         and (name.isupper() or (inspect.isfunction(value) and value.__module__ == prompts.__name__))
     }
-    not_texts = {"YES_OR_NO", "yes_or_no", *(name for name in public if name.endswith("_VERSION"))}
+    not_texts = {"YES_OR_NO", *(name for name in public if name.endswith("_VERSION"))}
     assert public - not_texts == named
     assert len(TEXTS) == len({name for name in public if name.endswith("_VERSION")}), "two methods share a version"
 
@@ -105,19 +102,3 @@ def test_no_prompt_has_a_gap() -> None:
 def test_judges_are_asked_for_yes_or_no() -> None:
     for texts in (TEXTS[prompts.STAGE1_VERSION]["is_specific"], TEXTS[prompts.STAGE2_VERSION]["is_supported"]):
         assert all(text.endswith(prompts.YES_OR_NO) for text in texts)
-
-
-@pytest.mark.parametrize(
-    ("verdict", "said"),
-    [
-        ("Yes.", True),
-        ("**No**, since", False),
-        ("<think>No, wait. Yes?</think>\nNo", False),
-        ("<think>\nyes\n</think>\n\nYes", True),
-        ("Maybe yes", None),
-        ("", None),
-        ("<think>No", None),
-    ],
-)
-def test_yes_or_no(verdict: str, said: bool | None) -> None:
-    assert yes_or_no(verdict) is said

@@ -11,7 +11,8 @@ import pytest
 from longvpo_hf.building import prompts
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
 from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS, answer_to, named_markers, pair_question
-from longvpo_hf.responders import Request, ScriptedResponder, json_object
+from longvpo_hf.responders import Request, ScriptedResponder
+from longvpo_hf.responders.replies import json_object, yes_or_no
 from longvpo_hf.timeline import Clip, Timeline, View
 
 CAPTIONS = ("navy-gold , red", "plum-ash , red", "black-mint , blue", "navy-rose , pink", "black-mint , cyan", "what ?")
@@ -51,7 +52,7 @@ def test_captions_with_quotes_do_not_break_the_answer() -> None:
 def test_the_judge_goes_by_the_captions(answer: str, verdict: bool) -> None:
     lines = ["Scene #3: plum-ash , blue", "Scene #7: navy-gold , red"]
     prompt = prompts.is_supported(pair_question("navy-gold", "plum-ash"), answer, lines)
-    assert prompts.yes_or_no(judge(Request(prompt))) is verdict
+    assert yes_or_no(judge(Request(prompt))) is verdict
 
 
 def test_the_captioner_asks_what_its_model_was_taught() -> None:

@@ -23,7 +23,6 @@ from longvpo_hf.responders import (
     Unanswered,
     Unreached,
     identity,
-    json_object,
     local,
     weights,
 )
@@ -228,33 +227,6 @@ def test_a_scripted_responder_names_what_it_cannot_answer() -> None:
     assert handed == [(0, "A"), (1, refused), (2, "C")]
     assert not error.value.transient
     assert Unanswered(["A", Unreached("down"), refused]).transient
-
-
-# ---------------------------------------------------------------------------------------------------- answers as JSON
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ('{"a": 1}', {"a": 1}),
-        (' \n```json\n{"a": {"b": [1, 2]}}\n```\n', {"a": {"b": [1, 2]}}),
-        ('Sure! Here it is:\n{"a": "x}y{"}\nI hope that {this} helps.', {"a": "x}y{"}),
-        ('<think>Maybe {"a": 0}? No.</think>\n{"a": 1}', {"a": 1}),
-        ('The template opened it. {"a": 0}</think>{"a": 1}', {"a": 1}),
-        ('First {"a": 1}, or better {"a": 2}. {}', {"a": 2}),
-        ('{"a": "two\nlines"}', {"a": "two\nlines"}),
-        ('{"a": 1, "b": ', None),
-        ('{"a": "\\ud83d", "b": "\\ud83d\\ude00"}', {"a": "\ufffd", "b": "\U0001f600"}),
-        ("no object", None),
-        ("", None),
-        ("[1, 2]", None),
-        ("{'a': 1}", None),
-        ("<think>{}", None),
-        ('{"a":' * 3000, None),
-    ],
-)
-def test_the_object_in_an_answer(text: str, found: dict[str, Any] | None) -> None:
-    assert json_object(text) == found
 
 
 def test_requests_with_a_schema_can_be_keys() -> None:

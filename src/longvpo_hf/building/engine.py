@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,10 +29,10 @@ from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel
 from longvpo_hf.preference import Provenance, VideoPreference
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
-from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached, identity, whole_characters
+from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached, identity
+from longvpo_hf.responders.replies import whole_characters, without_reasoning
 from longvpo_hf.timeline import Timeline, View
 
-_THOUGHTS = re.compile(r"^.*</think(ing)?>", re.DOTALL)
 #: Timelines per piece of work: what a kill can cost, and what is asked for at once.
 _TIMELINES_PER_PIECE = 64
 
@@ -565,7 +564,7 @@ def _respond(responder: Responder, requests: Sequence[Request], what: str) -> li
     return [_said(result) if isinstance(result, str) else Drop(result.reason, str(result)) for result in results]
 
 
-def _said(answer: str) -> str:
-    """An answer without the thoughts that led to it."""
-    said = _THOUGHTS.sub("", whole_characters(answer)).strip()
-    return CutOff(said) if isinstance(answer, CutOff) else said
+def _said(reply: str) -> str:
+    """The answer in a reply, as files can hold it."""
+    answer = whole_characters(without_reasoning(reply))
+    return CutOff(answer) if isinstance(reply, CutOff) else answer

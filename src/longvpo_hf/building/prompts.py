@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -193,9 +192,3 @@ def post_filter(captions: Sequence[str], question: str, chosen: str, rejected: s
         "correct: Is answer 1 correct, given what the video shows? Yes or No.\n"
         'Answer with a JSON object and nothing else: {"better": "...", "ambiguous": "...", "correct": "..."}'
     )
-
-
-def yes_or_no(verdict: str) -> bool | None:
-    """What a judge said: True for yes, False for no, None where it is neither or both."""
-    words = re.findall(r"[a-z]+", verdict.casefold().rpartition("</think>")[2])[:1]
-    return {"yes": True, "no": False}.get(words[0]) if words else None

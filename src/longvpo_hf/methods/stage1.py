@@ -35,6 +35,7 @@ from longvpo_hf.building.engine import (
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel
 from longvpo_hf.responders import Request, Responder, identity
+from longvpo_hf.responders.replies import yes_or_no
 from longvpo_hf.timeline import Clip, Timeline
 
 METHOD = "longvpo-stage1"
@@ -279,7 +280,7 @@ def _unless(wanted: bool, verdict: str | Drop, reason: str, what: str) -> Drop |
     """A drop, unless the judge said what was wanted."""
     if isinstance(verdict, Drop):
         return verdict
-    said = prompts.yes_or_no(verdict)
+    said = yes_or_no(verdict)
     if said is wanted:
         return None
     return Drop("malformed_verdict" if said is None else reason, f"{what} — judge: {verdict}")

@@ -38,7 +38,8 @@ from longvpo_hf.building.filters import check_question
 from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import REASONS, Funnel
-from longvpo_hf.responders import Request, Responder, identity, json_object
+from longvpo_hf.responders import Request, Responder, identity
+from longvpo_hf.responders.replies import json_object, yes_or_no
 from longvpo_hf.timeline import View
 
 METHOD = "longvpo-stage2"
@@ -412,7 +413,7 @@ def _judged(
     ]
     drops: list[Drop | None] = []
     for (_, answer), verdict in zip(answers, ask(judge, requests, "judging pairs"), strict=True):
-        said = verdict if isinstance(verdict, Drop) else prompts.yes_or_no(verdict)
+        said = verdict if isinstance(verdict, Drop) else yes_or_no(verdict)
         if isinstance(said, Drop):
             drops.append(said)
         elif said is wanted:

@@ -37,7 +37,8 @@ from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel
 from longvpo_hf.methods.stage2 import Rotation, evidence_captions, follows_from, with_captions, within
-from longvpo_hf.responders import Request, Responder, json_object
+from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders.replies import json_object, without_reasoning
 from longvpo_hf.timeline import View
 
 LOCALIZED = "temporal-localized"
@@ -265,7 +266,7 @@ def _read(draft: Draft, answer: str | Drop) -> Draft | Drop:
     if isinstance(answer, Drop):
         return answer
     fields = json_object(answer)
-    question = fields.get("question", 0) if fields is not None else answer.rpartition("</think>")[2]
+    question = fields.get("question", 0) if fields is not None else without_reasoning(answer)
     if question is None or (isinstance(question, str) and question.strip().strip(".").casefold() in _DECLINED):
         return Drop("declined", draft.question_type)
     if fields is None or not isinstance(question, str):

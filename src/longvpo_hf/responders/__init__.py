@@ -8,14 +8,13 @@ function. Knows nothing of rows or filters.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longvpo_hf.frames import UnreadableVideo
+from longvpo_hf.responders.replies import CutOff
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ __all__ = [
     "Unreached",
     "answered",
     "identity",
-    "json_object",
     "one_by_one",
-    "whole_characters",
 ]
 
 
@@ -56,7 +53,7 @@ class Request:
         timeline: The timeline asked about; None for a question about no video.
         view: Which part of it is shown.
         schema: The JSON schema of the wanted answer; None for free text. Who cannot hold a model to it leaves it out,
-            so the text must ask for it too, and the answer must be read with `json_object` and checked.
+            so the text must ask for it too, and the answer must be read with `replies.json_object` and checked.
     """
 
     text: str
@@ -105,12 +102,6 @@ class Unanswered(RuntimeError):
     def __reduce__(self) -> tuple[type[Unanswered], tuple[tuple[Result | Unreached, ...]]]:
         """Lets the error leave a worker process unchanged."""
         return type(self), (self.results,)
-
-
-class CutOff(str):
-    """An answer that reached its bound on tokens before its end, where the model's end is known."""
-
-    __slots__ = ()
 
 
 class Responder(Protocol):
@@ -210,34 +201,6 @@ class ScriptedResponder:
     ) -> list[str]:
         """See `Responder.respond`."""
         return one_by_one(requests, self.answer, on_result)
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object in an answer, without the thoughts, code fences and words around it; None where there is none.
-
-    Of several the last counts: models draft first.
-    """
-    text = re.sub(r"^.*</think(ing)?>", "", text, flags=re.DOTALL)
-    found: dict[str, Any] | None = None
-    start = text.find("{")
-    while start >= 0:
-        try:
-            value, end = _JSON.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            end = start + 1
-        else:
-            found = {k: whole_characters(v) if isinstance(v, str) else v for k, v in value.items()} or found
-        start = text.find("{", end)
-    return found
-
-
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a character, which no file can hold: models leave some in escapes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-#: Answers break lines within strings, and the rest of what JSON forbids there does no harm.
-_JSON = json.JSONDecoder(strict=False)
 
 
 def __getattr__(name: str) -> object:
