@@ -118,12 +118,22 @@ def within(module: str, *names: str) -> bool:
 
 
 #: The rooms of the package from the ground up: a file imports from its own room and from those its room stands on.
-_GROUND = ("timeline", "errors", "paths", "public", "shipped", "artifacts", "funnel")
+_GROUND = (
+    "timeline",
+    "errors",
+    "paths",
+    "public",
+    "processes",
+    "shipped",
+    "artifacts",
+    "funnel",
+)
 _ROWS = (*_GROUND, "preference", "captions", "frames")
 STANDS_ON: dict[str, tuple[str, ...]] = {
     "timeline": (),
     "errors": (),
     "public": (),
+    "processes": (),
     "shipped": (),
     "artifacts": ("errors",),
     "funnel": ("artifacts", "errors"),

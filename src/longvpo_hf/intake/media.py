@@ -16,18 +16,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import UnreadableVideo, VideoFile
 from longvpo_hf.funnel import Dropped
+from longvpo_hf.processes import workers
 from longvpo_hf.timeline import Clip
 
 #: Part of each name; changes with the way files are made.
@@ -79,9 +79,7 @@ def cut_clips(
         for task in tasks:
             yield from _cut(task, folder, settings)
         return
-    # Spawned, not forked: a fork inherits torch's locks but not its threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_one_thread) as pool:
+    with workers(num_workers) as pool:
         waiting: deque[Future[list[Clip | Dropped]]] = deque()
         for task in tasks:
             waiting.append(pool.submit(_cut, task, folder, settings))
@@ -96,12 +94,6 @@ def _tasks(clips: Iterable[Clip | Dropped]) -> Iterator[list[Clip | Dropped]]:
     for _, run in itertools.groupby(clips, key=lambda clip: clip.path):
         while task := list(itertools.islice(run, _CLIPS_PER_TASK)):
             yield task
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _cut(clips: list[Clip | Dropped], folder: Path, settings: MediaSettings) -> list[Clip | Dropped]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import BitsAndBytesConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.processes import end_with_parent
 from longvpo_hf.training.config import LongVPOConfig
 
 #: LoRA's default here: every linear layer of the text model and none of the vision tower's, in all families of
@@ -122,6 +124,8 @@ def parse(
     Raises:
         ValueError: If a setting is not known, or does not go with the others.
     """
+    if _is_launched():
+        end_with_parent()
     parser = TrlParser((RecipeArguments, ModelConfig, LongVPOConfig))
     parser.set_defaults_with_config(**defaults or {})
     recipe, model, training = parser.parse_args_and_config(argv)
@@ -141,6 +145,14 @@ def parse(
         **(training.model_init_kwargs or {}),
     }
     return recipe, model, training
+
+
+def _is_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process, so that it must not outlive them.
+
+    One that a person started may: `nohup`, a shell that was closed.
+    """
+    return any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"))
 
 
 def lora(model: ModelConfig) -> LoraConfig | None:

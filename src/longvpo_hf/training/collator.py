@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
 
 from longvpo_hf import __version__
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.encoding import PromptEncoder
 from longvpo_hf.frames import Frames, FrameSampler, Reason, UnreadableVideo
 from longvpo_hf.preference import VideoPreference
+from longvpo_hf.processes import end_with_parent
 from longvpo_hf.timeline import Timeline, View
 from longvpo_hf.training.config import OnBadVideo, ReferenceView
 
@@ -133,6 +134,8 @@ class VideoPreferenceCollator:
         UnreadableVideo: If a clip cannot be decoded and `on_bad_video` is "raise".
         ValueError: If a row is not a video preference, or does not fit the frame budget or `max_length`.
         """
+        if get_worker_info() is not None:  # a dataloader's process, which would outlive a trainer that is killed
+            end_with_parent()
         preferences = [VideoPreference.from_row(row) for row in rows]
         prompts = self._prompts(preferences, [View.whole()] * len(rows), self.sampler)
         if not self.precomputed:
