@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, Features, List, Value, Video, load_dataset
 from torchcodec.decoders import VideoDecoder
 
-from longvpo_hf.preference import SCHEMA, TRAINING_COLUMNS, Provenance, VideoPreference, undecoded
+from longvpo_hf.preference import TRAINING_COLUMNS, Provenance, VideoPreference, row_schema, undecoded
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
@@ -94,7 +94,7 @@ def test_row_to_parquet_to_row_is_unchanged(tmp_path: Path, videos: list[str]) -
     rows = make_rows(videos)
     assert {len(row.evidence) for row in rows} >= {0, 1, 2}
     assert {len(row.provenance.similarities) for row in rows} >= {0, 1, 2}
-    table = pa.Table.from_pylist([row.to_row(lambda clip: clip.path) for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pylist([row.to_row(lambda clip: clip.path) for row in rows], schema=row_schema())
     pq.write_table(table, tmp_path / "rows.parquet")
     again = [VideoPreference.from_row(row) for row in pq.read_table(tmp_path / "rows.parquet").to_pylist()]
     assert again == rows

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.timeline import Clip, Timeline, check_indices
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SCENES_FILE = "scenes.parquet"
 FACTS_FILE = "captions.json"
@@ -26,46 +27,50 @@ FORMAT = "longvpo-captions-1"
 
 _ROWS_PER_WRITE = 500
 
-_SCHEMA = pa.schema(
-    {
-        "scenes": pa.list_(
-            pa.struct(
-                {
-                    "id": pa.int32(),
-                    "path": pa.string(),
-                    "start_seconds": pa.float64(),
-                    "end_seconds": pa.float64(),
-                    "caption": pa.string(),
-                    "summary_path": pa.list_(pa.string()),
-                    "source_id": pa.string(),
-                    "licence": pa.string(),
-                    "source_start_seconds": pa.float64(),
-                }
-            )
-        ),
-        "summaries": pa.list_(
-            pa.struct(
-                {
-                    "id": pa.string(),
-                    "level": pa.int32(),
-                    "first_scene": pa.int32(),
-                    "last_scene": pa.int32(),
-                    "text": pa.string(),
-                    "children": pa.list_(pa.string()),
-                }
-            )
-        ),
-    }
-)
+
+@cache
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "scenes": pa.list_(
+                pa.struct(
+                    {
+                        "id": pa.int32(),
+                        "path": pa.string(),
+                        "start_seconds": pa.float64(),
+                        "end_seconds": pa.float64(),
+                        "caption": pa.string(),
+                        "summary_path": pa.list_(pa.string()),
+                        "source_id": pa.string(),
+                        "licence": pa.string(),
+                        "source_start_seconds": pa.float64(),
+                    }
+                )
+            ),
+            "summaries": pa.list_(
+                pa.struct(
+                    {
+                        "id": pa.string(),
+                        "level": pa.int32(),
+                        "first_scene": pa.int32(),
+                        "last_scene": pa.int32(),
+                        "text": pa.string(),
+                        "children": pa.list_(pa.string()),
+                    }
+                )
+            ),
+        }
+    )
 
 
-#: Folders that were written before clips knew where in their source they are from.
-_WITHOUT_ORIGIN = pa.schema(
-    {
-        "scenes": pa.list_(pa.struct(list(_SCHEMA.field("scenes").type.value_type)[:-1])),
-        "summaries": _SCHEMA.field("summaries").type,
-    }
-)
+def _schema_without_origin() -> pa.Schema:
+    """Of folders that were written before clips knew where in their source they are from."""
+    import pyarrow as pa
+
+    scenes = list(_schema().field("scenes").type.value_type)[:-1]
+    return pa.schema({"scenes": pa.list_(pa.struct(scenes)), "summaries": _schema().field("summaries").type})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,9 @@ def read_captions(folder: Path) -> list[CaptionedVideo]:
     Raises:
         ValueError: If it holds no captions, or some that are broken; the error names the file and what is wrong.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     read_facts(folder)
     path = folder / SCENES_FILE
     try:
@@ -207,7 +215,7 @@ def read_captions(folder: Path) -> list[CaptionedVideo]:
         raise DatasetError(f"{folder} lacks {SCENES_FILE}; caption the videos again.") from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}); caption the videos again.") from error
-    if not (table.schema.equals(_SCHEMA) or table.schema.equals(_WITHOUT_ORIGIN)):
+    if not (table.schema.equals(_schema()) or table.schema.equals(_schema_without_origin())):
         raise DatasetError(f"{path} has the columns {table.schema.names} of other types than captions have.")
     videos = []
     for number, row in enumerate(table.to_pylist()):
@@ -239,11 +247,14 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def write_captions(folder: Path, videos: Sequence[CaptionedVideo], facts: Mapping[str, Any]) -> None:
     """Writes videos and facts to a folder, which appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with whole_folder(folder) as part:
-        with pq.ParquetWriter(part / SCENES_FILE, _SCHEMA) as writer:
+        with pq.ParquetWriter(part / SCENES_FILE, _schema()) as writer:
             for start in range(0, len(videos), _ROWS_PER_WRITE):
                 rows = [_to_row(video) for video in videos[start : start + _ROWS_PER_WRITE]]
-                writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+                writer.write_table(pa.Table.from_pylist(rows, schema=_schema()))
         write_json(part / FACTS_FILE, facts)
 
 

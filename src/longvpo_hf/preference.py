@@ -11,72 +11,78 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import PurePosixPath
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.timeline import Clip, Timeline, View, check_indices
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-#: Arrow schema of a row. `file_name` is what the `videofolder` builder of `datasets` turns into a `video` column.
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", _MESSAGES),
-        ("chosen", _MESSAGES),
-        ("rejected", _MESSAGES),
-        (
-            "clips",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("file_name", pa.string()),
-                        ("start_seconds", pa.float64()),
-                        ("end_seconds", pa.float64()),
-                        ("caption", pa.string()),
-                        (
-                            "origin",
-                            pa.struct(
-                                [
-                                    ("source_id", pa.string()),
-                                    ("start_seconds", pa.float64()),
-                                    ("end_seconds", pa.float64()),
-                                ]
-                            ),
-                        ),
-                        ("licence", pa.string()),
-                    ]
-                )
-            ),
-        ),
-        ("evidence", pa.list_(pa.int32())),
-        ("reference", pa.list_(pa.int32())),
-        (
-            "provenance",
-            pa.struct(
-                [
-                    ("method", pa.string()),
-                    ("chosen_view", pa.string()),
-                    ("rejected_view", pa.string()),
-                    ("question_model", pa.string()),
-                    ("answer_model", pa.string()),
-                    ("prompt_version", pa.string()),
-                    ("similarities", pa.list_(pa.float64())),
-                    ("verdicts", pa.list_(pa.string())),
-                    ("seed", pa.int64()),
-                    ("question_type", pa.string()),
-                    ("reasoning", pa.string()),
-                ]
-            ),
-        ),
-    ]
-)
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Columns a trainer needs of a row.
 TRAINING_COLUMNS = ("id", "prompt", "chosen", "rejected", "clips", "evidence", "reference")
+
+
+@cache
+def row_schema() -> pa.Schema:
+    """Arrow schema of a row. The `videofolder` builder of `datasets` turns `file_name` into a `video` column."""
+    import pyarrow as pa
+
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt", messages),
+            ("chosen", messages),
+            ("rejected", messages),
+            (
+                "clips",
+                pa.list_(
+                    pa.struct(
+                        [
+                            ("file_name", pa.string()),
+                            ("start_seconds", pa.float64()),
+                            ("end_seconds", pa.float64()),
+                            ("caption", pa.string()),
+                            (
+                                "origin",
+                                pa.struct(
+                                    [
+                                        ("source_id", pa.string()),
+                                        ("start_seconds", pa.float64()),
+                                        ("end_seconds", pa.float64()),
+                                    ]
+                                ),
+                            ),
+                            ("licence", pa.string()),
+                        ]
+                    )
+                ),
+            ),
+            ("evidence", pa.list_(pa.int32())),
+            ("reference", pa.list_(pa.int32())),
+            (
+                "provenance",
+                pa.struct(
+                    [
+                        ("method", pa.string()),
+                        ("chosen_view", pa.string()),
+                        ("rejected_view", pa.string()),
+                        ("question_model", pa.string()),
+                        ("answer_model", pa.string()),
+                        ("prompt_version", pa.string()),
+                        ("similarities", pa.list_(pa.float64())),
+                        ("verdicts", pa.list_(pa.string())),
+                        ("seed", pa.int64()),
+                        ("question_type", pa.string()),
+                        ("reasoning", pa.string()),
+                    ]
+                ),
+            ),
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,7 @@ class VideoPreference:
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:24]
 
     def to_row(self, file_name: Callable[[Clip], str]) -> dict[str, Any]:
-        """The row as it stands in `train.parquet` (see `SCHEMA`).
+        """The row as it stands in `train.parquet` (see `row_schema`).
 
         Args:
             file_name: Gives a clip's media file relative to the metadata file, e.g. `clips/ab12.mp4`.

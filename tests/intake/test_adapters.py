@@ -16,7 +16,7 @@ from longvpo_hf import VideoPreferenceCollator
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.intake import formats as adapters
 from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_trl
-from longvpo_hf.preference import SCHEMA, VideoPreference
+from longvpo_hf.preference import VideoPreference, row_schema
 from media import indices_of, write_video
 
 
@@ -48,7 +48,7 @@ def trl_row(**changed: Any) -> dict[str, Any]:
 
 def read_all(dataset: Dataset) -> list[VideoPreference]:
     """The rows as the trainer reads them; the dataset has the columns of the contract and nothing else."""
-    assert dataset.features == Features.from_arrow_schema(SCHEMA)
+    assert dataset.features == Features.from_arrow_schema(row_schema())
     return [VideoPreference.from_row(row) for row in dataset]
 
 

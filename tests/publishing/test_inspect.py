@@ -28,7 +28,7 @@ from conftest import CLIP_SECONDS, COLOURS
 from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.commands.app import app
-from longvpo_hf.preference import SCHEMA, Provenance, VideoPreference
+from longvpo_hf.preference import Provenance, VideoPreference, row_schema
 from longvpo_hf.publishing import inspect_page
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.publishing.inspect_page import MAX_ROWS, write_inspect_page
@@ -50,7 +50,7 @@ HOSTILE_NAME = "<img src=x onerror=document.title='hurt'> \"&amp;{{data}}"
 def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """A dataset's `train.parquet` as it stands, without media."""
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=row_schema()), folder / "train.parquet")
     return folder
 
 

@@ -23,8 +23,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from longvpo_hf.artifacts import Fields, Journal
 from longvpo_hf.building import prompts
 from longvpo_hf.building.engine import Asker, Drop, dropped, log_folder
@@ -193,6 +191,8 @@ class _Run:
 
     def videos(self, timelines: Sequence[Timeline]) -> list[CaptionedVideo]:
         """The videos that got a caption, in order."""
+        from tqdm.auto import tqdm
+
         videos = [_Video(timeline) for timeline in timelines]
         self.funnel.count("videos", len(videos))
         self.funnel.count("scenes", sum(len(timeline) for timeline in timelines))

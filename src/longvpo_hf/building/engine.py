@@ -17,10 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any, TypeAlias
-
-import numpy as np
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from longvpo_hf.artifacts import Fields, Journal
 from longvpo_hf.building.filters import check_answer, check_pair, check_question, normalise
@@ -28,10 +25,12 @@ from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel
 from longvpo_hf.preference import Provenance, VideoPreference
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
 from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached, identity
 from longvpo_hf.responders.replies import whole_characters, without_reasoning
 from longvpo_hf.timeline import Timeline, View
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Timelines per piece of work: what a kill can cost, and what is asked for at once.
 _TIMELINES_PER_PIECE = 64
@@ -61,6 +60,8 @@ class Draft:
 
     def random(self, seed: int, purpose: str) -> np.random.Generator:
         """Randomness that follows from the draft alone, whatever came before it and wherever its files lie."""
+        import numpy as np
+
         spans = [[PurePath(path).name, *span] for path, *span in _identity(self.timeline)]
         content = [seed, purpose, *spans, self.number, self.evidence, self.question]
         digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).digest()
@@ -133,7 +134,7 @@ class Asker:
 
 
 #: A view of the draft's timeline; the randomness follows from the draft.
-ViewOf: TypeAlias = Callable[[Draft, np.random.Generator], View]
+ViewOf: TypeAlias = "Callable[[Draft, np.random.Generator], View]"
 #: Writes the questions of a batch of drafts: each comes back with its question (and evidence, type and reasoning, as
 #: far as the writer decides them), or is dropped.
 QuestionWriter: TypeAlias = Callable[[Sequence[Draft], Asker], Sequence[Draft | Drop]]
@@ -259,6 +260,10 @@ def build(
     Raises:
         ValueError: If no row came out.
     """
+    from tqdm.auto import tqdm
+
+    from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+
     num_rows = sum(part.num_rows for part in parts)
     versions = [[part.method.name, part.method.prompt_version, part.method.question_model] for part in parts]
     job = Journal(output.with_name(output.name + ".job"), [versions, identity(answerer), seed, follows_from])
@@ -551,6 +556,8 @@ def _respond(responder: Responder, requests: Sequence[Request], what: str) -> li
     """Answers in order; why there is none where the video cannot be decoded or the model is not reached."""
     if not requests:
         return []
+    from tqdm.auto import tqdm
+
     with tqdm(total=len(requests), desc=what, unit="call", leave=False) as bar:
 
         def received(index: int, result: Result) -> None:

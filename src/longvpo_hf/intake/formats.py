@@ -1,7 +1,7 @@
 """Rows that other people publish, as rows that `LongVPOTrainer` takes: one function for each form.
 
 Takes a dataset as `load_dataset` gives it, and the folder its videos lie in; gives a `datasets.Dataset` with the
-columns of `preference.SCHEMA`. Each video becomes one clip that spans its file. What others publish names neither
+columns of `preference.row_schema`. Each video becomes one clip that spans its file. What others publish names neither
 evidence nor a reference view, so policy and reference see the whole timeline (`LongVPOConfig(reference="row")`, the
 default).
 
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo, whole_clip
-from longvpo_hf.preference import SCHEMA, Provenance, VideoPreference
+from longvpo_hf.preference import Provenance, VideoPreference, row_schema
 from longvpo_hf.timeline import Clip, Timeline
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def from_reference(dataset: Dataset, video_root: str | Path) -> Dataset:
     """Rows that were published without media, with the files of a corpus that is there.
 
     Args:
-        dataset: Rows of `preference.SCHEMA` whose clips name files relative to the corpus' folder.
+        dataset: Rows of `preference.row_schema` whose clips name files relative to the corpus' folder.
         video_root: That folder: no file may lie outside of it.
 
     Raises:
@@ -173,7 +173,7 @@ def _dataset(rows: Iterable[Mapping[str, Any]], read: Callable[[Mapping[str, Any
         read(row, f"row {number}").to_row(lambda clip: clip.path)
         for number, row in enumerate(tqdm(rows, desc="reading videos", unit="row", leave=False))
     ]
-    return Dataset.from_list(made, features=Features.from_arrow_schema(SCHEMA))
+    return Dataset.from_list(made, features=Features.from_arrow_schema(row_schema()))
 
 
 # ---------------------------------------------------------------------------------------------------------- texts

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from longvpo_hf.errors import CorpusError
 
 #: Files that hold records.
@@ -187,6 +184,8 @@ def read_records(path: Path, rows_at_a_time: int = 1000) -> Iterator[Record]:
     Raises:
         CorpusError: If the file is missing, of another kind, or not what its suffix says.
     """
+    import pyarrow as pa
+
     if not path.is_file():
         raise CorpusError(f"{path} is missing.")
     readers = {".jsonl": _jsonl, ".json": _json_list, ".csv": _csv}
@@ -263,6 +262,8 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path, rows_at_a_time: int) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet as pq
+
     # Read page by page; but a writer may have put a whole row group into one page.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES) as file:
         number = 0

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from longvpo_hf.building import prompts
 from longvpo_hf.building.engine import (
@@ -38,10 +36,14 @@ from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.responders.replies import yes_or_no
 from longvpo_hf.timeline import Clip, Timeline
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 METHOD = "longvpo-stage1"
 
 #: Gives one vector per clip, `[num_clips, dim]`; any length but zero.
-Embedder = Callable[[Sequence[Clip]], NDArray[np.floating]]
+Embedder = Callable[[Sequence[Clip]], "NDArray[np.floating]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Stage1Settings:
 
 def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
     """How many clips of median length fill a training budget of `num_frames` at `fps`: a `max_clips` that uses it."""
+    import numpy as np
+
     median_seconds = float(np.median([clip.duration_seconds for clip in clips]))
     return int(min(num_frames, max(2, round(num_frames / max(1.0, median_seconds * fps)))))
 
@@ -192,6 +196,8 @@ class _Timelines:
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
         """Timelines that could give `missing` rows, each as its drafts; an empty one where distractors are lacking."""
+        import numpy as np
+
         rng = np.random.default_rng([self.settings.seed, round_index])
         per_timeline = self.settings.questions_per_timeline
         num_timelines = -(-missing // per_timeline)
@@ -287,6 +293,8 @@ def _unless(wanted: bool, verdict: str | Drop, reason: str, what: str) -> Drop |
 
 
 def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:
+    import numpy as np
+
     if vectors.ndim != 2 or vectors.shape[0] != length:
         raise ConfigError(f"embed must give one vector per clip, [{length}, dim], got shape {list(vectors.shape)}.")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -13,10 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from longvpo_hf.building import prompts
 from longvpo_hf.building.engine import (
@@ -41,6 +38,9 @@ from longvpo_hf.funnel import REASONS, Funnel
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.responders.replies import json_object, yes_or_no
 from longvpo_hf.timeline import View
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METHOD = "longvpo-stage2"
 
@@ -250,12 +250,15 @@ class Rotation:
         self._first = first
         self._step = step
         self._drawn = 0
-        self._order = (-1, np.arange(0))
+        self._order: tuple[int, Sequence[int]] = (-1, ())
 
-    def order(self, number: int) -> NDArray[np.int_]:
+    def order(self, number: int) -> Sequence[int]:
         """In which order the videos come the given time."""
+        import numpy as np
+
         if self._order[0] != number:
-            self._order = (number, np.random.default_rng([self._seed, number]).permutation(len(self._videos)))
+            drawn = np.random.default_rng([self._seed, number]).permutation(len(self._videos))
+            self._order = (number, drawn.tolist())
         return self._order[1]
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
@@ -310,6 +313,8 @@ class _Writer:
 
     def _shown(self, draft: Draft) -> list[int]:
         """The scenes the writer is shown: all, or a spread of as many as fit."""
+        import numpy as np
+
         scenes = self._videos[draft.timeline].captioned_scenes
         lengths = {scene: len(draft.timeline.clips[scene].caption) + len(f"Scene #{scene}: \n") for scene in scenes}
         most = self._settings.max_context_characters

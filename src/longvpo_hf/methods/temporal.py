@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from longvpo_hf.building import prompts
 from longvpo_hf.building.engine import (
@@ -40,6 +38,9 @@ from longvpo_hf.methods.stage2 import Rotation, evidence_captions, follows_from,
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.responders.replies import json_object, without_reasoning
 from longvpo_hf.timeline import View
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LOCALIZED = "temporal-localized"
 COMPREHENSIVE = "temporal-comprehensive"
@@ -228,6 +229,8 @@ class _Segments:
         self._typed = _Typed(videos, seed)
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
+        import numpy as np
+
         rng = np.random.default_rng([self._seed, round_index])
         # Stratified: one segment position in each of `missing` equal parts of [0, 1), in random order.
         places = (rng.permutation(missing) + rng.random(missing)) / missing

@@ -4,7 +4,7 @@ Takes rows; gives a folder that `load_dataset` opens, map-style and streaming, w
 many rows show it:
 
     README.md        the dataset card; its YAML names the files below
-    train.parquet    the rows, see `preference.SCHEMA`
+    train.parquet    the rows, see `preference.row_schema`
     clips/ab/*.mp4   the media, named by content, in folders of the first two digits of their names
 
 `push_dataset` publishes such a folder. Knows nothing of how rows are made or trained on; model cards are
@@ -32,7 +32,7 @@ from longvpo_hf.artifacts import file_digest, whole_folder
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import REASONS
-from longvpo_hf.preference import SCHEMA, VideoPreference
+from longvpo_hf.preference import VideoPreference, row_schema
 from longvpo_hf.public import markdown, public_name
 from longvpo_hf.timeline import Clip
 
@@ -105,7 +105,7 @@ class DatasetWriter:
         self._part = self._open.enter_context(whole_folder(self.folder))
         if not self._media_root:
             (self._part / "clips").mkdir()
-        self._parquet = pq.ParquetWriter(self._part / "train.parquet", SCHEMA)
+        self._parquet = pq.ParquetWriter(self._part / "train.parquet", row_schema())
         return self
 
     def add(self, preference: VideoPreference) -> None:
@@ -153,7 +153,7 @@ class DatasetWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=row_schema()))
             self._rows.clear()
 
     def _store(self, clip: Clip) -> str:
