@@ -85,7 +85,8 @@ HEAVY = (
 
 def heavy_modules_after(program: str, cwd: Path) -> str:
     """Which modules of `HEAVY` a program has loaded when it ends."""
-    return run_python(f"import sys; {program}; print([name for name in {HEAVY} if name in sys.modules])", cwd=cwd)
+    program = f"import sys; {program}; print([name for name in {HEAVY} if name in sys.modules])"
+    return run_python(program, cwd=cwd, pythonpath=SOURCE)
 
 
 def test_import_is_light(tmp_path: Path) -> None:
