@@ -247,6 +247,11 @@ def test_clips_for_budget() -> None:
     clips = [Clip("a.mp4", 0.0, seconds) for seconds in (6.0, 8.0, 30.0)]
     assert clips_for_budget(clips, num_frames=128, fps=1.0) == 16
     assert clips_for_budget(clips, num_frames=4, fps=1.0) == 2
+    many = clips * 7
+    assert Stage1Settings(frame_budget=128).fitted(many).max_clips == 16
+    assert Stage1Settings(frame_budget=128).fitted(clips).max_clips == 3  # of those there are
+    assert Stage1Settings(frame_budget=4, min_clips=3).fitted(many).max_clips == 3
+    assert Stage1Settings(max_clips=5).fitted(many).max_clips == 5
 
 
 def test_a_piece_is_worked_out_once_and_whole(tmp_path: Path) -> None:

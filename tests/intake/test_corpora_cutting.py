@@ -14,14 +14,14 @@ import pytest
 import torch
 from torchcodec.encoders import VideoEncoder
 
-from longvpo_hf.errors import CorpusError
+from longvpo_hf.errors import ConfigError, CorpusError
 from longvpo_hf.funnel import REASONS, Dropped
-from longvpo_hf.intake import BenchmarkVideos, Cutting, Scene, Source, clips_of
+from longvpo_hf.intake import BenchmarkVideos, CuttingSettings, Scene, Source, clips_of
 from longvpo_hf.intake.store import sha256_of
 from longvpo_hf.timeline import Clip
 from media import copy_video, write_video
 
-SHORT = Cutting(min_seconds=0.5, max_seconds=2.0, method="windows")
+SHORT = CuttingSettings(min_clip_seconds=0.5, max_clip_seconds=2.0, cutting="windows")
 
 
 def spans(found: list[Clip | Dropped]) -> list[tuple[float, float]]:
@@ -101,7 +101,7 @@ def write_scenes(path: Path, seconds: tuple[float, ...], fps: int = 12) -> Path:
 
 def test_scenes_are_found_where_they_begin(tmp_path: Path) -> None:
     path = write_scenes(tmp_path / "v.mp4", (2.0, 3.25, 1.5, 4.0))
-    cutting = Cutting(min_seconds=1.0, max_seconds=5.0)
+    cutting = CuttingSettings(min_clip_seconds=1.0, max_clip_seconds=5.0)
     found = list(clips_of([Source(path)], cutting))
     ends = [end for _, end in spans(found)]
     assert ends == pytest.approx([2.0, 5.25, 6.75, 10.75], abs=1 / 8)
@@ -111,7 +111,7 @@ def test_scenes_are_found_where_they_begin(tmp_path: Path) -> None:
 
 def test_without_a_cut_a_long_scene_is_split_equally(tmp_path: Path) -> None:
     path = write_scenes(tmp_path / "v.mp4", (6.0,))
-    found = list(clips_of([Source(path, "whole")], Cutting(min_seconds=1.0, max_seconds=4.0)))
+    found = list(clips_of([Source(path, "whole")], CuttingSettings(min_clip_seconds=1.0, max_clip_seconds=4.0)))
     assert spans(found) == [(0.0, 3.0), (3.0, 6.0)]
 
 
@@ -120,20 +120,20 @@ def test_without_the_library_the_error_says_what_to_do(tmp_path: Path, monkeypat
 
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     path = write_video(tmp_path / "v.mp4", 50)
-    with pytest.raises(ModuleNotFoundError, match=r"longvpo-hf\[scenes\].*Cutting\(method='windows'\)"):
-        list(clips_of([Source(path)], Cutting(min_seconds=0.5, max_seconds=2.0)))
+    with pytest.raises(ConfigError, match=r"longvpo-hf\[scenes\].*cutting=windows"):
+        list(clips_of([Source(path)], CuttingSettings(min_clip_seconds=0.5, max_clip_seconds=2.0)))
     assert len(list(clips_of([Source(path)], SHORT))) == 3
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 4.0), (3.0, 4.0), (-1.0, 4.0), (1.0, float("inf")), (float("nan"), 4.0)])
 def test_bounds_that_do_not_fit(bounds: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="0 < min_seconds ≤ max_seconds / 2, got min_seconds="):
-        Cutting(*bounds)
+    with pytest.raises(ValueError, match="0 < min_clip_seconds ≤ max_clip_seconds / 2, got min_clip_seconds="):
+        CuttingSettings(*bounds)
 
 
-def test_an_unknown_method() -> None:
-    with pytest.raises(ValueError, match="method must be 'scenes' or 'windows', got 'magic'"):
-        Cutting(method="magic")  # type: ignore[arg-type]
+def test_an_unknown_way_to_cut() -> None:
+    with pytest.raises(ValueError, match="cutting must be 'scenes' or 'windows', got 'magic'"):
+        CuttingSettings(cutting="magic")  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------------------- bad media
@@ -256,7 +256,7 @@ def test_twelve_hours_take_neither_minutes_nor_memory(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", 72, fps=1 / 600, options=["-r", "1/600"])
     tracemalloc.start()
     begin = time.process_time()
-    clips = spans(list(clips_of([Source(path)], Cutting())))
+    clips = spans(list(clips_of([Source(path)], CuttingSettings())))
     seconds = time.process_time() - begin
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()

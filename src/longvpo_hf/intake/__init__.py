@@ -1,7 +1,7 @@
 """Public video corpora, and folders of videos, as clips.
 
     sources = read_corpus("finevideo", Path("finevideo"), cache=Path("cache"))   # Source | Dropped, one at a time
-    clips = clips_of(sources, Cutting(), benchmarks)                             # Clip | Dropped, one at a time
+    clips = clips_of(sources, CuttingSettings(), benchmarks)                     # Clip | Dropped, one at a time
 
 Takes what a user downloaded; gives clips with caption, source id and licence where the corpus has them, and a named
 reason for each video that is left out. A corpus that is not as expected is a `CorpusError` naming file, record and
@@ -14,12 +14,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.intake.cutting import Cutting, clips_of
+from longvpo_hf.intake.cutting import CuttingSettings, clips_of
 from longvpo_hf.intake.leakage import BenchmarkVideos
 from longvpo_hf.intake.readers import READERS, Sources
 from longvpo_hf.intake.records import Scene, Source
 
-__all__ = ["CORPORA", "BenchmarkVideos", "Cutting", "Scene", "Source", "clips_of", "read_corpus"]
+__all__ = ["CORPORA", "BenchmarkVideos", "CuttingSettings", "Scene", "Source", "clips_of", "read_corpus"]
 
 #: Names of the corpora that can be read.
 CORPORA = tuple(READERS)

@@ -28,36 +28,36 @@ _DETECTION_HEIGHT = 90
 
 
 @dataclass(frozen=True, slots=True)
-class Cutting:
+class CuttingSettings:
     """How long clips are, and where long videos are cut.
 
     Args:
-        min_seconds: A scene shorter than this is joined to the next, or dropped where it has no neighbour.
-        max_seconds: A scene longer than this is split into equal parts. 64 s is 64 frames at 1 per second, the most
-            the paper samples of a clip.
-        method: Where a long video without scenes of its corpus is cut: `scenes` (PySceneDetect's adaptive detector;
+        min_clip_seconds: A scene shorter than this is joined to the next, or dropped where it has no neighbour.
+        max_clip_seconds: A scene longer than this is split into equal parts. 64 s is 64 frames at 1 per second, the
+            most the paper samples of a clip.
+        cutting: Where a long video is cut whose corpus names no scenes: `scenes` (PySceneDetect's adaptive detector;
             needs the extra `scenes`) or `windows` (equal parts).
-        every_scene: Cut where scenes end in videos of any length, not only in those that are too long: for rows whose
-            timelines are the scenes of one video.
     """
 
-    min_seconds: float = 3.0
-    max_seconds: float = 64.0
-    method: Literal["scenes", "windows"] = "scenes"
-    every_scene: bool = False
+    min_clip_seconds: float = 3.0
+    max_clip_seconds: float = 64.0
+    cutting: Literal["scenes", "windows"] = "scenes"
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_seconds <= self.max_seconds / 2 < math.inf:
+        if not 0 < self.min_clip_seconds <= self.max_clip_seconds / 2 < math.inf:
             raise ConfigError(
-                "Equal parts of a long scene must not be too short: 0 < min_seconds ≤ max_seconds / 2, got "
-                f"min_seconds={self.min_seconds}, max_seconds={self.max_seconds}."
+                "Equal parts of a long scene must not be too short: 0 < min_clip_seconds ≤ max_clip_seconds / 2, got "
+                f"min_clip_seconds={self.min_clip_seconds}, max_clip_seconds={self.max_clip_seconds}."
             )
-        if self.method not in ("scenes", "windows"):
-            raise ConfigError(f"method must be 'scenes' or 'windows', got {self.method!r}.")
+        if self.cutting not in ("scenes", "windows"):
+            raise ConfigError(f"cutting must be 'scenes' or 'windows', got {self.cutting!r}.")
 
 
 def clips_of(
-    sources: Iterable[Source | Dropped], cutting: Cutting, benchmarks: BenchmarkVideos | None = None
+    sources: Iterable[Source | Dropped],
+    cutting: CuttingSettings,
+    benchmarks: BenchmarkVideos | None = None,
+    every_scene: bool = False,
 ) -> Iterator[Clip | Dropped]:
     """Clips of each source, in order; what is dropped stands where its clips would.
 
@@ -92,35 +92,35 @@ def clips_of(
             if video.num_frames == 1:
                 yield Dropped("single_frame", path, source_id, f"one frame of {video.size[1]}×{video.size[0]}")
                 continue
-            yield from _clips(source, _scenes(source, video, cutting), video, cutting)
+            yield from _clips(source, _scenes(source, video, cutting, every_scene), video, cutting)
         except UnreadableVideo as error:
             yield Dropped(error.reason, path, source_id, error.detail)
 
 
-def _scenes(source: Source, video: VideoFile, cutting: Cutting) -> list[Scene]:
+def _scenes(source: Source, video: VideoFile, cutting: CuttingSettings, every_scene: bool) -> list[Scene]:
     begin, end = max(video.begin_seconds, 0.0), video.end_seconds
     if source.scenes:
         clamped = (Scene(max(s.start_seconds, begin), min(s.end_seconds, end), s.caption) for s in source.scenes)
         return sorted(clamped, key=lambda scene: (scene.start_seconds, scene.end_seconds))
-    if cutting.method == "scenes" and (cutting.every_scene or end - begin > cutting.max_seconds):
+    if cutting.cutting == "scenes" and (every_scene or end - begin > cutting.max_clip_seconds):
         cuts = _detected_cuts(video, begin, end)
         return [Scene(*span, "" if cuts else source.caption) for span in itertools.pairwise([begin, *cuts, end])]
     return [Scene(begin, end, source.caption)]
 
 
-def _clips(source: Source, scenes: list[Scene], video: VideoFile, cutting: Cutting) -> Iterator[Clip | Dropped]:
+def _clips(source: Source, scenes: list[Scene], video: VideoFile, cutting: CuttingSettings) -> Iterator[Clip | Dropped]:
     for scene in scenes:
         if scene.end_seconds <= scene.start_seconds:
             detail = f"a scene from {scene.start_seconds} to {scene.end_seconds} s, cut to the video's bounds"
             yield Dropped("too_short", str(source.path), source.source_id, detail)
     real = [scene for scene in scenes if scene.end_seconds > scene.start_seconds]
-    for scene in _joined(real, cutting.min_seconds):
+    for scene in _joined(real, cutting.min_clip_seconds):
         seconds = scene.end_seconds - scene.start_seconds
-        if seconds < cutting.min_seconds:
+        if seconds < cutting.min_clip_seconds:
             detail = f"[{scene.start_seconds}, {scene.end_seconds}) s of {video.end_seconds} s is under "
-            yield Dropped("too_short", str(source.path), source.source_id, f"{detail}{cutting.min_seconds} s")
+            yield Dropped("too_short", str(source.path), source.source_id, f"{detail}{cutting.min_clip_seconds} s")
             continue
-        parts = math.ceil(seconds / cutting.max_seconds - 1e-9)
+        parts = math.ceil(seconds / cutting.max_clip_seconds - 1e-9)
         bounds = [scene.start_seconds + seconds * k / parts for k in range(parts)] + [scene.end_seconds]
         for start, end in itertools.pairwise(bounds):
             caption = scene.caption if parts == 1 else ""
@@ -162,10 +162,9 @@ def _detected_cuts(video: VideoFile, begin: float, end: float) -> list[float]:
         from scenedetect import FrameTimecode
         from scenedetect.detectors import AdaptiveDetector
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise ConfigError(
             "Finding scenes needs PySceneDetect: pip install 'longvpo-hf[scenes]', or cut equal windows with "
-            "Cutting(method='windows').",
-            name=error.name,
+            "cutting=windows."
         ) from error
     # The adaptive one: at a few frames per second, motion alone changes more than a fixed threshold allows.
     detector = AdaptiveDetector(min_scene_len=1)

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 METHOD = "longvpo-stage1"
 
+#: The paper samples clips at 1 frame per second.
+_FPS = 1.0
+
 #: Gives one vector per clip, `[num_clips, dim]`; any length but zero.
 Embedder = Callable[[Sequence[Clip]], "NDArray[np.floating]"]
 
@@ -53,7 +56,9 @@ class Stage1Settings:
     Args:
         num_rows: Rows to make (paper: 10k).
         min_clips: Fewest clips of a timeline, ≥ 2.
-        max_clips: Most clips of a timeline. The paper says "several"; `clips_for_budget` fits it to a frame budget.
+        max_clips: Most clips of a timeline, of which the paper says "several". None: as many as fill `frame_budget`,
+            see `fitted`.
+        frame_budget: Training frames that a row should span at 1 per second (paper: 128).
         questions_per_timeline: Anchors (and so rows) per timeline; 1 as in the paper. More let training share a video's
             forward pass among its questions.
         max_similarity: A distractor's embedding may have at most this cosine with an anchor (paper: 0.6).
@@ -63,23 +68,31 @@ class Stage1Settings:
 
     num_rows: int = 10_000
     min_clips: int = 2
-    max_clips: int = 16
+    max_clips: int | None = None
+    frame_budget: int = 128
     questions_per_timeline: int = 1
     max_similarity: float = 0.6
     max_rounds: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_rows", "questions_per_timeline", "max_rounds"):
+        for name in ("num_rows", "frame_budget", "questions_per_timeline", "max_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be ≥ 1, got {getattr(self, name)}.")
-        if not 2 <= self.min_clips <= self.max_clips:
+        if not 2 <= self.min_clips <= (self.min_clips if self.max_clips is None else self.max_clips):
             raise ConfigError(
                 "A timeline needs an anchor and a distractor: 2 ≤ min_clips ≤ max_clips, "
                 f"got min_clips={self.min_clips}, max_clips={self.max_clips}."
             )
         if not -1 <= self.max_similarity <= 1:
             raise ConfigError(f"max_similarity is a cosine in [-1, 1], got {self.max_similarity}.")
+
+    def fitted(self, clips: Sequence[Clip]) -> Stage1Settings:
+        """These settings with a number for `max_clips`: as many of the clips as fill the budget, unless one is set."""
+        if self.max_clips is not None:
+            return self
+        most = min(len(clips), clips_for_budget(clips, self.frame_budget, _FPS))
+        return replace(self, max_clips=max(self.min_clips, most))
 
 
 def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
@@ -143,14 +156,16 @@ def build_stage1(
     Raises:
         ValueError: If the pool is smaller than `max_clips`, or no row came out.
     """
-    if len(clips) < settings.max_clips:
+    settings = settings.fitted(clips)
+    most = settings.max_clips or 0
+    if len(clips) < most:
         raise ConfigError(
-            f"A pool of {len(clips)} clips cannot fill timelines of up to max_clips={settings.max_clips}; "
+            f"A pool of {len(clips)} clips cannot fill timelines of up to max_clips={most}; "
             "add clips or lower max_clips."
         )
     funnel = funnel or Funnel(log_folder(output))
     funnel.count("clips", len(clips))
-    timelines = _Timelines(clips, settings, funnel, _unit(embed(clips), len(clips)) if embed else None)
+    timelines = _Timelines(clips, settings, most, funnel, _unit(embed(clips), len(clips)) if embed else None)
     return build(
         [Part(method(question_writer, judge), timelines, settings.num_rows)],
         answerer,
@@ -165,7 +180,7 @@ def build_stage1(
         facts={
             "method": METHOD,
             "rows asked for": settings.num_rows,
-            "clips per timeline": f"{settings.min_clips}–{settings.max_clips}",
+            "clips per timeline": f"{settings.min_clips}–{most}",
             "questions per timeline": settings.questions_per_timeline,
             "question model": question_writer.name,
             "answer model": answerer.name,
@@ -186,11 +201,13 @@ class _Timelines:
         self,
         clips: Sequence[Clip],
         settings: Stage1Settings,
+        max_clips: int,
         funnel: Funnel,
         vectors: NDArray[np.floating] | None,
     ) -> None:
         self.clips = clips
         self.settings = settings
+        self.max_clips = max_clips
         self.funnel = funnel
         self.vectors = vectors
 
@@ -204,7 +221,7 @@ class _Timelines:
         # Stratified: one anchor position in each of `num_timelines` equal parts of [0, 1), in random order.
         places = (rng.permutation(num_timelines) + rng.random(num_timelines)) / num_timelines
         for place in places:
-            length = int(rng.integers(self.settings.min_clips, self.settings.max_clips + 1))
+            length = int(rng.integers(self.settings.min_clips, self.max_clips + 1))
             num_anchors = min(per_timeline, length)
             members = self._members(rng, length, num_anchors)
             if members is None:

@@ -21,7 +21,7 @@ from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.funnel import Dropped, Funnel
-from longvpo_hf.intake import CORPORA, BenchmarkVideos, Cutting, Source, clips_of, read_corpus
+from longvpo_hf.intake import CORPORA, BenchmarkVideos, CuttingSettings, Source, clips_of, read_corpus
 from longvpo_hf.intake.media import MediaSettings, cut_clips
 from longvpo_hf.publishing.dataset import push_dataset
 from longvpo_hf.responders import EndpointResponder, LocalResponder, Responder
@@ -46,9 +46,9 @@ def add_videos(parser: argparse.ArgumentParser, required: bool = True) -> None:
     source.add_argument("--source", required=required, type=Path, help="Folder the corpus lies in.")
     source.add_argument("--cutting", choices=["scenes", "windows"], default="scenes",
                         help="How videos are cut whose corpus names no scenes.")  # fmt: skip
-    source.add_argument("--min-clip-seconds", type=float, default=Cutting().min_seconds,
+    source.add_argument("--min-clip-seconds", type=float, default=CuttingSettings().min_clip_seconds,
                         help="Shorter scenes are joined to their neighbours.")  # fmt: skip
-    source.add_argument("--max-clip-seconds", type=float, default=Cutting().max_seconds,
+    source.add_argument("--max-clip-seconds", type=float, default=CuttingSettings().max_clip_seconds,
                         help="Longer scenes are cut into equal parts.")  # fmt: skip
     source.add_argument("--max-height", type=int, default=MediaSettings().max_height, help="Of the cut clips, pixels.")
     source.add_argument("--benchmark-videos", action="append", default=[], metavar="NAME=FILE",
@@ -116,7 +116,7 @@ def read_videos(
     """Reads the corpus and cuts its videos: each the timeline of its clips. Files already cut are not cut again."""
     lists = dict(item.split("=", 1) for item in args.benchmark_videos)
     benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
-    cutting = Cutting(args.min_clip_seconds, args.max_clip_seconds, args.cutting, every_scene)
+    cutting = CuttingSettings(args.min_clip_seconds, args.max_clip_seconds, args.cutting)
     work = media_folder(args)
     origins: list[str] = []
 
@@ -126,7 +126,7 @@ def read_videos(
             yield source
 
     def spans() -> Iterator[Clip | Dropped]:
-        for span in clips_of(sources(), cutting, benchmarks):
+        for span in clips_of(sources(), cutting, benchmarks, every_scene):
             origins.append(span.path)  # a cut clip no longer names its video
             yield span
 
@@ -143,7 +143,7 @@ def read_videos(
         raise ConfigError(f"no clip came out of {args.source}; see {_log(args) / 'dropped.jsonl'} for why.")
     return [Timeline(tuple(members)) for members in videos.values()], {
         "corpus": args.corpus,
-        "clips cut by": f"{cutting.method}, {cutting.min_seconds:g} to {cutting.max_seconds:g} s",
+        "clips cut by": f"{cutting.cutting}, {cutting.min_clip_seconds:g} to {cutting.max_clip_seconds:g} s",
         "benchmarks": benchmarks.checked() if benchmarks else "no list of benchmark videos was given: not checked",
     }
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from longvpo_hf.commands.build import common
 from longvpo_hf.errors import CorpusError, EndpointError
 from longvpo_hf.intake.embeddings import DEFAULT_MODEL, VisionEmbedder
-from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1, clips_for_budget
+from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1
 from longvpo_hf.timeline import Clip
 
 
@@ -72,16 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = Stage1Settings(
             num_rows=args.num_rows,
             min_clips=args.min_clips,
-            max_clips=args.max_clips or default_max_clips(clips, args),
+            max_clips=args.max_clips,
+            frame_budget=args.frame_budget,
             questions_per_timeline=args.questions_per_timeline,
             max_similarity=args.max_similarity,
             seed=args.seed,
-        )
+        ).fitted(clips)
         if args.dry_run:
             print(estimate(clips, settings, args))
             return
         root = common.media_root(clips, args)
-        models = common.Models(args, settings.max_clips)
+        models = common.Models(args, settings.max_clips or 0)
         counts = build_stage1(
             clips,
             models.seeing(args.writer or args.responder),
@@ -99,11 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.finish(counts, args)
 
 
-def default_max_clips(clips: Sequence[Clip], args: argparse.Namespace) -> int:
-    """As many clips as fill the training budget, of those there are."""
-    return max(args.min_clips, min(len(clips), clips_for_budget(clips, args.frame_budget, common.FPS)))
-
-
 def make_embedder(args: argparse.Namespace) -> Embedder | None:
     """The similarity filter's model."""
     if args.embedder == "none":
@@ -115,7 +111,7 @@ def make_embedder(args: argparse.Namespace) -> Embedder | None:
 def estimate(clips: Sequence[Clip], settings: Stage1Settings, args: argparse.Namespace) -> str:
     """What a run would cost if no row were dropped."""
     mean_seconds = sum(clip.duration_seconds for clip in clips) / len(clips)
-    mean_clips = (settings.min_clips + settings.max_clips) / 2
+    mean_clips = (settings.min_clips + (settings.max_clips or 0)) / 2
     frames = min(common.FRAMES, max(1, round(mean_seconds * common.FPS)))
     anchors = min(len(clips), settings.num_rows)
     judged = anchors + settings.num_rows if args.judge else 0
