@@ -123,7 +123,7 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]
     question = len(trainer.processing_class.tokenizer(trainer.train_dataset[0]["prompt"][-1]["content"]).input_ids)
     beside = prompt - int(batch["visual_tokens"]) - question - budget._CHAT_TOKENS
-    units = budget._grid(trainer.model.config, trainers.MAX_PIXELS, (56, 56)).units(frames)
+    units = budget._frame_grid(trainer.model.config, trainers.MAX_PIXELS, (56, 56)).units(frames)
     guessed = budget.Rows(
         question,
         *answers,

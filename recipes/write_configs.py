@@ -3,9 +3,9 @@
     python recipes/write_configs.py              writes the files
     python recipes/write_configs.py --estimate   first estimates their costs anew, as `longvpo check` does: minutes
 
-Takes the tables below: bases, recipes, modes; and `costs.json` beside, what they are estimated to cost. A test compares
-the files with these and loads them. Change a number here, not there. The miniature's files differ in kind and are
-written by hand.
+The files follow from the tables below (bases, recipes, modes) and from `costs.json`, their estimated costs: change a
+number here, not in a file. A test compares the files with these tables and loads each. The miniature's files are of
+another kind and written by hand.
 """
 
 from __future__ import annotations
@@ -15,52 +15,62 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from longvpo_hf.families import family_of
+
 CONFIGS = Path(__file__).parent / "configs"
 COSTS = Path(__file__).parent / "costs.json"
 
 
 @dataclass(frozen=True)
 class Base:
-    """A model to begin with.
+    """A model to start from.
 
     Args:
         title: As people call it.
         name: Its transformers-native repository.
+        family: Its `model_type`.
         num_frames: Most frames of a LongVPO timeline.
-        about: What a user has to know of the repository.
-        layers: Layers FSDP wraps, for a model that itself names some which it does not have.
+        about: What a user has to know about the repository.
     """
 
     title: str
     name: str
+    family: str
     num_frames: int = 128
     about: str = ""
-    layers: str = ""
 
 
 BASES = {
     "internvl2_5_8b": Base(
         "InternVL2.5-8B",
         "OpenGVLab/InternVL2_5-8B-MPO-hf",
+        "internvl",
         about="The paper's base. InternVL2_5-8B itself exists with remote code only, which is never run here; this is "
         "the native repository there is, of the same model after a preference optimisation on images (MPO).",
     ),
-    "internvl3_8b": Base("InternVL3-8B", "OpenGVLab/InternVL3-8B-hf", about="The base of the authors' release."),
-    "internvl3_2b": Base("InternVL3-2B", "OpenGVLab/InternVL3-2B-hf"),
-    "qwen2_5_vl_7b": Base("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", about="Two frames share their tokens."),
-    "qwen2_5_vl_3b": Base("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", about="Two frames share their tokens."),
-    "qwen3_vl_8b": Base("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", about="Two frames share their tokens."),
+    "internvl3_8b": Base(
+        "InternVL3-8B", "OpenGVLab/InternVL3-8B-hf", "internvl", about="The base of the authors' release."
+    ),
+    "internvl3_2b": Base("InternVL3-2B", "OpenGVLab/InternVL3-2B-hf", "internvl"),
+    "qwen2_5_vl_7b": Base(
+        "Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", about="Two frames share their tokens."
+    ),
+    "qwen2_5_vl_3b": Base(
+        "Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", about="Two frames share their tokens."
+    ),
+    "qwen3_vl_8b": Base("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", about="Two frames share their tokens."),
     "llava_video_7b": Base(
         "LLaVA-Video-7B",
         "Isotr0py/LLaVA-Video-7B-Qwen2-hf",
+        "llava_onevision",
         about="The authors' lmms-lab/LLaVA-Video-7B-Qwen2 is no transformers repository; this conversion to "
         "LlavaOnevisionForConditionalGeneration is a community's. LLaVA-Video's own code ends each row of a frame with "
         "a newline token and tells the times in words; this class does neither. What that costs was not measured.",
-        layers="Qwen2DecoderLayer,SiglipEncoderLayer",
     ),
     "smolvlm2_500m": Base(
         "SmolVLM2-500M",
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "smolvlm",
         num_frames=64,
         about="64 frames, because its context is 8,192 tokens and each frame also has its time in words. Its processor "
         "needs `pip install num2words`.",
@@ -146,10 +156,10 @@ def _header(name: str, base: Base, recipe: str, mode: str, costs: Costs) -> str:
     config = f"recipes/configs/{name}/{recipe}_{mode}.yaml"
     lines = [f"{base.title}, {TITLES[recipe]}, {MODES[mode]}.", ""]
     for accelerate in LAUNCHES[mode]:
-        wrap = ["    --fsdp_transformer_layer_cls_to_wrap " + base.layers + " \\"] if base.layers else []
+        layers = ",".join(family_of(base.family).fsdp_layers) if accelerate == "fsdp2" else ""
         lines += [
             f"    accelerate launch --config_file recipes/accelerate/{accelerate}.yaml \\",
-            *(["    " + line for line in wrap] if accelerate == "fsdp2" else []),
+            *([f"        --fsdp_transformer_layer_cls_to_wrap {layers} \\"] if layers else []),
             f"        recipes/{recipe}.py --config {config}",
         ]
     lines += ["", *_wrapped(_costs(name, recipe, mode, costs))]

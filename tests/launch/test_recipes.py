@@ -32,7 +32,7 @@ from transformers.models.smolvlm import processing_smolvlm
 import tiny_models
 from hub_double import HubDouble
 from longvpo_hf import LongVPOTrainer, VideoPreference, launch
-from longvpo_hf.launch.arguments import TEXT_LAYERS
+from longvpo_hf.families import family_of
 from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
 from longvpo_hf.miniature.temporal import _ask_about_a_marker
 from longvpo_hf.preference import Provenance
@@ -148,15 +148,6 @@ def test_accelerate_loads_its_configurations(file: Path) -> None:
         assert config.deepspeed_config["zero_stage"] == int(file.stem[-1])
 
 
-FAMILY_OF = {
-    "internvl": "internvl",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "llava_video": "llava_onevision",
-    "smolvlm2": "smolvlm",
-}
-
-
 def tiny(family: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """A tiny model of one of the bases' families, and its processor."""
     if family != "smolvlm":
@@ -170,9 +161,9 @@ def tiny(family: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 @pytest.mark.parametrize("base", WRITE_CONFIGS.BASES)
 def test_fsdp_finds_the_layers_it_is_told_to_wrap(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerate looks for them; LLaVA names layers itself that its models do not have."""
-    family = next(family for prefix, family in FAMILY_OF.items() if base.startswith(prefix))
-    model = tiny(family, monkeypatch)[0]
-    told = WRITE_CONFIGS.BASES[base].layers
+    family = family_of(WRITE_CONFIGS.BASES[base].family)
+    model = tiny(family.model_type, monkeypatch)[0]
+    named = list(family.fsdp_layers) or None
 
     def wrapped(layers: list[str] | None) -> set[str]:
         plugin = FullyShardedDataParallelPlugin(
@@ -182,19 +173,19 @@ def test_fsdp_finds_the_layers_it_is_told_to_wrap(base: str, monkeypatch: pytest
         assert policy is not None
         return {name for name, module in model.named_modules() if policy(module)}
 
-    names = wrapped(told.split(",") if told else None)
+    names = wrapped(named)
     assert {
         name for name, _ in model.named_modules() if re.search(r"(language_model|text_model)\.layers\.\d+$", name)
     } <= names
     assert any("vis" in name for name in names)
-    if told:
+    if named:
         with pytest.raises(ValueError, match="Could not find the transformer layer class"):
             wrapped(None)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_lora_adapts_the_text_model_and_nothing_of_the_tower(family: str) -> None:
-    pattern = re.compile(TEXT_LAYERS)
+    pattern = re.compile(family_of(family).adapter_layers)
     model = tiny_models.build(family)[0]
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     text = {name for name in linear if ".language_model." in name}
@@ -366,7 +357,7 @@ def test_the_recipe_is_the_demos_training(killed: Path) -> None:
         assert torch.equal(tensor, demos[name]), name
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILY_OF.values() if family != "internvl"])
+@pytest.mark.parametrize("family", sorted({base.family for base in WRITE_CONFIGS.BASES.values()} - {"internvl"}))
 def test_every_family_of_the_bases_trains_an_adapter(
     family: str, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,8 +108,8 @@ def test_work_and_saved_bytes_are_those_of_a_real_step(
     batch = trainers.batch_of(trainer, dataset.select([0]))
     answers = batch["completion_mask"].sum(1).tolist()
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]
-    grid = budget._grid(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
-    beside = prompt - grid.visual(frames) - 1 - budget._CHAT_TOKENS
+    grid = budget._frame_grid(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
+    beside = prompt - grid.visual_tokens(frames) - 1 - budget._CHAT_TOKENS
     guessed = Rows(1, *answers, label_tokens=round(beside / grid.units(frames)), source_px=SOURCE_PX)
     found = budget.estimate(trainer.model.config, model_settings(), trainer.args, rows=guessed)
 
@@ -156,7 +156,7 @@ def _attention(config: Any, found: Any, grid: Any, frames: int, checkpointing: b
     tokens = found.tokens.packed
     width = text.num_attention_heads * getattr(text, "head_dim", text.hidden_size // text.num_attention_heads)
     causal = 4 * tokens**2 * width * text.num_hidden_layers / 2
-    seen = sum(4 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.window)
+    seen = sum(4 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.windows)
     return times * (causal + seen * grid.units(frames))
 
 

@@ -16,10 +16,11 @@ from datasets import Dataset, load_dataset
 import tiny_models
 import trainers
 from conftest import make_dataset, write_clip
+from longvpo_hf.families import context_tokens
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
-from longvpo_hf.training.collator import BAD_VIDEO_REASONS, TimelineSampler, VideoPreferenceCollator, context_tokens
+from longvpo_hf.training.collator import BAD_VIDEO_REASONS, TimelineSampler, VideoPreferenceCollator
 
 
 def collator(family: str = "internvl", **more: Any) -> VideoPreferenceCollator:

@@ -98,8 +98,8 @@ def test_a_frozen_tower_takes_few_frames_at_a_time_and_gives_the_same(
     expected, gradients = run()
     whole = sizes[0]
     monkeypatch.setattr(vision, "CHUNK_ELEMENTS", whole // 5)
-    bound_frozen_forward(tower)
-    bound_frozen_forward(tower)  # a second trainer changes nothing
+    bound_frozen_forward(model)
+    bound_frozen_forward(model)  # a second trainer changes nothing
     bounded = True
     sizes.clear()
     got, got_gradients = run()
@@ -124,7 +124,7 @@ def test_a_frozen_towers_activations_do_not_grow_with_the_video(monkeypatch: pyt
     tower = vision_tower(model)
     assert tower is not None
     tower.requires_grad_(False)
-    bound_frozen_forward(tower)
+    bound_frozen_forward(model)
     monkeypatch.setattr(vision, "CHUNK_ELEMENTS", 4 * 3 * 56 * 56)
     largest: list[int] = []
     for module in tower.encoder.modules():
@@ -145,7 +145,7 @@ def test_a_copied_model_runs_its_own_tower() -> None:
     model = trainers.with_head("internvl")
     tower = vision_tower(model)
     assert tower is not None
-    bound_frozen_forward(tower)
+    bound_frozen_forward(model)
     copied = vision_tower(copy.deepcopy(model))
     assert copied is not None
     for weight in copied.parameters():

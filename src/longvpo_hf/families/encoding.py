@@ -1,20 +1,17 @@
 """From frames and messages to a model's inputs, through the model's own processor.
 
-Takes a transformers processor, `Frames` and conversational messages; gives token ids with the expanded visual
-placeholders and the processor's visual tensors, the video once however many questions are asked of it. Knows nothing of
-rows, answers or batches. Training and answering share it, so that a model is asked as it was trained.
+Training and answering share this encoder, so that a model is asked as it was trained. Frames come as `frames.py` took
+them: no processor samples, decodes or crops. What a processor learns of them:
 
-No processor samples or decodes: frames come as `frames.py` took them. What a processor is told of them:
-
-- *Time.* A video of one tick per microsecond of which the frames' ticks were taken, so every timestamp a processor
-  derives is the frame's own `timeline_seconds` to half a microsecond, uniform or not. Families then round as they do:
-  Qwen3-VL writes the mean of each pair of frames in tenths of a second, SmolVLM writes whole seconds, Qwen2.5-VL has
-  one spacing for the whole video and is given the mean one; InternVL and LLaVA-OneVision write no times.
+- *Time.* It gets a video of one tick per microsecond and the ticks of the frames, so every timestamp it derives is the
+  frame's own `timeline_seconds` to half a microsecond, uniform or not. Families then round as they do: Qwen3-VL writes
+  the mean of each pair of frames in tenths of a second, SmolVLM writes whole seconds, Qwen2.5-VL has one spacing for
+  the whole video and gets the mean one; InternVL and LLaVA-OneVision write no times.
 - *Size.* Families with a patch grid (the Qwens) would scale a video to bounds of their own, some of them over all its
-  frames together; here they only round each frame to their grid, so that the pixel budget of the frames holds.
-  Families of one fixed tile (InternVL, LLaVA-OneVision, SmolVLM) scale to it by their own rules.
+  frames together. Here they only round each frame to their grid, so the pixel budget of the frames holds. Families of
+  one fixed tile (InternVL, LLaVA-OneVision, SmolVLM) scale every frame to it by their own rules.
 
-`docs/families.md` says what was run of each family.
+`docs/families.md` lists what was run for each family.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longvpo_hf.errors import ModelError
+from longvpo_hf.families import family_of
 from longvpo_hf.frames import Frames
 
 if TYPE_CHECKING:
@@ -33,14 +31,11 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
-#: What a processor returns of the text; everything else it returns is visual.
+#: What a processor returns for the text; everything else it returns is visual.
 _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
 
-#: The clock processors are told of. Whole numbers, as `VideoMetadata.frames_indices` are.
+#: The clock that processors get: `VideoMetadata.frames_indices` are whole numbers.
 _TICKS_PER_SECOND = 1_000_000
-
-#: More pixels than any video has: for processors that insist on a bound.
-_UNBOUNDED_PIXELS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class EncodedPrompts:
 
     Args:
         input_ids: Token ids of each prompt, visual placeholders expanded, generation prompt included.
-        mm_token_type_ids: Per prompt and token 0 text, 1 image, 2 video; `None` for processors that give none.
+        mm_token_type_ids: Per prompt and token: 0 text, 1 image, 2 video. `None` for processors that return none.
         visual: The processor's visual tensors of the video, once; empty without a video.
     """
 
@@ -65,7 +60,7 @@ class PromptEncoder:
         processor: A transformers processor of a video model, with its chat template.
 
     Raises:
-        ValueError: If the processor lacks something that giving it frames needs; the message names its class and what.
+        ModelError: If the processor cannot be given frames; names its class and all that it lacks.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
@@ -73,19 +68,19 @@ class PromptEncoder:
         if lacks:
             raise ModelError(
                 f"{type(processor).__name__} cannot be given frames and questions: it lacks {'; '.join(lacks)}. "
-                "Use a video model's processor with its own chat template; docs/families.md names those that were run."
+                "Use a video model's processor with its own chat template; docs/families.md lists those that were run."
             )
         self.processor = processor
-        self._video_settings = _video_settings(processor.video_processor) or {}
+        self._video_settings = family_of(processor).video_settings(processor.video_processor) or {}
 
     def encode(self, frames: Frames | None, prompts: Sequence[Sequence[Message]]) -> EncodedPrompts:
         """Encodes prompts that are all about `frames` (None: about no video).
 
-        The video stands before the text of the first user message. It is processed once: from the second prompt on,
-        the text that the processor put in place of the video is put there again, and tokenized with the prompt.
+        The video goes before the text of the first user message. The processor sees it once, with the first prompt;
+        the text that it writes in place of the video is then put into the other prompts, which are only tokenized.
 
         Raises:
-            ValueError: If no message is the user's, or one contains a placeholder of the processor.
+            ModelError: If no message is the user's, or one contains a placeholder of the processor.
         """
         texts = [self._render(messages, frames is not None) for messages in prompts]
         first = self._process(texts[0], frames)
@@ -102,10 +97,10 @@ class PromptEncoder:
         """Token ids of an assistant's answer about a video, with what the chat template writes after it.
 
         Raises:
-            ValueError: If the template renders the prompt differently once an answer follows, or a text contains a
+            ModelError: If the template renders the prompt differently once an answer follows, or a text contains a
                 placeholder of the processor.
         """
-        # With the video, as the prompt has it: SmolVLM's processor has another template without one.
+        # Rendered with a video, like the prompt: SmolVLM's processor has another template for texts alone.
         user = {"role": "user", "content": [{"type": "video"}, *self._content(question)]}
         assistant = {"role": "assistant", "content": self._content(answer)}
         prompt = self.processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
@@ -122,7 +117,7 @@ class PromptEncoder:
             if token in text:
                 raise ModelError(
                     f"The text {text[:80]!r} contains {token!r}, which {type(self.processor).__name__} would take for "
-                    "a picture or video of its own; remove it from the text."
+                    "a picture or a video; remove it from the text."
                 )
         return [{"type": "text", "text": text}]
 
@@ -152,7 +147,7 @@ class PromptEncoder:
                 height=pixels.shape[-2],
                 width=pixels.shape[-1],
             )
-            # Qwen3-VL refuses fewer frames than it merges into one, though it fills up all later ones by repetition.
+            # Qwen3-VL refuses a single frame, though it repeats an odd last frame of a longer video.
             missing = (getattr(self.processor.video_processor, "temporal_patch_size", None) or 1) - len(pixels)
             if missing > 0:
                 pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
@@ -166,17 +161,17 @@ class PromptEncoder:
 
 
 def visual_shapes(visual: Mapping[str, torch.Tensor]) -> Hashable:
-    """What must be equal for the visual tensors of several videos to go into one model call."""
+    """A key that is equal for videos whose visual tensors can go into one model call."""
     return tuple((name, tensor.shape[1:]) for name, tensor in sorted(visual.items()))
 
 
 def concatenate_visuals(visuals: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The visual tensors of several videos of equal `visual_shapes` as one model call takes them; {} of none."""
+    """The visual tensors of several videos of equal `visual_shapes`, as one model call takes them; {} of none."""
     return {name: torch.cat([visual[name] for visual in visuals]) for name in (visuals[0] if visuals else ())}
 
 
 def _lacks(processor: ProcessorMixin) -> list[str]:
-    """What a processor lacks of what `PromptEncoder` needs, in plain English."""
+    """What `PromptEncoder` needs and the processor lacks, in plain English."""
     from transformers import ProcessorMixin
 
     lacks = []
@@ -185,7 +180,7 @@ def _lacks(processor: ProcessorMixin) -> list[str]:
     replace = getattr(type(processor), "replace_video_token", None)
     if video_processor is None:
         lacks.append("a video_processor (it takes no videos)")
-    elif _video_settings(video_processor) is None:
+    elif family_of(processor).video_settings(video_processor) is None:
         lacks.append(
             f"a size rule that keeps whole frames: {type(video_processor).__name__} has size={video_processor.size} "
             f"and do_center_crop={video_processor.do_center_crop}, neither one fixed tile nor a patch grid"
@@ -205,25 +200,3 @@ def _lacks(processor: ProcessorMixin) -> list[str]:
                 "set processor.chat_template to the model's own"
             )
     return lacks
-
-
-def _video_settings(video_processor: Any) -> dict[str, Any] | None:
-    """What to tell a video processor so that it keeps the size of the frames; None where no such way is known."""
-    size = {name: value for name, value in dict(video_processor.size or {}).items() if value is not None}
-    if getattr(video_processor, "do_center_crop", None):
-        return None
-    if set(size) == {"shortest_edge", "longest_edge"}:
-        patch_size, merge_size = (getattr(video_processor, name, None) for name in ("patch_size", "merge_size"))
-        if not patch_size or not merge_size:
-            return None
-        # Bounds on a frame's pixels (Qwen2.5-VL) or on those of all frames (Qwen3-VL): one merged patch, and none.
-        settings: dict[str, Any] = {
-            "size": {"shortest_edge": (patch_size * merge_size) ** 2, "longest_edge": _UNBOUNDED_PIXELS}
-        }
-        if "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__:
-            settings["cap_pixels_per_frame"] = False
-        return settings
-    fixed_tile = set(size) == {"height", "width"}
-    # SmolVLM: scaled to `size`, then to a square tile of `max_image_size`.
-    square_tile = set(size) == {"longest_edge"} and bool(getattr(video_processor, "max_image_size", None))
-    return {} if fixed_tile or square_tile else None

@@ -1,8 +1,7 @@
-"""A vision tower that is not trained: no graph, and a bounded number of frames at a time.
+"""A frozen vision tower runs without a graph and takes a bounded number of frames at a time.
 
-Takes a model's vision tower; replaces its forward so that, as long as none of its weights is trained, a long video goes
-through it in pieces and its memory does not grow with the video (its outputs do). Towers see frames apart from one
-another, so the pieces give what the whole gives. Knows nothing of the trainer.
+As long as none of its weights is trained, a long video then goes through the tower in pieces, and the tower's memory
+does not grow with the video (its outputs do).
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from longvpo_hf.families import family_of
+from longvpo_hf.families.pieces import pixel_tensor
+
 #: Most elements of the pixel tensor that go through a frozen tower at once: 16 frames of InternVL's 448 × 448 tile,
 #: which are 16,400 tokens of its tower and keep any device busy.
 CHUNK_ELEMENTS = 16 * 3 * 448 * 448
@@ -28,11 +30,16 @@ def vision_tower(model: Any) -> nn.Module | None:
     return None if tower is base or tower is base.base_model else tower
 
 
-def bound_frozen_forward(tower: Any) -> None:
-    """From now on, while no weight of `tower` is trained, its forward makes no graph and takes few frames at a time."""
-    if not hasattr(tower, "_forward_of_all_frames"):
+def bound_frozen_forward(model: Any) -> None:
+    """While no weight of the model's vision tower is trained, its forward makes no graph and takes few frames at once.
+
+    Models of a family that does not say how its tower's calls are cut keep the one call, without a graph.
+    """
+    tower: Any = vision_tower(model)
+    if tower is not None and not hasattr(tower, "_forward_of_all_frames"):
         # Bound methods: a copy of the model gets its own, where a closure would run the first one's weights.
         tower._forward_of_all_frames = tower.forward
+        tower._cut_into_pieces = family_of(model.config).pieces
         tower.forward = MethodType(_bounded_forward, tower)
 
 
@@ -40,51 +47,24 @@ def _bounded_forward(tower: Any, *args: Any, **kwargs: Any) -> Any:
     if any(weight.requires_grad for weight in tower.parameters()):
         return tower._forward_of_all_frames(*args, **kwargs)
     with torch.no_grad():
-        return _join([tower._forward_of_all_frames(*a, **k) for a, k in _calls(args, kwargs)])
+        return _join([tower._forward_of_all_frames(*a, **k) for a, k in _calls(tower, args, kwargs)])
 
 
-def _calls(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The call parted by frames, where it is large and its frames can be told apart; else as it is."""
+def _calls(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments of each piece's call; of one call where the frames are few or cannot be told apart."""
     named: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    pixels = next((value for value in tensors.values() if value.is_floating_point()), None)
-    if pixels is None or pixels.numel() <= CHUNK_ELEMENTS:
+    pixels, cut = pixel_tensor(tensors), tower._cut_into_pieces
+    is_large = pixels is not None and pixels.numel() > CHUNK_ELEMENTS
+    pieces = cut(tensors, CHUNK_ELEMENTS) if cut is not None and is_large else None
+    if pieces is None:
         return [(args, kwargs)]
-    if "grid_thw" in tensors:  # Qwen: [patches, width], the patches of all frames in a row
-        if len(tensors) > 2:  # indices that were worked out beforehand
-            return [(args, kwargs)]
-        grids = [
-            (min(frames, time - start), height, width)
-            for time, height, width in tensors["grid_thw"].tolist()
-            for frames in [max(1, CHUNK_ELEMENTS // (pixels.shape[1] * height * width))]
-            for start in range(0, time, frames)
-        ]
-        pieces = [dict(zip(tensors, pair, strict=True)) for pair in _grid_pieces(tensors, pixels, grids)]
-    elif pixels.ndim != 4:
-        return [(args, kwargs)]
-    else:  # [frames, channels, height, width]; whatever else has a line per frame goes with it
-        size = max(1, CHUNK_ELEMENTS * len(pixels) // pixels.numel())
-        parted = {
-            name: value.split(size) for name, value in tensors.items() if value.ndim and len(value) == len(pixels)
-        }
-        pieces = [dict(zip(parted, values, strict=True)) for values in zip(*parted.values(), strict=True)]
     return [
         (
             tuple(piece.get(place, value) for place, value in enumerate(args)),
             {name: piece.get(name, value) for name, value in kwargs.items()},
         )
         for piece in pieces
-    ]
-
-
-def _grid_pieces(
-    tensors: dict[Any, Tensor], pixels: Tensor, grids: Sequence[tuple[int, int, int]]
-) -> list[tuple[Tensor, ...]]:
-    """For each of `grids` the tensors of a call about it alone, in the order of `tensors`."""
-    parts = pixels.split([time * height * width for time, height, width in grids])
-    return [
-        tuple(part if value is pixels else value.new_tensor([grid]) for value in tensors.values())
-        for part, grid in zip(parts, grids, strict=True)
     ]
 
 

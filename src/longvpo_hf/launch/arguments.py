@@ -13,12 +13,9 @@ from transformers import BitsAndBytesConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.families import family_of, model_config
 from longvpo_hf.processes import end_with_parent
 from longvpo_hf.training.config import LongVPOConfig
-
-#: LoRA's default here: every linear layer of the text model and none of the vision tower's, in all families of
-#: docs/families.md. SmolVLM calls its text model `text_model`.
-TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
 
 
 @dataclass
@@ -156,9 +153,10 @@ def _is_launched() -> bool:
 
 
 def lora(model: ModelConfig) -> LoraConfig | None:
-    """The adapter to train, on `TEXT_LAYERS` unless the arguments name other layers; None for the whole model."""
-    if model.lora_target_modules is None and model.lora_target_parameters is None:
-        model.lora_target_modules = TEXT_LAYERS
+    """The adapter to train, on the layers of the model's family unless the arguments name some; None for none."""
+    if model.use_peft and model.lora_target_modules is None and model.lora_target_parameters is None:
+        config = model_config(str(model.model_name_or_path), model.model_revision)
+        model.lora_target_modules = family_of(config).adapter_layers
     return get_peft_config(model)
 
 

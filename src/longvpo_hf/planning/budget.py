@@ -38,8 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.families import FrameGrid, context_tokens, family_of
 from longvpo_hf.families.vision import CHUNK_ELEMENTS, vision_tower
-from longvpo_hf.training.collator import context_tokens
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.packing.attention import Forest, Span, tree_attention
 
@@ -69,14 +69,9 @@ RESERVE_GIB = 1.5
 FRAGMENTED = 0.10
 
 #: A source of 16:9; its size where `max_pixels` sets no bound.
-_ASPECT = 16 / 9
 _UNBOUNDED_FRAME = (720, 1280)
 #: LongVPO samples an anchor clip at 1 fps, at most 64 frames; `dataset_scripts/stage1.py` cuts clips of at most 64 s.
 _ANCHOR_SECONDS = 64
-#: What the recipes adapt unless the configuration names other layers (`launch/arguments.py`).
-_TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
-#: Text that a processor writes around the frames, tokens: per frame (or pair of frames), for tokenizers like Qwen's.
-_LABEL_TOKENS = {"internvl": 9, "qwen2_5_vl": 0, "qwen3_vl": 11, "llava_onevision": 0, "smolvlm": 14}
 _CHAT_TOKENS = 24
 
 #: Work that is no part of a step: `precompute_ref_log_probs`.
@@ -402,71 +397,13 @@ def _line(name: str, value: str, width: int = 30) -> str:
 # ------------------------------------------------------------------------------------------------ the frames
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """How a family cuts frames up. A unit is the frames that share tokens.
-
-    Args:
-        frames: Frames of a unit.
-        patches: Tokens of the tower, of a unit.
-        tokens: Tokens of the text model, of a unit.
-        projected: Rows of the projector's input, of a unit.
-        pixels: Elements of the pixel tensor, of a unit.
-        window: Patches that a layer's attention spans, and in how many layers.
-        extra: Tokens of a video besides.
-    """
-
-    frames: int
-    patches: int
-    tokens: int
-    projected: int
-    pixels: int
-    window: tuple[tuple[int, int], ...]
-    extra: int = 0
-
-    def visual(self, frames: int) -> int:
-        """Visual tokens of a video."""
-        return self.units(frames) * self.tokens + self.extra
-
-    def units(self, frames: int) -> int:
-        """Units of a video."""
-        return -(-frames // self.frames)
-
-
-def _grid(config: PreTrainedConfig, max_pixels: int | None, frame: tuple[int, int] | None) -> _Grid:
+def _frame_grid(config: PreTrainedConfig, max_pixels: int | None, frame: tuple[int, int] | None) -> FrameGrid:
     """`frame` is the (height, width) of the source; None for one of 16:9 that fills `max_pixels`."""
-    vision: Any = config.vision_config
-    kind = str(config.model_type)
-    if kind in ("qwen2_5_vl", "qwen3_vl"):
-        height, width = frame or _UNBOUNDED_FRAME
-        if max_pixels is not None and (frame is None or height * width > max_pixels):
-            scale = math.sqrt(max_pixels / (height * width))
-            height, width = math.floor(height * scale), math.floor(width * scale)
-        patch, merge = vision.patch_size, vision.spatial_merge_size
-        rows, columns = (max(1, round(side / (patch * merge))) * merge for side in (height, width))
-        patches = rows * columns
-        window: tuple[tuple[int, int], ...] = ((patches, vision.depth),)
-        if kind == "qwen2_5_vl":
-            whole = len(vision.fullatt_block_indexes)
-            span = min(patches, (vision.window_size // patch) ** 2)
-            window = ((patches, whole), (span, vision.depth - whole))
-        frames = vision.temporal_patch_size
-        tokens = patches // merge**2
-        return _Grid(frames, patches, tokens, tokens, patches * 3 * frames * patch**2, window)
-    if kind not in ("internvl", "llava_onevision", "smolvlm"):
-        raise ConfigError(f"What a frame of a {kind!r} costs is not known; known families: {', '.join(_LABEL_TOKENS)}.")
-    (image, patch) = (
-        size[0] if isinstance(size, (list, tuple)) else size for size in (vision.image_size, vision.patch_size)
-    )
-    side, depth, pixels = image // patch, vision.num_hidden_layers, 3 * image**2
-    if kind == "internvl":  # and the class token
-        tokens = int(config.image_seq_length)
-        return _Grid(1, side**2 + 1, tokens, tokens, pixels, ((side**2 + 1, depth),))
-    if kind == "smolvlm":
-        tokens = (side // int(config.scale_factor)) ** 2
-        return _Grid(1, side**2, tokens, tokens, pixels, ((side**2, depth),))
-    # LLaVA-OneVision projects all patches, then pools them; a token ends the video.
-    return _Grid(1, side**2, math.ceil(side / 2) ** 2, side**2, pixels, ((side**2, depth),), extra=1)
+    height, width = frame or _UNBOUNDED_FRAME
+    if max_pixels is not None and (frame is None or height * width > max_pixels):
+        scale = math.sqrt(max_pixels / (height * width))
+        height, width = math.floor(height * scale), math.floor(width * scale)
+    return family_of(config).frame_grid(config, height, width)
 
 
 # --------------------------------------------------------------------------------------- the text model, traced
@@ -568,11 +505,16 @@ class _Run:
         rows: Rows,
     ) -> None:
         self.config, self.model, self.training, self.machine, self.rows = config, model, training, machine, rows
-        self.grid = _grid(config, training.max_pixels, rows.source_px)
+        self.family = family_of(config)
+        self.grid = _frame_grid(config, training.max_pixels, rows.source_px)
         self.built = _build(config, model, training, machine)
         tower = vision_tower(self.built)
         assert tower is not None
         self.tower = tower
+        found = [self.built.base_model.get_submodule(name) for name in self.family.connectors]
+        parts = list(tower.modules())
+        self.mergers = [connector for connector in found if connector in parts]
+        self.projectors = [connector for connector in found if connector not in parts]
         weights = list(self.built.parameters())
         adapters = [weight for name, weight in self.built.named_parameters() if "lora_" in name]
         self.tower_trained = any(weight.requires_grad for weight in tower.parameters())
@@ -609,8 +551,8 @@ class _Run:
     def trunk(self, frames: int) -> int:
         """Tokens that all answers about a timeline share."""
         given = self.rows.label_tokens
-        label = _LABEL_TOKENS[str(self.config.model_type)] if given is None else given
-        return self.grid.visual(frames) + label * self.grid.units(frames) + _CHAT_TOKENS
+        label = self.family.label_tokens if given is None else given
+        return self.grid.visual_tokens(frames) + label * self.grid.units(frames) + _CHAT_TOKENS
 
     @property
     def branch(self) -> int:
@@ -621,7 +563,7 @@ class _Run:
     def tokens(self) -> Tokens:
         """See `Tokens`."""
         frames = self.training.num_frames
-        visual = self.grid.visual(frames)
+        visual = self.grid.visual_tokens(frames)
         return Tokens(
             frames=frames,
             reference_frames=self.reference_frames,
@@ -714,13 +656,24 @@ class _Run:
         hidden, middle = vision.hidden_size, vision.intermediate_size
         depth = getattr(vision, "depth", None) or vision.num_hidden_layers
         block = _kept_by_block(self.tower, hidden, middle) * width * self.grid.patches
-        projector = units * self.grid.projected * width * _projector_width(self.built, self.tower)
+        projector = units * self.grid.projected * width * self._projector_width()
         if not self.tower_trained:
             chunk = math.ceil(CHUNK_ELEMENTS / self.grid.pixels)
             return projector, block * (min(units, chunk) if self.machine.sharding == Sharding.none else units)
         if self.training.gradient_checkpointing:
             return projector + units * self.grid.patches * width * hidden * depth, units * block
         return projector + units * block * depth, units * block if self.training.activation_offloading else 0.0
+
+    @property
+    def _is_connector_trained(self) -> bool:
+        return any(weight.requires_grad for part in (*self.mergers, *self.projectors) for weight in part.parameters())
+
+    def _projector_width(self) -> int:
+        """Elements that a projector keeps of a row for its backward pass: what goes in and out of its layers."""
+        if not self._is_connector_trained:
+            return 0
+        layers = [part for projector in self.projectors for part in projector.modules() if isinstance(part, nn.Linear)]
+        return sum(part.in_features + part.out_features for part in layers)
 
     def _head_bytes(self) -> float:
         text = self.config.get_text_config()
@@ -835,16 +788,17 @@ class _Run:
         grid, vision = self.grid, self.config.vision_config
         if not self.training.tree_packing:
             timelines *= 2 * self.pairs
-        merging = sum(_linear_elements(part) for part in _mergers(self.tower))
+        projecting = sum(_linear_elements(part) for part in self.projectors)
+        merging = sum(_linear_elements(part) for part in self.mergers)
         pixels = sum(part.weight.numel() for part in self.tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
         linear = 2.0 * ((_linear_elements(self.tower) - merging - pixels) * grid.patches)
-        attention = sum(4.0 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.window)
+        attention = sum(4.0 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.windows)
         units = timelines * grid.units(frames)
         again = 1 if policy and self.training.gradient_checkpointing else 0
         trained = policy and self.tower_trained
         passes = (3 + again, 3.5 + again) if trained else (1, 1)
-        projector = 2.0 * (merging * grid.tokens + _linear_elements(_projector(self.built)) * grid.projected)
-        projected = 3 if policy and _is_projector_trained(self.built, self.tower) else 1
+        projector = 2.0 * (merging * grid.tokens + projecting * grid.projected)
+        projected = 3 if policy and self._is_connector_trained else 1
         embedded = 2.0 * pixels * grid.patches * (2 if trained else 1)  # pixels have no gradient
         return units * (embedded + linear * passes[0] + attention * passes[1] + projector * projected)
 
@@ -874,7 +828,7 @@ class _Run:
                 "anchor": f"one clip of {_ANCHOR_SECONDS} s",
             }
             notes.append(f"reference={training.reference!r} is taken to be {whole[training.reference]}.")
-        if str(self.config.model_type).startswith("qwen"):
+        if self.family.is_sized_by_frames:
             notes.append("Frames are taken to be 16:9 and to fill max_pixels.")
         if self._dtype == torch.float32 and training.bf16 and self.machine.sharding == Sharding.none:
             notes.append(
@@ -923,7 +877,8 @@ def _run_text_model(run: _Run, sequences: Sequence[tuple[int, int]], trunk: int,
     half = training.bf16 or training.fp16
     with mode:
         embeddings = torch.empty(rows, length, width, dtype=_embedding_dtype(run), requires_grad=grad)
-        shape = (3, rows, length) if str(run.config.model_type).startswith("qwen") else (rows, length)
+        axes = run.family.position_axes
+        shape = (rows, length) if axes == 1 else (axes, rows, length)
         inputs = {
             "attention_mask": torch.empty(rows, length, dtype=torch.long),
             "position_ids": torch.empty(shape, dtype=torch.long),
@@ -987,7 +942,7 @@ def _build(
             adapted = copy.copy(model)
             adapted.load_in_4bit = adapted.load_in_8bit = False
             if adapted.lora_target_modules is None and adapted.lora_target_parameters is None:
-                adapted.lora_target_modules = _TEXT_LAYERS
+                adapted.lora_target_modules = family_of(config).adapter_layers
             built = get_peft_model(built, get_peft_config(adapted)).get_base_model()
             if training.freeze_vision_tower and (tower := vision_tower(built)) is not None:
                 tower.requires_grad_(False)
@@ -1004,35 +959,9 @@ def _optimizer_bytes(optimizer: Any, width: float) -> float:
     return moments * (1.0 if "8bit" in name else width)
 
 
-def _linear_elements(module: nn.Module | None) -> int:
+def _linear_elements(module: nn.Module) -> int:
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-    return 0 if module is None else sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
-
-
-def _projector(model: PreTrainedModel) -> nn.Module | None:
-    """What stands between tower and text model, where it is not in the tower."""
-    base: Any = model.base_model
-    return getattr(base, "multi_modal_projector", None) or getattr(base, "connector", None)
-
-
-def _mergers(tower: nn.Module) -> list[nn.Module]:
-    """What stands between tower and text model, where it is in the tower."""
-    return [part for name, part in tower.named_children() if "merger" in name]
-
-
-def _is_projector_trained(model: PreTrainedModel, tower: nn.Module) -> bool:
-    projector = _projector(model)
-    parts = [*_mergers(tower), *([projector] if projector is not None else [])]
-    return any(weight.requires_grad for part in parts for weight in part.parameters())
-
-
-def _projector_width(model: PreTrainedModel, tower: nn.Module) -> int:
-    """Elements that a projector keeps of a row for its backward pass: what goes in and out of its layers."""
-    projector = _projector(model)
-    if projector is None or not _is_projector_trained(model, tower):
-        return 0
-    layers = [part for part in projector.modules() if isinstance(part, nn.Linear)]
-    return sum(part.in_features + part.out_features for part in layers)
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
 
 
 def _kept_by_block(tower: nn.Module, hidden: int, middle: int) -> int:

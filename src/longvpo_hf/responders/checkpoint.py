@@ -38,7 +38,7 @@ def load_checkpoint(name: str, device: torch.device | None = None) -> tuple[PreT
     from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
+    from longvpo_hf.families.vision import bound_frozen_forward
 
     adapted = find_adapter_config_file(name) is not None
     base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapted else name
@@ -56,8 +56,7 @@ def load_checkpoint(name: str, device: torch.device | None = None) -> tuple[PreT
         processor = AutoProcessor.from_pretrained(base)
     model = model.eval().requires_grad_(False)
     # Frames go through the tower a few at a time: thousands of them at once would not fit long before the text does.
-    if (tower := vision_tower(model)) is not None:
-        bound_frozen_forward(tower)
+    bound_frozen_forward(model)
     return model, processor
 
 

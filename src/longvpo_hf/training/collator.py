@@ -347,18 +347,6 @@ class TimelineSampler(Sampler[int]):
         return iter([row for group in groups for row in group])
 
 
-def context_tokens(config: PreTrainedConfig) -> int | None:
-    """How many tokens the text model was made for, with its rope scaling; None where its config does not say."""
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    rope = getattr(text, "rope_parameters", None) or {}
-    factor = rope.get("factor", 1.0)
-    original = rope.get("original_max_position_embeddings", positions)
-    return max(positions, int(original * factor))
-
-
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
     """Per row the reason why it has no prompt; None where it has one."""
     return [prompt if isinstance(prompt, str) else None for prompt in prompts]

@@ -31,6 +31,7 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.families import context_tokens
 from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
 from longvpo_hf.publishing.model_card import write_model_card
@@ -41,7 +42,6 @@ from longvpo_hf.training.collator import (
     Batch,
     TimelineSampler,
     VideoPreferenceCollator,
-    context_tokens,
 )
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.facts import facts_of
@@ -147,7 +147,7 @@ class LongVPOTrainer(DPOTrainer):
                 tower.requires_grad_(False)
             # Processes that call a sharded tower unequally often wait for one another for ever.
             if tower is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-                bound_frozen_forward(tower)
+                bound_frozen_forward(scored)
         if not self._has_clips:
             return
         self.data_collator.context_tokens = context_tokens(self.model.config)

@@ -1,0 +1,128 @@
+"""What the package has to know about a kind of model: `Family`, and what families share.
+
+Light to import: a family is plain facts and functions over configs and tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+#: Layers that LoRA adapts unless told otherwise: every linear layer of the text model and none of the vision tower's.
+#: transformers calls the text model `language_model`, in SmolVLM `text_model`.
+TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameGrid:
+    """How a family cuts frames into tokens. A unit is the frames that share tokens: one, or a pair.
+
+    Args:
+        frames: Frames of a unit.
+        patches: Tokens of a unit in the vision tower.
+        tokens: Tokens of a unit in the text model.
+        projected: Rows of a unit in the projector's input.
+        pixels: Elements of a unit in the pixel tensor.
+        windows: Pairs of (patches that a layer's attention spans, number of such layers).
+        extra: Tokens of a video besides those of its units.
+    """
+
+    frames: int
+    patches: int
+    tokens: int
+    projected: int
+    pixels: int
+    windows: tuple[tuple[int, int], ...]
+    extra: int = 0
+
+    def units(self, frames: int) -> int:
+        """Units of a video of so many frames; an odd last frame makes a unit of its own."""
+        return -(-frames // self.frames)
+
+    def visual_tokens(self, frames: int) -> int:
+        """Tokens of the text model that a video of so many frames becomes."""
+        return self.units(frames) * self.tokens + self.extra
+
+
+#: Settings for a video processor that keep the size of frames; None where it would change them in another way.
+VideoSettings = Callable[[Any], dict[str, Any] | None]
+#: From a model's config and a frame's height and width in pixels.
+FrameGridOf = Callable[[Any, int, int], FrameGrid]
+#: From the tensors of a tower's call, by argument, and the most pixel elements of a piece: the tensors of each piece.
+#: None where this call cannot be cut.
+Pieces = Callable[[Mapping[Any, "Tensor"], int], list[dict[Any, "Tensor"]] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of model, as transformers' `model_type` names it.
+
+    Args:
+        model_type: `config.model_type`.
+        processor: Class name of its processor.
+        video_settings: See `VideoSettings`.
+        frame_grid: See `FrameGridOf`.
+        label_tokens: Text tokens that the processor writes around each unit of frames, with tokenizers like Qwen's.
+        connectors: Modules between vision tower and text model, by their name in the base model; they may lie inside
+            the tower.
+        pieces: How a call of the vision tower is cut into frames. None: the tower takes all frames at once.
+        position_axes: 3 where the model counts positions in time, height and width (multimodal rope, from
+            `mm_token_type_ids`), else 1.
+        is_sized_by_frames: Whether a larger frame becomes more tokens; else every frame is scaled to one tile.
+        adapter_layers: Regular expression of the layers that LoRA adapts by default, matched as peft does.
+        fsdp_layers: Class names of the layers that FSDP wraps. Empty where the model itself names them rightly.
+    """
+
+    model_type: str
+    processor: str
+    video_settings: VideoSettings
+    frame_grid: FrameGridOf
+    label_tokens: int
+    connectors: tuple[str, ...]
+    pieces: Pieces | None
+    position_axes: int = 1
+    is_sized_by_frames: bool = False
+    adapter_layers: str = TEXT_LAYERS
+    fsdp_layers: tuple[str, ...] = ()
+
+
+def context_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens the text model was made for, with its rope scaling; None where its config does not say."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("factor", 1.0)
+    original = rope.get("original_max_position_embeddings", positions)
+    return max(positions, int(original * factor))
+
+
+def model_config(name: str, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:
+    """The config of a checkpoint, or of the base of an adapter.
+
+    Args:
+        name: Folder or name on the Hub.
+        revision: Branch, tag or commit of a name on the Hub.
+        local_files_only: Look at nothing but folders and this machine's Hub cache.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If transformers does not know its model type.
+    """
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    adapter = find_adapter_config_file(name, revision=revision, local_files_only=local_files_only)
+    if adapter is not None:
+        settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        name, revision = settings["base_model_name_or_path"], settings.get("revision") or "main"
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+    return config

@@ -1,0 +1,31 @@
+"""Qwen2.5-VL: pairs of frames share tokens, and most layers of its tower attend within windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from longvpo_hf.families.family import Family, FrameGrid
+from longvpo_hf.families.frame_sizes import grid_settings, rounded_grid
+from longvpo_hf.families.pieces import by_grid
+
+
+def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
+    vision = config.vision_config
+    grid = rounded_grid(vision, height_px, width_px)
+    whole = len(vision.fullatt_block_indexes)
+    window = min(grid.patches, (vision.window_size // vision.patch_size) ** 2)
+    return replace(grid, windows=((grid.patches, whole), (window, vision.depth - whole)))
+
+
+FAMILY = Family(
+    model_type="qwen2_5_vl",
+    processor="Qwen2_5_VLProcessor",
+    video_settings=grid_settings,
+    frame_grid=_frame_grid,
+    label_tokens=0,
+    connectors=("visual.merger",),
+    pieces=by_grid,
+    position_axes=3,
+    is_sized_by_frames=True,
+)

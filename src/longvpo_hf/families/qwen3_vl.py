@@ -1,0 +1,26 @@
+"""Qwen3-VL: pairs of frames share tokens, and each pair has its time in words before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longvpo_hf.families.family import Family, FrameGrid
+from longvpo_hf.families.frame_sizes import grid_settings, rounded_grid
+from longvpo_hf.families.pieces import by_grid
+
+
+def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
+    return rounded_grid(config.vision_config, height_px, width_px)
+
+
+FAMILY = Family(
+    model_type="qwen3_vl",
+    processor="Qwen3VLProcessor",
+    video_settings=grid_settings,
+    frame_grid=_frame_grid,
+    label_tokens=11,  # "<4.5 seconds><|vision_start|>…<|vision_end|>"
+    connectors=("visual.merger", "visual.deepstack_merger_list"),
+    pieces=by_grid,
+    position_axes=3,
+    is_sized_by_frames=True,
+)
