@@ -32,7 +32,6 @@ import trainer_step
 from datasets import Dataset
 from torch import Tensor
 from trainer_step import ARMS, CHOSEN_TOKENS, MODES, QUESTION_TOKENS, REJECTED_TOKENS, SCALES, Run, Setup
-from transformers.models.smolvlm import processing_smolvlm
 from trl import ModelConfig
 
 from longvpo_hf.miniature.demo import processor_name
@@ -55,7 +54,7 @@ FIGURES = {
 }
 MIB = 2**20
 SIZES = (1024, 4096, 16384)
-FAMILIES = (*tiny_models.FAMILIES, "smolvlm")
+FAMILIES = tuple(tiny_models.ALL)
 
 
 def internvl(connection: Connection, setup: Setup) -> None:
@@ -110,14 +109,7 @@ class GradientRun(Run):
 def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     """What is estimated and measured of a step of the tests' tiny model of a family."""
     rows = Dataset.from_list(trainer_step.write_rows(folder, frames, 56)[:1])
-    more: dict[str, Any] = {}
-    if name == "smolvlm":
-        from test_processing import build_smolvlm
-
-        processing_smolvlm.num2words = str
-        more = {"model": build_smolvlm()[0], "processing_class": build_smolvlm()[1], "ref_model": build_smolvlm()[0]}
-        name = "internvl"  # not built: the model is given
-    trainer = trainers.make(folder, rows, name, num_frames=frames, fps=1.0, per_device_train_batch_size=1, **more)
+    trainer = trainers.make(folder, rows, name, num_frames=frames, fps=1.0, per_device_train_batch_size=1)
     batch = trainers.batch_of(trainer, rows)
     answers = batch["completion_mask"].sum(1).tolist()
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]

@@ -13,13 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import (
     LlavaNextVideoVideoProcessor,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    SmolVLMImageProcessor,
-    SmolVLMProcessor,
-    SmolVLMVideoProcessor,
 )
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_utils import VideoMetadata
 from trl.trainer.utils import add_fused_lm_head
 
@@ -34,57 +28,16 @@ from media import write_video
 
 torch.set_num_threads(1)
 
-FAMILIES = [*tiny_models.FAMILIES, "smolvlm"]
+FAMILIES = list(tiny_models.ALL)
 GRID_PX = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # patch × merge: what a frame's sides are rounded to
 NEAR_BOUND_SECONDS = (0.5, 1.5, 4.25, 4.75, 9.0, 61.5)  # not uniform, and past a minute
 QUESTIONS = ["What is it?", "  two spaces", "\n\nlines", "", "Wer weiß?", "Frame3: <img>", "<|im_end|>?", ":"]
 
 
-@pytest.fixture(autouse=True)
-def _num2words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolVLM's processor spells the number of frames with a package that is not ours to install: digits will do."""
-    monkeypatch.setattr(processing_smolvlm, "num2words", str)
-
-
 @functools.cache
 def family(name: str) -> tuple[Any, Any]:
     """Model and processor, shared: no test changes them."""
-    return tiny_models.build(name) if name != "smolvlm" else build_smolvlm()
-
-
-def build_smolvlm() -> tuple[Any, Any]:
-    """As `tiny_models.build` does the families whose processors need no more packages."""
-    torch.manual_seed(0)
-    named = {
-        "fake_image_token": "<fake_token_around_image>",
-        "image_token": "<image>",
-        "global_image_token": "<global-img>",
-        "end_of_utterance_token": "<end_of_utterance>",
-        "video_token": "<video>",
-    }
-    tokenizer = tiny_models._tokenizer([], **named)
-    side = {"longest_edge": 56}
-    processor = SmolVLMProcessor(
-        SmolVLMImageProcessor(size=side, max_image_size=side),
-        tokenizer,
-        SmolVLMVideoProcessor(size=side, max_image_size=side),
-        image_seq_len=4,
-        chat_template=processing_smolvlm.DEFAULT_CHAT_TEMPLATE,  # for a video it takes no other
-    )
-    config = SmolVLMConfig(
-        vision_config={
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "image_size": 56,
-            "patch_size": 14,
-        },
-        text_config=tiny_models._text_config(tokenizer, model_type="llama"),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-    )
-    return SmolVLMForConditionalGeneration(config).eval(), processor
+    return tiny_models.build(name)
 
 
 def make_frames(
@@ -384,8 +337,8 @@ def test_smolvlm_can_be_tree_packed() -> None:
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_smolvlm_trains(tmp_path: Path, dataset: Dataset, frozen: bool) -> None:
     """The other families are in `test_modes.py`."""
-    model, processor = build_smolvlm()
-    reference = build_smolvlm()[0]
+    model, processor = tiny_models.build("smolvlm")
+    reference = tiny_models.build("smolvlm")[0]
     trainer = trainers.make(
         tmp_path, dataset, model=model, processing_class=processor, ref_model=reference, freeze_vision_tower=frozen
     )

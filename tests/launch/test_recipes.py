@@ -27,7 +27,6 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.models.smolvlm import processing_smolvlm
 
 import tiny_models
 from hub_double import HubDouble
@@ -148,21 +147,11 @@ def test_accelerate_loads_its_configurations(file: Path) -> None:
         assert config.deepspeed_config["zero_stage"] == int(file.stem[-1])
 
 
-def tiny(family: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """A tiny model of one of the bases' families, and its processor."""
-    if family != "smolvlm":
-        return tiny_models.build(family)
-    from test_processing import build_smolvlm
-
-    monkeypatch.setattr(processing_smolvlm, "num2words", str)  # a package that is not ours to install
-    return build_smolvlm()
-
-
 @pytest.mark.parametrize("base", WRITE_CONFIGS.BASES)
-def test_fsdp_finds_the_layers_it_is_told_to_wrap(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_finds_the_layers_it_is_told_to_wrap(base: str) -> None:
     """As accelerate looks for them; LLaVA names layers itself that its models do not have."""
     family = family_of(WRITE_CONFIGS.BASES[base].family)
-    model = tiny(family.model_type, monkeypatch)[0]
+    model = tiny_models.build(family.model_type)[0]
     named = list(family.fsdp_layers) or None
 
     def wrapped(layers: list[str] | None) -> set[str]:
@@ -358,10 +347,8 @@ def test_the_recipe_is_the_demos_training(killed: Path) -> None:
 
 
 @pytest.mark.parametrize("family", sorted({base.family for base in WRITE_CONFIGS.BASES.values()} - {"internvl"}))
-def test_every_family_of_the_bases_trains_an_adapter(
-    family: str, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, processor = tiny(family, monkeypatch)
+def test_every_family_of_the_bases_trains_an_adapter(family: str, tmp_path: Path, rows: Path) -> None:
+    model, processor = tiny_models.build(family)
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     words = options(tmp_path / "base", rows, tmp_path / "model", use_peft="true", lora_r=2, max_steps=1)
