@@ -32,7 +32,7 @@ from longvpo_hf.timeline import Timeline, View
 from longvpo_hf.training.config import OnBadVideo, ReferenceView
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, ProcessorMixin
+    from transformers import ProcessorMixin
 
 logger = logging.getLogger(__name__)
 
