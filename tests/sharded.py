@@ -41,13 +41,13 @@ if __name__ == "__main__":
     pretend()
     stage1 = load_recipe("stage1")
     types: set[str] = set()
-    sft_loss = trainer_module._sft_loss
+    sft_losses = trainer_module.sft_losses
 
     def noted(log_probs: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
         types.add(str(log_probs.dtype))
-        return sft_loss(log_probs, completion_mask)
+        return sft_losses(log_probs, completion_mask)
 
-    trainer_module._sft_loss = noted
+    trainer_module.sft_losses = noted
     folder = Path(sys.argv[1])
     for scenario in sys.argv[2:]:
         earlier, then, _ = scenario.partition("-then-")

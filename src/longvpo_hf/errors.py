@@ -6,6 +6,7 @@
     ├── VideoError      a video, or a clip of one, cannot be read
     ├── DatasetError    preference rows, captions or the folder they are in
     ├── ModelError      a checkpoint, a processor or a model's family
+    ├── TrainingError   a run whose numbers are no longer finite
     └── EndpointError   a server that answers requests
 
 Every message says what was wrong, with the value and the bound, and what to do. The command line shows these as one
@@ -40,6 +41,10 @@ class DatasetError(LongVPOError, ValueError):
 
 class ModelError(LongVPOError, ValueError):
     """A checkpoint or a processor is missing or cannot do what is asked of it."""
+
+
+class TrainingError(LongVPOError, RuntimeError):
+    """A run cannot go on: its loss, a gradient or a weight is not finite."""
 
 
 class EndpointError(LongVPOError, RuntimeError):

@@ -20,7 +20,8 @@ from longvpo_hf.families import context_tokens
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
-from longvpo_hf.training.collator import BAD_VIDEO_REASONS, TimelineSampler, VideoPreferenceCollator
+from longvpo_hf.training.collator import BAD_VIDEO_REASONS, VideoPreferenceCollator
+from longvpo_hf.training.rows import TimelineSampler
 
 
 def collator(family: str = "internvl", **more: Any) -> VideoPreferenceCollator:

@@ -1,7 +1,7 @@
-"""Every private thing of TRL, transformers, accelerate and peft that the package uses, by name.
+"""Every private name of TRL, transformers, accelerate and peft that the package uses.
 
 When one of them moves, a test here fails with its name, before anything trains on wrong numbers. `trl` and
-`transformers` are pinned to their minor versions in `pyproject.toml`; moving a pin begins with this file.
+`transformers` are pinned to their minor versions in `pyproject.toml`; moving a pin starts with this file.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from accelerate.state import GradientState
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, Trainer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
@@ -30,10 +32,19 @@ METHODS: list[tuple[type, str, list[str]]] = [
     (DPOTrainer, "_precompute_ref_logps", ["dataset", "name", "batch_size"]),
     (DPOTrainer, "compute_ref_log_probs", ["model", "inputs"]),
     (DPOTrainer, "_compute_loss", ["model", "inputs", "return_outputs"]),
-    (DPOTrainer, "prediction_step", ["model", "inputs", "prediction_loss_only", "ignore_keys"]),
     (DPOTrainer, "log", ["logs", "start_time"]),
     (DPOTrainer, "evaluate", ["eval_dataset", "ignore_keys", "metric_key_prefix"]),
+    (DPOTrainer, "_save_checkpoint", ["model", "trial"]),
     (Trainer, "_get_train_sampler", ["train_dataset"]),
+    (Trainer, "_run_epoch", ["train_dataloader", "epoch"]),
+    (Trainer, "_get_grad_norm", ["model", "grad_norm"]),
+    (Trainer, "_get_learning_rate", []),
+    (Trainer, "train", ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
+    (
+        Trainer,
+        "evaluation_loop",
+        ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+    ),
     (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"]),
     (Trainer, "_load_best_model", []),
     (Trainer, "create_accelerator_and_postprocess", []),
@@ -59,13 +70,29 @@ SPELLINGS: list[tuple[Any, str, str]] = [
     (DPOTrainer._precompute_ref_logps, "collate_fn=self.data_collator", "replaced by the reference views' collator"),
     (DPOTrainer._precompute_ref_logps, "(dataset._fingerprint, model_hash)", "the cache file's key"),
     (DPOTrainer._precompute_ref_logps, "self.compute_ref_log_probs(model, padded_batch)", "scores our batches"),
-    (DPOTrainer.compute_ref_log_probs, "model(**model_kwargs, labels=labels, fused_lm_head=True)", "_Forward"),
-    (DPOTrainer._compute_loss, "model(**model_kwargs, labels=labels, fused_lm_head=True)", "_Forward"),
+    (DPOTrainer.compute_ref_log_probs, "model(**model_kwargs, labels=labels, fused_lm_head=True)", "ModelCall"),
+    (DPOTrainer._compute_loss, "model(**model_kwargs, labels=labels, fused_lm_head=True)", "ModelCall"),
     (DPOTrainer._compute_loss, 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]', "put there by us"),
     (DPOTrainer._compute_loss, "self.accelerator.gather(", "replaced where processes hold unequally many rows"),
-    (DPOTrainer._compute_loss, "logps = per_token_logps.sum(dim=1)", "_answer_scores"),
-    (DPOTrainer._compute_loss, "tail_mask = comp_pos > shared_lens", "_answer_scores under ld_alpha"),
+    (DPOTrainer._compute_loss, "self.accelerator.gather_for_metrics(", "replaced there too"),
+    (DPOTrainer._compute_loss, 'self._metrics[mode]["num_tokens"]', "kept; metrics of rows are replaced"),
+    (DPOTrainer._compute_loss, "logps = per_token_logps.sum(dim=1)", "answer_scores"),
+    (DPOTrainer._compute_loss, "tail_mask = comp_pos > shared_lens", "answer_scores under ld_alpha"),
+    (DPOTrainer.compute_ref_log_probs, "disable_gradient_checkpointing(self.model", "leaves it alone where it is off"),
+    (
+        disable_gradient_checkpointing,
+        "was_enabled = model.is_gradient_checkpointing",
+        "leaves it alone where it is off",
+    ),
     (DPOTrainer.log, "sum(val) / len(val)", "how TRL averages what we put into _metrics"),
+    (DPOTrainer.log, 'f"eval_{key}"', "why evaluation_loop empties _metrics and names metrics after their dataset"),
+    (Trainer._inner_training_loop, "epoch=epoch,", "_run_epoch is called by keywords"),
+    (Trainer._inner_training_loop, "train_dataloader=train_dataloader,", "_run_epoch is called by keywords"),
+    (Trainer._run_epoch, "self._get_grad_norm(model, grad_norm=grad_norm)", "called before each optimizer step"),
+    (Trainer.evaluation_loop, '[f"{metric_key_prefix}_loss"]', "replaced by the mean over rows"),
+    (Trainer.evaluate, "self.log(output.metrics)", "our metrics of an evaluation are among them"),
+    (GradientState, "def remainder", "which rows of an evaluation's last batch are repeats"),
+    (GradientState, "def end_of_dataloader", "which rows of an evaluation's last batch are repeats"),
     (Trainer._set_signature_columns_if_needed, "self._signature_columns", "our columns"),
     (Accelerator.prepare_model, "self._models.append(model)", "where a precomputed-out reference is let go"),
     (add_fused_lm_head, "lm_head = self.get_output_embeddings()", "looked up in each call: gathered by us under FSDP2"),
@@ -91,8 +118,13 @@ def test_overrides_are_those_named_here() -> None:
     """What the trainer overrides is in the list above, so that the list cannot fall behind."""
     ours = {name for name, value in vars(LongVPOTrainer).items() if inspect.isfunction(value)}
     theirs = {name for name in ours if hasattr(DPOTrainer, name)}
-    public = {"__init__", "train", "create_model_card"}
+    public = {"__init__", "create_model_card"}
     assert theirs - public == {name for owner, name, _ in METHODS if name in vars(LongVPOTrainer)}
+
+
+def test_arguments_are_those_of_trl_in_their_order() -> None:
+    ours, theirs = (list(inspect.signature(trainer.__init__).parameters) for trainer in (LongVPOTrainer, DPOTrainer))
+    assert ours == theirs
 
 
 def test_columns_of_precomputed_scores() -> None:

@@ -156,7 +156,7 @@ def test_a_copied_model_runs_its_own_tower() -> None:
 
 
 def test_a_model_without_a_tower_is_named(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longvpo_hf.training.trainer.vision_tower", lambda model: None)
+    monkeypatch.setattr("longvpo_hf.training.models.vision_tower", lambda model: None)
     with pytest.raises(ValueError, match="no vision tower in InternVLForConditionalGeneration"):
         trainers.make(tmp_path, dataset, freeze_vision_tower=True)
 
@@ -301,7 +301,7 @@ def test_evaluation_reports_the_loss_of_held_out_rows(tmp_path: Path, preference
         per_device_eval_batch_size=2,
     )
     before = [trainers.loss_of(trainer, held_out.select(range(i, i + 2))).item() for i in (0, 2)]
-    trainer._sums["train"].clear()
+    dict(trainer._means["train"].take())
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] == pytest.approx(sum(before) / 2, abs=1e-5)
     entry = trainer.state.log_history[-1]
@@ -372,7 +372,7 @@ def test_tokens_per_second_is_what_num_tokens_says(
         return now[0]
 
     trainer = trainers.make(tmp_path, dataset)
-    monkeypatch.setattr("longvpo_hf.training.trainer.time.perf_counter", clock)
+    monkeypatch.setattr("longvpo_hf.training.metrics.time.perf_counter", clock)
     trainer.train()
     first, second = trainers.logged(trainer, "num_tokens")
     assert trainers.logged(trainer, "tokens_per_second")[0] == pytest.approx(first / 2)

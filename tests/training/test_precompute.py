@@ -20,8 +20,9 @@ from conftest import make_dataset
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.timeline import Clip, Timeline
-from longvpo_hf.training import collator
-from longvpo_hf.training.collator import FINGERPRINT_COLUMN, SCORE_COLUMNS
+from longvpo_hf.training import reference
+from longvpo_hf.training.collator import SCORE_COLUMNS
+from longvpo_hf.training.reference import FINGERPRINT_COLUMN
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
 
@@ -171,7 +172,7 @@ def test_the_cache_answers_for_what_it_was_made_for_and_for_nothing_else(
         assert rescored(seen, tmp_path, again, **more) > 0, more
         assert rescored(seen, tmp_path, again) == 0
     assert rescored(seen, tmp_path, again.select([0, 1])) > 0
-    monkeypatch.setattr(collator, "__version__", "another")
+    monkeypatch.setattr(reference, "__version__", "another")
     assert rescored(seen, tmp_path, again) > 0
 
 

@@ -79,7 +79,7 @@ class PositionProbe(TrainerCallback):
             )
             trainer.control.should_log = is_due  # what was logged here is not the step's own log
         trainer.accelerator.wait_for_everyone()
-        trainer._clock = None  # as after an evaluation: its time does not count for `tokens_per_second`
+        trainer.leave_out_time()
         model.train()
 
 

@@ -1,35 +1,27 @@
-"""From rows to one batch: what the policy sees, and what the reference model is scored on.
+"""From rows to one batch: what the policy sees, and the view on which the reference model is scored.
 
-Takes preference rows (`preference.py`) as dictionaries; decodes, processes and tokenizes them, each view of a timeline
-once however many rows ask about it. Gives two `batch`es of the same form, for the policy and for the reference view.
-Knows nothing of models or losses.
+Every view of a timeline is decoded, processed and tokenized once, however many rows ask about it. The policy and the
+reference view get batches of the same form.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import os
-import random
-import tempfile
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch.utils.data import Sampler, get_worker_info
+from torch.utils.data import get_worker_info
 
-from longvpo_hf import __version__
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.encoding import PromptEncoder
 from longvpo_hf.frames import Frames, FrameSampler, Reason, UnreadableVideo
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.processes import end_with_parent
 from longvpo_hf.timeline import Timeline, View
-from longvpo_hf.training.config import OnBadVideo, ReferenceView
+from longvpo_hf.training.config import LongVPOConfig, OnBadVideo, ReferenceView
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -38,13 +30,12 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
-#: Why a row is left out under `on_bad_video="skip"`. The last: its reference view could not be decoded when reference
-#: scores were precomputed.
+#: Why `on_bad_video="skip"` leaves a row out. The last: its reference view could not be decoded when reference scores
+#: were precomputed.
 BAD_VIDEO_REASONS: tuple[str, ...] = (*get_args(Reason), "no_reference_score")
 
-#: Columns of precomputed reference scores, and of what they depend on.
+#: Columns of precomputed reference scores, as TRL names them.
 SCORE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
-FINGERPRINT_COLUMN = "ref_fingerprint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +45,7 @@ class _Prompt:
     Args:
         ids: Token ids, visual placeholders expanded.
         types: Per token 0 text, 1 image, 2 video; None for processors that give none.
-        visual: The processor's tensors of the view; rows about one view hold one and the same object.
+        visual: The processor's tensors of the view; rows about one view hold the same object.
         num_frames: Frames of the view.
     """
 
@@ -70,17 +61,17 @@ class VideoPreferenceCollator:
     Args:
         processor: The model's processor.
         num_frames: Frame budget of the policy's timeline.
-        reference: What the reference model is scored on; see `LongVPOConfig.reference`.
+        reference: The view on which the reference model is scored; see `LongVPOConfig.reference`.
         reference_num_frames: Frame budget of the reference view; None means `num_frames`.
-        fps: Most frames per second of a clip.
-        max_pixels: Most pixels of a frame.
-        max_length: Most tokens of a prompt and its answer; longer ones are an error.
+        fps: Maximum frames per second of a clip.
+        max_pixels: Maximum pixels of a frame.
+        max_length: Maximum tokens of a prompt and its answer; longer ones are an error.
         on_bad_video: See `LongVPOConfig.on_bad_video`.
-        precomputed: Rows hold the reference's scores (`SCORE_COLUMNS`), checked to be those of these settings.
-            Otherwise such columns are ignored.
+        precomputed: Rows hold the reference's scores (`SCORE_COLUMNS`), known to be those of these settings. Otherwise
+            such columns are ignored.
 
     Attributes:
-        context_tokens: Most tokens the model was made for; longer sequences are an error. None: not known.
+        context_tokens: Maximum tokens the model was made for; longer sequences are an error. None: not known.
 
     A batch of B rows about V different views, with sequences of at most L tokens, is
 
@@ -95,7 +86,7 @@ class VideoPreferenceCollator:
         reference        the same for the reference view, unless `precomputed`
         places           float [B], where the middle of the row's evidence lies on the timeline, in [0, 1]; NaN: none
         rows             int, how many rows were given
-        kept             long, which of them the batch holds: all, but for those that `on_bad_video="skip"` left out
+        kept             long, which of them the batch holds: all but those that `on_bad_video="skip"` left out
         bad_videos       long, how many were left out for each of `BAD_VIDEO_REASONS`
 
     If no row is left, `kept` is empty and the batch holds one stand-in row with a blank video, so that every process
@@ -129,10 +120,37 @@ class VideoPreferenceCollator:
         self.sampler = FrameSampler(num_frames, fps, max_pixels)
         self.reference_sampler = FrameSampler(reference_num_frames or num_frames, fps, max_pixels)
 
+    @classmethod
+    def of(cls, processor: Any, settings: LongVPOConfig) -> VideoPreferenceCollator:
+        """The collator of a run.
+
+        Raises:
+            ConfigError: If `processor` is a tokenizer.
+        """
+        if getattr(processor, "tokenizer", None) is None:
+            raise ConfigError(
+                f"Rows with clips need the model's processor as processing_class, got {type(processor).__name__}: load "
+                "it with AutoProcessor.from_pretrained."
+            )
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return cls(
+            processor,
+            num_frames=settings.num_frames,
+            reference=settings.reference,
+            reference_num_frames=settings.reference_num_frames,
+            fps=settings.fps,
+            max_pixels=settings.max_pixels,
+            max_length=settings.max_length,
+            on_bad_video=settings.on_bad_video,
+            precomputed=settings.precompute_ref_log_probs,
+        )
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Raises:
         UnreadableVideo: If a clip cannot be decoded and `on_bad_video` is "raise".
-        ValueError: If a row is not a video preference, or does not fit the frame budget or `max_length`.
+        DatasetError: If a row is not a video preference.
+        ConfigError: If a row does not fit the frame budget, `max_length` or the model's context.
         """
         if get_worker_info() is not None:  # a dataloader's process, which would outlive a trainer that is killed
             end_with_parent()
@@ -157,7 +175,7 @@ class VideoPreferenceCollator:
         return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
 
     def reference_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """The batch of what the reference model is scored on, with `rows` and `kept`; nothing else is decoded."""
+        """The batch of the reference views, with `rows` and `kept`; nothing else is decoded."""
         preferences = [VideoPreference.from_row(row) for row in rows]
         prompts = self._reference_prompts(preferences)
         kept = [i for i, reason in enumerate(_bad(prompts)) if reason is None]
@@ -165,10 +183,10 @@ class VideoPreferenceCollator:
         return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
 
     def reference_view(self, preference: VideoPreference) -> View:
-        """What the reference model is scored on for this row.
+        """The view on which the reference model is scored for this row.
 
         Raises:
-            ValueError: If it is to be the anchor and the row names none.
+            ConfigError: If it is to be the anchor and the row names none.
         """
         if self.reference == "full":
             return View.whole()
@@ -181,42 +199,6 @@ class VideoPreferenceCollator:
                 "none. Use reference='row' or 'full'."
             )
         return View.only(anchor)
-
-    def reference_fingerprints(self, rows: Sequence[Mapping[str, Any]], model: str) -> list[str]:
-        """What each row's reference scores depend on, as a hash.
-
-        That is its question and answers; name, size in bytes and span of the clips of its reference view; the frame
-        budget; the processor with its tokenizer and chat template; this package's version.
-
-        Args:
-            rows: Preference rows.
-            model: Stands for the reference model, and whatever else the scores depend on.
-        """
-        sampler = self.reference_sampler
-        settings = {
-            "frames": [sampler.num_frames, sampler.fps, sampler.max_pixels],
-            "processor": _processor_hash(self.encoder.processor),
-            "version": __version__,
-            "model": model,
-        }
-        sizes: dict[str, int] = {}
-        hashes = []
-        for row in rows:
-            preference = VideoPreference.from_row(row)
-            clips = self.reference_view(preference).of(preference.timeline).clips
-            for clip in clips:
-                if clip.path not in sizes:
-                    sizes[clip.path] = os.path.getsize(clip.path) if os.path.isfile(clip.path) else -1
-            content = {
-                **settings,
-                "texts": [preference.question, preference.chosen, preference.rejected],
-                "clips": [
-                    [os.path.basename(clip.path), sizes[clip.path], clip.start_seconds, clip.end_seconds]
-                    for clip in clips
-                ],
-            }
-            hashes.append(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24])
-        return hashes
 
     def _reference_prompts(self, preferences: Sequence[VideoPreference]) -> list[_Prompt | str]:
         views = [self.reference_view(preference) for preference in preferences]
@@ -257,7 +239,7 @@ class VideoPreferenceCollator:
         kept: Sequence[int],
         setting: str,
     ) -> Batch:
-        """The tensors of the kept rows; of a stand-in if there is none. `setting` names the frame budget in errors."""
+        """The tensors of the kept rows; of a stand-in if there are none. `setting` names the frame budget in errors."""
         asked = [(preferences[i], prompt) for i in kept if isinstance(prompt := prompts[i], _Prompt)]
         if not asked:
             asked = [self._stand_in(preferences[0])]
@@ -308,45 +290,6 @@ class VideoPreferenceCollator:
                 )
 
 
-class TimelineSampler(Sampler[int]):
-    """Shuffles rows, keeping up to `pairs_per_timeline` rows of one timeline next to each other.
-
-    The order follows from `seed` and the epoch alone, so every process draws the same and a resumed run goes on as the
-    interrupted one would have.
-
-    Args:
-        timelines: What tells each row's timeline from the others, in row order.
-        pairs_per_timeline: Most rows of a timeline that stand together.
-        seed: Decides the order.
-    """
-
-    def __init__(self, timelines: Sequence[Hashable], pairs_per_timeline: int, seed: int) -> None:
-        self._rows: dict[Hashable, list[int]] = {}
-        for i, timeline in enumerate(timelines):
-            self._rows.setdefault(timeline, []).append(i)
-        self._num_rows = len(timelines)
-        self._pairs_per_timeline = pairs_per_timeline
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order comes next."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def __iter__(self) -> Iterator[int]:
-        rng = random.Random(f"{self._seed}/{self._epoch}")
-        groups = []
-        for rows in self._rows.values():
-            shuffled = rng.sample(rows, len(rows))
-            size = self._pairs_per_timeline
-            groups += [shuffled[i : i + size] for i in range(0, len(rows), size)]
-        rng.shuffle(groups)
-        return iter([row for group in groups for row in group])
-
-
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
     """Per row the reason why it has no prompt; None where it has one."""
     return [prompt if isinstance(prompt, str) else None for prompt in prompts]
@@ -356,18 +299,6 @@ def _place(preference: VideoPreference) -> float:
     """Where the middle of the evidence lies on the timeline, in [0, 1]; NaN without evidence."""
     centres = [preference.timeline.centre(clip) for clip in preference.evidence]
     return sum(centres) / len(centres) if centres else math.nan
-
-
-def _processor_hash(processor: ProcessorMixin) -> str:
-    """Of all that the processor writes when it is saved: settings, tokenizer, chat template."""
-    digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                digest.update(path.name.encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _right_pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -1,10 +1,11 @@
-"""`LongVPOConfig`: what `LongVPOTrainer` adds to TRL's `DPOConfig`, and the papers' values where they differ.
+"""`LongVPOConfig`: the settings that `LongVPOTrainer` adds to TRL's `DPOConfig`, and defaults as in the papers.
 
-Knows nothing of models or data. Every number names its source; LongVPO is arXiv 2602.02341.
+Every number names its source; LongVPO is arXiv 2602.02341.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,32 +23,41 @@ class LongVPOConfig(DPOConfig):
 
     Parameters:
         num_frames (`int`, *optional*, defaults to `128`):
-            Most frames the policy sees of a timeline, spread over its clips by duration, at least one each.
+            Maximum number of frames the policy sees of a timeline, spread over its clips by duration, at least one
+            each.
         reference_num_frames (`int`, *optional*):
-            Most frames the reference model sees of its view. `None` means `num_frames`.
+            Maximum number of frames the reference model sees of its view. `None` means `num_frames`.
         fps (`float`, *optional*, defaults to `1.0`):
-            Most frames per second of a clip, for policy and reference. `None` for no such bound.
+            Maximum frames per second of a clip, for policy and reference. `None` for no such bound.
         max_pixels (`int`, *optional*, defaults to `200704`):
-            Most pixels (height × width) of a frame before it goes to the processor. `None` keeps the source's size.
+            Maximum pixels (height × width) of a frame before it goes to the processor. `None` keeps the source's size.
         reference (`str`, *optional*, defaults to `"row"`):
-            What the reference model is scored on: `"row"` what each row says, `"anchor"` the row's reference clips (its
-            evidence where it names none), `"full"` the whole timeline.
+            The view on which the reference model is scored: `"row"` the one each row names, `"anchor"` the row's
+            reference clips (its evidence where it names none), `"full"` the whole timeline.
         sft_weight (`float`, *optional*, defaults to `1.0`):
-            α of `L_DPO + α · (−log π(y⁺) / |y⁺|)`. The mean is per answer, then over the batch, as in the paper;
-            `0.0` leaves the term out. Shorthand for `"sft"` in `loss_type` with its weight in `loss_weights`.
+            α of `L_DPO + α · (−log π(y⁺) / |y⁺|)`; `0.0` leaves the SFT term out. The mean is per answer, then over the
+            batch, as in the paper. It is the only place where α is set: `loss_type` and `loss_weights` are about the
+            preference losses, and `"sft"` among them is refused. `loss_type="sft"` alone trains without a preference
+            loss, on `α · (−log π(y⁺) / |y⁺|)`.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
-            Train everything but the vision tower, which then runs without graph, a bounded number of frames at a time.
+            Train everything but the vision tower, adapters in it included. A frozen tower runs without a graph, a
+            bounded number of frames at a time.
         tree_packing (`bool`, *optional*, defaults to `True`):
-            Score all answers about a timeline in one forward pass, which gives the same numbers for less. Models whose
-            attention cannot take it are scored in two sequences per row, and the log says why.
+            Score all answers about a timeline in one forward pass: the same numbers, less time and memory. Models whose
+            attention cannot take it score two sequences per row, and the log says why.
         pairs_per_timeline (`int`, *optional*, defaults to `1`):
-            Up to so many rows of one timeline come next to each other, so that they share its video's forward pass when
-            they fall into one batch. Choose a divisor of `per_device_train_batch_size`. A streamed dataset keeps its
+            Number of rows of one timeline that are kept next to each other, so that they share its video's forward pass
+            when they are in one batch. Choose a divisor of `per_device_train_batch_size`. A streamed dataset keeps its
             own order.
         on_bad_video (`str`, *optional*, defaults to `"raise"`):
-            What becomes of a row whose video cannot be decoded: `"raise"` ends the run with an error that names row and
+            What happens to a row whose video cannot be decoded: `"raise"` ends the run with an error that names row and
             clip, `"skip"` leaves the row out and counts it by reason (`bad_videos/<reason>` in the logs). The loss is
-            then the mean over the rows that are left; a batch without any adds nothing to the gradient.
+            then the mean over the remaining rows; a batch without any adds nothing to the gradient.
+        max_nonfinite_steps (`int`, *optional*, defaults to `0`):
+            Number of optimizer steps in a row that may have a loss or a gradient which is not finite (NaN or infinite).
+            Such a step does not change the weights, and its loss is logged as NaN. One more ends the run with an error;
+            nothing is saved after it. In fp16 the loss scaler skips steps whose gradient overflows, and only the loss
+            counts. DeepSpeed applies a step before it can be looked at: there the setting must be 0.
 
     `precompute_ref_log_probs=True` works for video rows, see `LongVPOTrainer`.
 
@@ -58,46 +68,49 @@ class LongVPOConfig(DPOConfig):
     num_frames: int = field(
         default=128,
         metadata={
-            "help": "Most frames the policy sees of a timeline, spread over its clips by duration, at least one each. "
-            "LongVPO trains with at most 128, 256 or 512."
+            "help": "Maximum number of frames the policy sees of a timeline, spread over its clips by duration, at "
+            "least one each. LongVPO trains with at most 128, 256 or 512."
         },
     )
     reference_num_frames: int | None = field(
         default=None,
-        metadata={"help": "Most frames the reference model sees of its view. None means num_frames."},
+        metadata={"help": "Maximum number of frames the reference model sees of its view. None means num_frames."},
     )
     fps: float | None = field(
         default=1.0,
         metadata={
-            "help": "Most frames per second of a clip, for policy and reference; None for no such bound. LongVPO "
+            "help": "Maximum frames per second of a clip, for policy and reference; None for no such bound. LongVPO "
             "samples its clips at 1 fps."
         },
     )
     max_pixels: int | None = field(
         default=448 * 448,
         metadata={
-            "help": "Most pixels (height x width) of a frame before it goes to the processor; None keeps the source's "
-            "size. The default is InternVL's tile of 448 x 448."
+            "help": "Maximum pixels (height x width) of a frame before it goes to the processor; None keeps the "
+            "source's size. The default is InternVL's tile of 448 x 448."
         },
     )
     reference: ReferenceView = field(
         default="row",
         metadata={
-            "help": "What the reference model is scored on: 'row' what each row says, 'anchor' the row's reference "
-            "clips (its evidence where it names none), 'full' the whole timeline.",
+            "help": "The view on which the reference model is scored: 'row' the one each row names, 'anchor' the row's "
+            "reference clips (its evidence where it names none), 'full' the whole timeline.",
             "choices": ["row", "anchor", "full"],
         },
     )
     sft_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight alpha of the SFT term on the chosen answer, averaged per answer. LongVPO uses 1.0; 0 "
-            "leaves it out."
+            "help": "Weight alpha of the SFT term on the chosen answer, averaged per answer; 0 leaves it out. The only "
+            "place where it is set: 'sft' among several loss types is refused. LongVPO uses 1.0."
         },
     )
     freeze_vision_tower: bool = field(
         default=False,
-        metadata={"help": "Train everything but the vision tower. LongVPO trains the whole model; TPO freezes it."},
+        metadata={
+            "help": "Train everything but the vision tower, adapters in it included. LongVPO trains the whole model; "
+            "TPO freezes the tower."
+        },
     )
     tree_packing: bool = field(
         default=True,
@@ -109,16 +122,23 @@ class LongVPOConfig(DPOConfig):
     pairs_per_timeline: int = field(
         default=1,
         metadata={
-            "help": "Up to so many rows of one timeline come next to each other, so that they share its video's "
-            "forward pass when they fall into one batch. Choose a divisor of per_device_train_batch_size."
+            "help": "Number of rows of one timeline that are kept next to each other, so that they share its video's "
+            "forward pass when they are in one batch. Choose a divisor of per_device_train_batch_size."
         },
     )
     on_bad_video: OnBadVideo = field(
         default="raise",
         metadata={
-            "help": "What becomes of a row whose video cannot be decoded: 'raise' ends the run with an error that "
+            "help": "What happens to a row whose video cannot be decoded: 'raise' ends the run with an error that "
             "names row and clip, 'skip' leaves the row out and counts it by reason.",
             "choices": ["raise", "skip"],
+        },
+    )
+    max_nonfinite_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Number of optimizer steps in a row that may have a loss or gradient of NaN or infinity; they "
+            "leave the weights unchanged. One more ends the run, and nothing is saved after it. 0 with DeepSpeed."
         },
     )
 
@@ -131,7 +151,10 @@ class LongVPOConfig(DPOConfig):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs. LongVPO trains one per stage."})
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens of a sequence. A longer one is an error: visual tokens are never truncated."},
+        metadata={
+            "help": "Maximum number of tokens of a sequence. A longer one is an error: visual tokens are never "
+            "truncated."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -145,16 +168,42 @@ class LongVPOConfig(DPOConfig):
             raise ConfigError(f"reference must be 'row', 'anchor' or 'full', got {self.reference!r}.")
         if self.on_bad_video not in ("raise", "skip"):
             raise ConfigError(f"on_bad_video must be 'raise' or 'skip', got {self.on_bad_video!r}.")
-        if self.sft_weight < 0:
-            raise ConfigError(f"sft_weight must be ≥ 0, got {self.sft_weight}.")
+        if self.max_nonfinite_steps < 0:
+            raise ConfigError(f"max_nonfinite_steps must be ≥ 0, got {self.max_nonfinite_steps}.")
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
-        if self.sft_weight and "sft" not in self.loss_type:
-            weights = self.loss_weights or [1.0] * len(self.loss_type)
-            self.loss_type = [*self.loss_type, "sft"]
-            self.loss_weights = [*weights, self.sft_weight]
+        self._check_losses()
         super().__post_init__()
 
+    def _check_losses(self) -> None:
+        """Refuses settings that contradict each other, and those that fail only at the first step."""
+        if not (self.sft_weight >= 0 and math.isfinite(self.sft_weight)):
+            raise ConfigError(f"sft_weight must be ≥ 0 and finite, got {self.sft_weight}.")
+        if "sft" in self.loss_type:
+            if len(self.loss_type) > 1:
+                raise ConfigError(
+                    f"loss_type={self.loss_type}: the SFT term is weighted by sft_weight alone (now "
+                    f"{self.sft_weight:g}). Leave 'sft' out of loss_type, and its weight out of loss_weights."
+                )
+            if self.sft_weight == 0:
+                raise ConfigError("loss_type='sft' with sft_weight=0 leaves nothing to train on: set sft_weight > 0.")
+            if self.loss_weights is not None:
+                raise ConfigError(
+                    f"loss_type='sft' is weighted by sft_weight (now {self.sft_weight:g}): leave loss_weights out, got "
+                    f"{self.loss_weights}."
+                )
+        if self.use_weighting and "hinge" in self.loss_type:
+            raise ConfigError(
+                "use_weighting=True does not work with loss_type 'hinge': TRL multiplies the hinge loss in place, and "
+                "its gradient cannot be computed. Set use_weighting=False, or choose another loss."
+            )
+
+    @property
+    def preference_losses(self) -> dict[str, float]:
+        """The preference losses and their weights; empty for the SFT term alone."""
+        weights = self.loss_weights or [1.0] * len(self.loss_type)
+        return {name: weight for name, weight in zip(self.loss_type, weights, strict=True) if name != "sft"}
+
     def __getstate__(self) -> dict[str, Any]:
-        """All but the token: transformers pickles its arguments into `training_args.bin`, which is published."""
+        """Everything but the token: transformers pickles the arguments into `training_args.bin`, which is published."""
         return {**self.__dict__, "hub_token": None}

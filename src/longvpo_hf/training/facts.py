@@ -69,7 +69,7 @@ def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
     from longvpo_hf.training.packing import is_tree_packed
 
     args = trainer.args
-    weights = args.loss_weights or [1.0] * len(args.loss_type)
+    losses = [*args.preference_losses.items(), *([("sft", args.sft_weight)] if args.sft_weight else [])]
     packed = args.tree_packing and is_tree_packed(trainer.model)
     rate = "" if args.fps is None else f", {args.fps:g} a second"
     pixels = "" if args.max_pixels is None else f", {args.max_pixels} pixels each"
@@ -77,7 +77,7 @@ def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
     rows = args.per_device_train_batch_size * accumulated * args.world_size
     tower = ", vision tower frozen" if args.freeze_vision_tower else ""
     return [
-        ("loss", " + ".join(f"{weight:g} × {kind}" for kind, weight in zip(args.loss_type, weights, strict=True))),
+        ("loss", " + ".join(f"{weight:g} × {name}" for name, weight in losses)),
         ("β", f"{args.beta:g}"),
         ("α (weight of the SFT term)", f"{args.sft_weight:g}"),
         ("the reference model sees", _REFERENCE_VIEWS[args.reference]),

@@ -1,21 +1,19 @@
 """`LongVPOTrainer`: TRL's `DPOTrainer` for video preference rows, with the reference model scored on its own view.
 
-Takes rows with `clips` (`preference.py`) and any transformers video-language model; overrides as little of TRL as it
-can, so that its loss types, metrics and options keep working. Rows without clips train as in `DPOTrainer`. Knows
-nothing of how rows are made. Every private thing of TRL that is used is named in `tests/test_contract.py`.
+It works with rows that have `clips` (`preference.py`) and any transformers video-language model, and overrides as
+little of TRL as possible, so that its loss types, metrics and options keep working. Every private name of TRL and
+transformers that it uses is listed in `tests/training/test_contract.py`.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
@@ -24,59 +22,93 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import EvalResult
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
-from torch.utils.data import Sampler
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from torch.utils.data import DataLoader, Sampler
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import DPOTrainer
-from trl.trainer.utils import FusedCausalLMOutput
+from trl.trainer.utils import get_config_model_id
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import context_tokens
-from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
-from longvpo_hf.publishing.model_card import write_model_card
 from longvpo_hf.training.collator import (
     BAD_VIDEO_REASONS,
-    FINGERPRINT_COLUMN,
     SCORE_COLUMNS,
     Batch,
-    TimelineSampler,
     VideoPreferenceCollator,
 )
 from longvpo_hf.training.config import LongVPOConfig
-from longvpo_hf.training.facts import facts_of
-from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, plain_forward, tree_forward, unwrapped
+from longvpo_hf.training.metrics import REPLACED, Means, Throughput
+from longvpo_hf.training.models import check_head, prepare_tower, undisturbed
+from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error, nonfinite_weight
+from longvpo_hf.training.packing import enable_tree_packing
+from longvpo_hf.training.reference import (
+    FINGERPRINT_COLUMN,
+    config_facts,
+    has_scores,
+    reference_fingerprints,
+    score_columns,
+)
+from longvpo_hf.training.rows import TimelineSampler, have_clips, set_sampler_epoch
+from longvpo_hf.training.scoring import (
+    ModelCall,
+    gather_of_unequal_rows,
+    row_scores,
+    sft_losses,
+    texts_of,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig, EvalPrediction, TrainerCallback
+    from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 logger = get_logger(__name__)
 
-_TEXT_KEYS = ("input_ids", "attention_mask", "completion_mask", *SCORE_COLUMNS)
-
-#: Thirds of the timeline, by where the middle of a row's evidence lies.
-POSITIONS = ("begin", "middle", "end")
+#: Losses of TRL's that `label_smoothing` changes.
+_SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
 class LongVPOTrainer(DPOTrainer):
     """Trains a video-language model on preferences about timelines (LongVPO, Temporal Preference Optimization).
 
+        trainer = LongVPOTrainer(model="OpenGVLab/InternVL3-2B-hf", args=LongVPOConfig("stage1"), train_dataset=rows)
+        trainer.train()
+
+    Rows without `clips` train as in `DPOTrainer`.
+
     Args:
         model: A model, or its name or path.
-        args: See `LongVPOConfig`.
+        ref_model: The reference model; by default the model as it is before training.
+        args: See `LongVPOConfig`; by default its defaults, with an output folder named after the model.
+        data_collator: By default `VideoPreferenceCollator` with the settings of `args`.
         train_dataset: Rows as `load_dataset` gives them.
+        eval_dataset: Rows to evaluate on, or several datasets by name. Metrics of the dataset `NAME` are called
+            `eval_NAME_…`.
         processing_class: The model's processor; by default loaded from the model's name.
-        **kwargs: All else that `trl.DPOTrainer` takes: `ref_model`, `eval_dataset`, `peft_config`, `callbacks`, …
+        compute_metrics: As in TRL; must be None for rows with clips, whose logits are not computed.
+        callbacks: As in TRL, e.g. `EarlyWarning()`.
+        optimizers: As in TRL.
+        quantization_config: As in TRL.
+        peft_config: As in TRL.
+
+    Raises:
+        ConfigError: If settings contradict each other, or the model cannot be trained with them.
+        DatasetError: If a dataset has no rows, or some datasets have clips and others have none.
 
     With `precompute_ref_log_probs=True` the reference model scores all rows once, before training, on their reference
-    views alone, and is then let go. `trainer.train_dataset` holds the scores as `ref_chosen_logps` and
-    `ref_rejected_logps`, with `ref_fingerprint` beside: a hash of all they depend on (the row's texts, the clips of its
-    reference view, frame budget, processor, model). Save that dataset (`save_to_disk`, `to_parquet`) to score no more:
-    where all fingerprints are those of the run at hand the scores are kept, else all rows are scored anew and the log
-    says so. Rows of a dataset on disk are also found in its cache. Without the option, such columns are ignored.
+    views alone, and is then dropped. `trainer.train_dataset` holds the scores as `ref_chosen_logps` and
+    `ref_rejected_logps`, with `ref_fingerprint` beside: a hash of everything they depend on (the row's texts, the clips
+    of its reference view, frame budget, processor, model). Save that dataset (`save_to_disk`, `to_parquet`) to score
+    only once: if all fingerprints are those of the run at hand the scores are kept, else all rows are scored anew and
+    the log says so. Rows of a dataset on disk are also found in its cache. Without the option, such columns are
+    ignored.
 
-    Metrics besides TRL's: `rewards/{chosen,rejected,accuracies}/{begin,middle,end}` by where on the timeline the row's
-    evidence lies; `logps_per_token/{chosen,rejected}` and `ref_logps_per_token/{chosen,rejected}`; `visual_tokens` of
-    the policy's timelines, each once, per optimizer step (in evaluation: per batch); `tokens_per_second` of
-    `num_tokens`, which counts both sequences of a pair, loading and logging included; `loss/sft`; and
-    `bad_videos/<reason>` so far.
+    Metrics are means over all rows (or tokens) since the last log, or of an evaluation, at every batch size and number
+    of processes: TRL's, and `rewards/{chosen,rejected,accuracies}/{begin,middle,end}` by where on the timeline the
+    evidence of the row lies; `logps_per_token/{chosen,rejected}` and `ref_logps_per_token/{chosen,rejected}`;
+    `loss/sft`. The log also has `visual_tokens` of the policy's timelines, each once, per optimizer step (in
+    evaluation: per batch); `tokens_per_second` of `num_tokens`, which counts both sequences of a pair, loading and
+    logging included; and `bad_videos/<reason>` so far.
     """
 
     _tag_names = ["trl", "dpo", "longvpo"]  # noqa: RUF012  (TRL's own form)
@@ -84,70 +116,91 @@ class LongVPOTrainer(DPOTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
-        args: LongVPOConfig,
-        train_dataset: Dataset | IterableDataset,
-        processing_class: ProcessorMixin | None = None,
-        **kwargs: Any,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
+        args: LongVPOConfig | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
     ) -> None:
-        self._has_clips = "clips" in next(iter(undecoded(train_dataset)))
-        self._is_ready = False
-        self._sums: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        if args is None:
+            args = LongVPOConfig(f"{name.split('/')[-1]}-{self._name}")
+        if not isinstance(args, LongVPOConfig):
+            raise ConfigError(
+                f"args must be a LongVPOConfig, got {type(args).__name__}: LongVPOConfig takes all of its settings too."
+            )
+        self._has_clips = have_clips(train_dataset, eval_dataset)
+        self._are_models_prepared = False
+        self._means = {"train": Means(), "eval": Means()}
         self._bad_videos: Counter[str] = Counter()
         self._step_visual_tokens = 0.0
-        self._clock: tuple[float, float] | None = None  # seconds and tokens at the start of what the next log is about
-        self._is_empty_batch = False
+        self._throughput = Throughput()
+        self._nonfinite = NonFiniteSteps(args.max_nonfinite_steps)
         if self._has_clips:
             if processing_class is None:
-                from transformers import AutoProcessor
-
-                name = model if isinstance(model, str) else model.config.name_or_path
-                processing_class = AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-            if processing_class.tokenizer.pad_token is None:
-                processing_class.tokenizer.pad_token = processing_class.tokenizer.eos_token
-            kwargs["data_collator"] = kwargs.get("data_collator") or VideoPreferenceCollator(
-                processing_class,
-                num_frames=args.num_frames,
-                reference=args.reference,
-                reference_num_frames=args.reference_num_frames,
-                fps=args.fps,
-                max_pixels=args.max_pixels,
-                max_length=args.max_length,
-                on_bad_video=args.on_bad_video,
-                precomputed=args.precompute_ref_log_probs,
-            )
+                revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+                processing_class = AutoProcessor.from_pretrained(
+                    name, revision=revision, trust_remote_code=args.trust_remote_code
+                )
+            data_collator = data_collator or VideoPreferenceCollator.of(processing_class, args)
             train_dataset = undecoded(train_dataset)
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
-        self._sft_weight = self._take_sft_weight()
-        self._ready()
-        if self._has_clips:
-            # `_compute_loss` always finds the reference's log-probabilities in the batch: it puts them there.
-            self.precompute_ref_logps = True
-            if args.precompute_ref_log_probs and self.ref_model is not None:
-                self.accelerator._models = [kept for kept in self.accelerator._models if kept is not self.ref_model]
-                self.ref_model = None
+        self._take_losses()
+        self._prepare_models()
+        if args.max_nonfinite_steps and self.is_deepspeed_enabled:
+            raise ConfigError(
+                f"max_nonfinite_steps={args.max_nonfinite_steps}: DeepSpeed changes the weights before a step can be "
+                "looked at; set it to 0."
+            )
+        # `_compute_loss` finds the reference's log-probabilities in the batch: `_with_reference` puts them there.
+        self.precompute_ref_logps = True
+        if self._has_clips and args.precompute_ref_log_probs and self.ref_model is not None:
+            self.accelerator._models = [kept for kept in self.accelerator._models if kept is not self.ref_model]
+            self.ref_model = None
 
-    def _ready(self) -> None:
-        """Readies the models for their first forward, which may be that of precomputing, inside TRL's `__init__`."""
-        if self._is_ready:
+    def _take_losses(self) -> None:
+        """Keeps the SFT term out of TRL's losses: TRL averages it over the batch's tokens, the paper over its answers.
+
+        It has no WPO weights (`use_weighting`), with which TRL's own term fails.
+        """
+        losses = self.args.preference_losses
+        self.loss_types, self.loss_weights = list(losses), list(losses.values())
+        if self.args.label_smoothing and not _SMOOTHED_LOSSES & losses.keys():
+            logger.warning(
+                f"label_smoothing={self.args.label_smoothing:g} has no effect on loss_type={self.args.loss_type}: only "
+                f"{', '.join(sorted(_SMOOTHED_LOSSES))} use it."
+            )
+
+    def _prepare_models(self) -> None:
+        """Prepares the models for their first forward, which may be that of precomputing, inside TRL's `__init__`."""
+        if self._are_models_prepared:
             return
-        self._is_ready = True
+        self._are_models_prepared = True
         models = [scored for scored in (self.model, self.ref_model) if scored is not None]
         models = [self.accelerator.unwrap_model(scored) for scored in models]
         for scored in models:
-            tower = vision_tower(scored)
-            if self.args.freeze_vision_tower:
-                if tower is None:
-                    raise ConfigError(
-                        f"freeze_vision_tower=True: transformers finds no vision tower in {type(scored).__name__} "
-                        "(get_encoder(modality='video')). Leave it False and set requires_grad yourself."
-                    )
-                tower.requires_grad_(False)
-            # Processes that call a sharded tower unequally often wait for one another for ever.
-            if tower is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-                bound_frozen_forward(scored)
+            check_head(scored)
+            prepare_tower(scored, self.args.freeze_vision_tower, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if not self._has_clips:
             return
         self.data_collator.context_tokens = context_tokens(self.model.config)
@@ -156,20 +209,10 @@ class LongVPOTrainer(DPOTrainer):
             if reason is not None:
                 logger.warning(f"Tree packing is off, chosen and rejected are scored as two sequences: {reason}")
 
-    def _take_sft_weight(self) -> float:
-        """Takes the SFT term out of TRL's losses: TRL averages it over the batch's tokens, the paper over its answers.
-
-        It has no WPO weights (`use_weighting`), with which TRL's own term fails.
-        """
-        terms = list(zip(self.loss_types, self.loss_weights, strict=True))
-        self.loss_types = [name for name, _ in terms if name != "sft"]
-        self.loss_weights = [weight for name, weight in terms if name != "sft"]
-        return sum(weight for name, weight in terms if name == "sft")
-
     def create_accelerator_and_postprocess(self) -> None:
-        """transformers', but under FSDP2 log-probabilities leave the model as they are.
+        """transformers', but under FSDP2 log-probabilities leave the model in the type they were computed in.
 
-        accelerate has FSDP2 cast what a model gives to the type it computes in. A log-probability of -6 in bfloat16 is
+        accelerate has FSDP2 cast a model's outputs to the type it computes in. A log-probability of -6 in bfloat16 is
         off by up to 0.016, and a margin sums those of two whole answers.
         """
         super().create_accelerator_and_postprocess()
@@ -177,6 +220,8 @@ class LongVPOTrainer(DPOTrainer):
             plugin = self.accelerator.state.fsdp_plugin
             if plugin.mixed_precision_policy is not None:
                 plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+    # --------------------------------------------------------------------------------------------- the rows
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if not self._has_clips:
@@ -197,15 +242,22 @@ class LongVPOTrainer(DPOTrainer):
         timelines = [json.dumps(clips) for clips in dataset.select_columns("clips")["clips"]]
         return TimelineSampler(timelines, self.args.pairs_per_timeline, seed)
 
+    def _run_epoch(self, **arguments: Any) -> None:
+        set_sampler_epoch(arguments["train_dataloader"], arguments["epoch"])
+        super()._run_epoch(**arguments)
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads weights by `from_pretrained`: checkpoints of video models name them otherwise than the model in memory.
 
-        transformers' own method matches names as they stand, warns of what it did not find, and goes on with weights
+        transformers' own method matches names as they are, warns of what it did not find, and goes on with weights
         that were never loaded.
         """
         target = self.model if model is None else model
         if not isinstance(target, PreTrainedModel) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with undisturbed(target):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
@@ -213,35 +265,35 @@ class LongVPOTrainer(DPOTrainer):
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    # ------------------------------------------------------------------------------------- the reference
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """TRL's, but weights that are not finite end the run before they replace a checkpoint that is."""
+        self._require_finite_weights()
+        super()._save_checkpoint(model, trial)
+
+    def _require_finite_weights(self) -> None:
+        name = nonfinite_weight(self.model)
+        found = torch.tensor([name is not None], device=self.accelerator.device)
+        if self.accelerator.gather(found).any():
+            where = f" ({name})" if name else ""
+            raise nonfinite_error(f"After step {self.state.global_step} weights are not finite{where}", self.args)
+
+    # ---------------------------------------------------------------------------------------- the reference
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's pass over the dataset, on the reference views alone and under a fingerprint of all it depends on."""
-        if self._has_clips and not self.args.precompute_ref_log_probs:
+        if not self.args.precompute_ref_log_probs:
             return dataset
         if not self._has_clips or isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
-        self._ready()
+        self._prepare_models()
         collator, model_hash = self.data_collator, self._precompute_model_hash
-        depends = [model_hash, _config_facts(self.model.config), self.ld_alpha, self.args.bf16, self.args.fp16]
+        depends = [model_hash, config_facts(self.model.config), self.ld_alpha, self.args.bf16, self.args.fp16]
         rows = list(dataset.select_columns(list(TRAINING_COLUMNS)))
-        wanted = [collator.reference_fingerprints(rows, json.dumps(depends, default=str))]
+        wanted = [reference_fingerprints(collator, rows, json.dumps(depends, default=str))]
         broadcast_object_list(wanted, from_process=0)  # ZeRO-3 shards the model, so each process hashes another
-        columns = [column for column in (*SCORE_COLUMNS, FINGERPRINT_COLUMN) if column in dataset.column_names]
-        if len(columns) == len(SCORE_COLUMNS) + 1:
-            stale = sum(mine != held for mine, held in zip(wanted[0], dataset[FINGERPRINT_COLUMN], strict=True))
-            if stale == 0:
-                logger.info(
-                    f"All {len(rows)} rows of the {name} dataset hold reference log-probs of this run's settings."
-                )
-                return dataset
-            logger.warning(
-                f"{stale} of {len(rows)} rows of the {name} dataset hold reference log-probs of other rows, views, "
-                "frame budgets, processors or models (ref_fingerprint differs): all are computed anew."
-            )
-        elif columns:
-            logger.warning(f"The {name} dataset's {', '.join(columns)} do not say what they belong to: computed anew.")
-        dataset = dataset.remove_columns(columns)
+        if has_scores(dataset, wanted[0], name):
+            return dataset
+        dataset = dataset.remove_columns(score_columns(dataset))
         if self.accelerator.num_processes > 1 and not dataset.cache_files:
             raise ConfigError(
                 f"precompute_ref_log_probs=True: {self.accelerator.num_processes} processes share the scores through "
@@ -262,13 +314,16 @@ class LongVPOTrainer(DPOTrainer):
             model: The reference model, or the policy whose adapters TRL then turns off.
             inputs: A batch of TRL's, or of the collator's `reference_batch`, or the `reference` of its batches.
         """
-        if "videos" not in inputs:
-            return super().compute_ref_log_probs(model, inputs)
-        scores = super().compute_ref_log_probs(_Forward(model, inputs), _texts(inputs))
+        with undisturbed(self.model):
+            if "videos" not in inputs:
+                return super().compute_ref_log_probs(ModelCall(model, None), inputs)
+            scores = super().compute_ref_log_probs(ModelCall(model, inputs), texts_of(inputs))
         if "kept" not in inputs:
             return scores
-        chosen, rejected = (_spread(score, inputs["kept"], inputs["rows"]) for score in scores)
-        return chosen, rejected
+        spread = [score.new_full((inputs["rows"],), math.nan) for score in scores]
+        for whole, score in zip(spread, scores, strict=True):
+            whole[inputs["kept"]] = score[: len(inputs["kept"])]
+        return spread[0], spread[1]
 
     def _with_reference(self, model: nn.Module, inputs: Batch) -> Batch:
         """The batch with the reference's log-probabilities."""
@@ -279,75 +334,92 @@ class LongVPOTrainer(DPOTrainer):
                 "This batch holds no reference log-probs and there is no reference model to compute them: with "
                 "precompute_ref_log_probs=True pass every dataset when the trainer is made."
             )
-        scores = self.compute_ref_log_probs(self.ref_model or model, inputs["reference"])
+        scores = self.compute_ref_log_probs(self.ref_model or model, inputs.get("reference", inputs))
         return {**inputs, **dict(zip(SCORE_COLUMNS, scores, strict=True))}
 
-    # ------------------------------------------------------------------------------------------ the loss
+    # --------------------------------------------------------------------------------------------- the loss
 
     def _compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool) -> Any:
-        if not self._has_clips:
-            forward = _Forward(model, None)
-            return self._add_sft(super()._compute_loss(forward, inputs, return_outputs), forward, inputs)
         mode = "train" if self.model.training else "eval"
-        if mode == "train" and self._clock is None:
-            self._clock = (time.perf_counter(), self._total_train_tokens)
+        if self._has_clips:
+            return self._loss_of_videos(mode, model, inputs, return_outputs)
+        call = ModelCall(model, None)
+        result = super()._compute_loss(call, self._with_reference(model, inputs), return_outputs)
+        loss, outputs = result if return_outputs else (result, None)
+        if self.args.sft_weight:
+            sft = sft_losses(call.scored.log_probs, inputs["completion_mask"])
+            gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+            everyone = gather(sft.detach())
+            self._means[mode].add("loss/sft", everyone.sum().item(), len(everyone))
+            loss = loss + self.args.sft_weight * sft.mean()
+        if mode == "train":
+            self._nonfinite.add_loss(self.accelerator.gather(loss.detach()).mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_videos(self, mode: str, model: nn.Module, inputs: Batch, return_outputs: bool) -> Any:
+        if mode == "train":
+            self._throughput.start(self._total_train_tokens)
         rows_left = self._count(mode, inputs)
-        self._is_empty_batch = not any(rows_left)
-        before = {name: list(values) for name, values in self._metrics[mode].items()} if self._is_empty_batch else {}
-        forward = _Forward(model, inputs)
+        counted = self._counted_rows(mode, inputs)
         inputs = self._with_reference(model, inputs)
-        with self._ragged(inputs, rows_left):
-            result = super()._compute_loss(forward, _texts(inputs), return_outputs)
-            loss = self._add_sft(result, forward, inputs)
-        self._record(mode, forward, inputs)
-        if self._is_empty_batch:
-            self._metrics[mode] = defaultdict(list, before)
-        if len(set(rows_left)) > 1 or self._is_empty_batch:
-            # Processes are averaged: so weighed, the average is the mean over all rows that are left.
-            loss = loss * (len(rows_left) * len(inputs["kept"]) / max(sum(rows_left), 1))
+        rows = counted if len(counted) else None  # TRL computes a loss in any case; without rows it is thrown away
+        call, texts = ModelCall(model, inputs, rows), texts_of(inputs, rows)
+        metrics = self._metrics[mode]
+        self._metrics[mode] = defaultdict(list)
+        with gather_of_unequal_rows(self.accelerator, has_rows=len(counted) > 0):
+            loss = super()._compute_loss(call, texts, return_outputs)
+        theirs, self._metrics[mode] = self._metrics[mode], metrics
+        sft = sft_losses(call.scored.log_probs, texts["completion_mask"])
+        if self.args.sft_weight:
+            loss = loss + self.args.sft_weight * sft.mean()
+        places = inputs["places"] if rows is None else inputs["places"][rows]
+        scores = row_scores(call.scored, texts, self.ld_alpha, places, sft, loss).first(len(counted))
+        everyone = scores.gathered(self.accelerator.gather, inputs["rows"])
+        for name, values in theirs.items():
+            if name == "num_tokens":
+                metrics[name] = values
+            elif name not in REPLACED and len(everyone):
+                metrics[name] += values
+        for name, (total, count) in everyone.sums(self.beta).items():
+            self._means[mode].add(name, total, count)
+        if mode == "train":
+            self._nonfinite.add_loss(everyone.loss.mean().item() if len(everyone) else 0.0)
+            if len(set(rows_left)) > 1 or not any(rows_left):
+                # Processes are averaged: with these weights the average is the mean over all remaining rows.
+                loss = loss * (len(rows_left) * len(counted) / max(sum(rows_left), 1))
         return loss
 
-    def _add_sft(self, result: Any, forward: _Forward, inputs: Batch) -> Any:
-        if not self._sft_weight:
-            return result
-        loss, outputs = result if isinstance(result, tuple) else (result, None)
-        sft = _sft_loss(forward.scored.log_probs, inputs["completion_mask"])
-        mode = "train" if self.model.training else "eval"
-        per_row = sft.detach().expand(len(inputs["completion_mask"]) // 2)
-        self._metrics[mode]["loss/sft"].append(self.accelerator.gather(per_row).mean().item())
-        loss = loss + self._sft_weight * sft
-        return (loss, outputs) if isinstance(result, tuple) else loss
+    def _counted_rows(self, mode: str, inputs: Batch) -> Tensor:
+        """Which of the batch's rows count: those kept; in evaluation without the repeats that fill the last batch."""
+        kept = inputs["kept"]
+        places = torch.arange(len(kept), device=kept.device)
+        gradients = self.accelerator.gradient_state
+        if mode == "train" or not gradients.end_of_dataloader or gradients.remainder <= 0:
+            return places
+        return places[kept + self.accelerator.process_index * inputs["rows"] < gradients.remainder]
 
-    @contextmanager
-    def _ragged(self, inputs: Batch, rows_left: list[int]) -> Iterator[None]:
-        """Within, TRL's metrics gather the rows that are left, though processes may hold unequally many, or none."""
-        if all(left == inputs["rows"] for left in rows_left):
-            yield
-            return
-        gather, kept, rows = self.accelerator.gather, inputs["kept"], inputs["rows"]
-        present = torch.cat([torch.arange(rows) < left for left in rows_left])
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """transformers', called before each optimizer step: a step that is not finite ends the run, or is skipped."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        loss, norm = self._nonfinite.take_loss(), 0.0 if grad_norm is None else float(grad_norm)
+        # In fp16 gradients overflow now and then; the loss scaler skips those steps itself.
+        is_finite = math.isfinite(loss) and (self.args.fp16 or math.isfinite(norm))
+        step = self.state.global_step + 1
+        seen = f"The loss of step {step} is {loss:g} and its gradient norm {norm:g}"
+        if self._nonfinite.ends_run(is_finite):
+            self.state.global_step = step
+            self.log({"loss": loss, "grad_norm": norm, "learning_rate": self._get_learning_rate()})
+            raise nonfinite_error(seen, self.args)
+        if not is_finite:
+            logger.warning(f"{seen}: it does not change the weights (max_nonfinite_steps).")
+            if not self.args.fp16:
+                model.zero_grad()
+        return grad_norm
 
-        def gather_rows(tensor: Tensor) -> Tensor:
-            if tensor.ndim == 0:
-                return gather(tensor if len(kept) else torch.zeros_like(tensor))
-            places = torch.arange(len(kept), device=tensor.device)
-            return gather(_spread(tensor, places, rows))[present.to(tensor.device)]
-
-        self.accelerator.gather = gather_rows
-        try:
-            yield
-        finally:
-            del self.accelerator.gather
-
-    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-        """TRL's, but for a batch without any row left there is no loss."""
-        loss, logits, labels = super().prediction_step(*args, **kwargs)
-        return (None if self._is_empty_batch else loss), logits, labels
-
-    # --------------------------------------------------------------------------------------- the metrics
+    # ------------------------------------------------------------------------------------------ the metrics
 
     def _count(self, mode: str, inputs: Batch) -> list[int]:
-        """Counts bad videos and visual tokens over all processes; gives how many rows each of them has left."""
+        """Counts bad videos and visual tokens over all processes; returns how many rows each of them has left."""
         local = [len(inputs["kept"]), inputs["visual_tokens"] if len(inputs["kept"]) else 0]
         counts = torch.cat([torch.tensor(local, device=inputs["bad_videos"].device), inputs["bad_videos"]])
         left, visual, *bad = zip(*self.accelerator.gather(counts[None]).tolist(), strict=True)
@@ -358,65 +430,81 @@ class LongVPOTrainer(DPOTrainer):
             self._metrics[mode][f"bad_videos/{reason}"] = [total]
         self._step_visual_tokens += sum(visual)
         if mode == "eval" or self.accelerator.gradient_state.sync_gradients:
-            self._add(mode, "visual_tokens", self._step_visual_tokens)
+            self._means[mode].add("visual_tokens", self._step_visual_tokens)
             self._step_visual_tokens = 0.0
         return list(left)
 
-    def _record(self, mode: str, forward: _Forward, inputs: Batch) -> None:
-        """Sums what the logs report of rows and tokens; sums, so that no grouping into batches weighs one more."""
-        mask = inputs["completion_mask"]
-        scores = _answer_scores(forward.scored.log_probs.detach(), mask, self.ld_alpha).chunk(2)
-        columns = torch.stack(
-            [*scores, *(inputs[name] for name in SCORE_COLUMNS), *mask.sum(1).chunk(2), inputs["places"]], dim=1
-        ).float()
-        padded = _spread(columns[: len(inputs["kept"])], inputs["kept"], inputs["rows"])
-        # In evaluation the last batch is filled up with rows seen before, which are dropped. In training the loss holds
-        # them too.
-        gathered = (self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics)(padded)
-        for chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens, place in gathered.tolist():
-            if chosen_tokens != chosen_tokens:  # NaN: the row was left out
-                continue
-            self._add(mode, "logps_per_token/chosen", chosen, chosen_tokens)
-            self._add(mode, "logps_per_token/rejected", rejected, rejected_tokens)
-            self._add(mode, "ref_logps_per_token/chosen", ref_chosen, chosen_tokens)
-            self._add(mode, "ref_logps_per_token/rejected", ref_rejected, rejected_tokens)
-            if place == place:
-                position = POSITIONS[min(2, int(place * 3))]
-                rewards = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
-                self._add(mode, f"rewards/chosen/{position}", rewards[0])
-                self._add(mode, f"rewards/rejected/{position}", rewards[1])
-                self._add(mode, f"rewards/accuracies/{position}", float(rewards[0] > rewards[1]))
-
-    def _add(self, mode: str, name: str, value: float, count: float = 1.0) -> None:
-        total = self._sums[mode].setdefault(name, [0.0, 0.0])
-        total[0] += value
-        total[1] += count
+    def _take_means(self, mode: str) -> dict[str, float]:
+        """Our metrics since they were last taken, `loss` among them."""
+        means = dict(self._means[mode].take())
+        if not self.args.sft_weight:
+            means.pop("loss/sft", None)
+        return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, with the metrics named in the class."""
-        mode = "train" if self.model.training else "eval"
-        for name, (total, count) in self._sums[mode].items():
-            self._metrics[mode][name] = [total / count]
-        self._sums[mode].clear()
-        if mode == "train" and self._clock is not None:
-            seconds, tokens = time.perf_counter(), self._total_train_tokens
-            if tokens > self._clock[1]:
-                self._metrics[mode]["tokens_per_second"] = [(tokens - self._clock[1]) / (seconds - self._clock[0])]
-            self._clock = (seconds, tokens)
+        if self.model.training:
+            for name, mean in self._take_means("train").items():
+                if name != "loss":
+                    self._metrics["train"][name] = [mean]
+            rate = self._throughput.take(self._total_train_tokens)
+            if rate is not None:
+                self._metrics["train"]["tokens_per_second"] = [rate]
+            if "loss" in logs and self._nonfinite.take_log():
+                logs["loss"] = math.nan
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """transformers', with all metrics, TRL's too, under the name of the dataset that is evaluated."""
+        self._means["eval"] = Means()
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        if self._has_clips:
+            output.metrics.pop(f"{metric_key_prefix}_loss", None)  # weighs batches alike; absent if no row is left
+        metrics.update(self._take_means("eval"))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """TRL's; its time does not count for `tokens_per_second`."""
-        metrics = super().evaluate(*args, **kwargs)
-        self._clock = None
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self.leave_out_time()
         return metrics
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; says at the end how many rows were left out for bad videos, and why."""
-        output = super().train(*args, **kwargs)
+    def leave_out_time(self) -> None:
+        """Leaves the time until the next batch out of `tokens_per_second`; for callbacks that do work of their own."""
+        self._throughput.stop()
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """TRL's; the log says at the end how many rows were left out because of bad videos, and why.
+
+        Raises:
+            TrainingError: If the loss, a gradient or a weight is not finite; see `LongVPOConfig.max_nonfinite_steps`.
+        """
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self._bad_videos:
             reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self._bad_videos.items()))
             logger.warning(f"on_bad_video='skip': {self._bad_videos.total()} rows were left out: {reasons}.")
+        self._require_finite_weights()
         return output
 
     def create_model_card(
@@ -435,106 +523,8 @@ class LongVPOTrainer(DPOTrainer):
             eval_results: What was measured after training: `push_to_hub(eval_results=[...])`.
         """
         if self.is_world_process_zero():
+            from longvpo_hf.publishing.model_card import write_model_card
+            from longvpo_hf.training.facts import facts_of
+
             facts = facts_of(self, model_name, dataset_name, tags, eval_results)
             write_model_card(Path(self.args.output_dir), facts)
-
-
-class _Forward:
-    """Stands in for the model where TRL calls it: scores our batch, as a tree if it can, and keeps what TRL was given.
-
-    Args:
-        model: The model, perhaps wrapped.
-        batch: The batch with its videos; None to call the model as TRL does.
-    """
-
-    def __init__(self, model: nn.Module, batch: Batch | None) -> None:
-        self.model = model
-        self.batch = batch
-        self.scored: FusedCausalLMOutput
-
-    def __call__(self, **kwargs: Any) -> Any:
-        if not kwargs.get("fused_lm_head"):
-            if self.batch is not None:
-                raise ConfigError(
-                    "The logits of video rows are not computed: leave compute_metrics=None, or set "
-                    "prediction_loss_only=True. The trainer's own metrics are in the logs."
-                )
-            return self.model(**kwargs)
-        with _head_of_all_processes(self.model):
-            if self.batch is None:
-                self.scored = self.model(**kwargs)
-                return self.scored
-            # What TRL asks of a mixture of experts, for its load-balancing loss; the inputs are our batch's own.
-            asked = {name: kwargs[name] for name in ("output_router_logits",) if name in kwargs}
-            forward = tree_forward if is_tree_packed(self.model) else plain_forward
-            self.scored = forward(self.model, self.batch, **asked)
-            return self.scored
-
-
-@contextmanager
-def _head_of_all_processes(model: nn.Module) -> Iterator[None]:
-    """Within, the gradient of an LM head that FSDP2 shards is the mean over processes, as that of all other weights.
-
-    TRL's fused head multiplies by the weight itself, so FSDP never sees the head run and reduces nothing: by TRL's own
-    `full_tensor()` each process's part of the weight is trained by that process's rows alone. A tied head is whole by
-    then, as FSDP gathers it with the embeddings.
-    """
-    base = unwrapped(model)
-    get_head = base.get_output_embeddings
-
-    def head() -> Any:
-        sharded = get_head()
-        if not isinstance(getattr(sharded, "weight", None), DTensor):
-            return sharded
-        return SimpleNamespace(weight=_gathered(sharded.weight), bias=_gathered(sharded.bias))
-
-    base.get_output_embeddings = head
-    try:
-        yield
-    finally:
-        del base.get_output_embeddings
-
-
-def _gathered(weight: DTensor | None) -> Tensor | None:
-    if weight is None:
-        return None
-    whole = weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
-    if whole.requires_grad:
-        processes = weight.device_mesh.size()
-        whole.register_hook(lambda gradient: gradient / processes)
-    return whole
-
-
-def _sft_loss(log_probs: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
-    """Mean over chosen answers of −log π(y⁺) / |y⁺|; `log_probs` is `[2B, L-1]`, `completion_mask` `[2B, L]`."""
-    chosen_mask = completion_mask[:, 1:].chunk(2)[0]
-    chosen = log_probs[:, -chosen_mask.shape[1] :].chunk(2)[0]
-    return -((chosen * chosen_mask).sum(1) / chosen_mask.sum(1).clamp(min=1)).mean()
-
-
-def _texts(batch: Batch) -> Batch:
-    return {key: batch[key] for key in _TEXT_KEYS if key in batch}
-
-
-def _answer_scores(log_probs: Tensor, completion_mask: Tensor, ld_alpha: float | None) -> Tensor:
-    """Log-probability of each sequence's answer, `[2B]`, as TRL counts it: under LD-DPO tokens beyond the shorter
-    answer's length weigh `ld_alpha`. `log_probs` is `[2B, L-1]` and 0 outside answers, `completion_mask` `[2B, L]`."""
-    mask = completion_mask[:, 1:]
-    log_probs = log_probs[:, -mask.shape[1] :]
-    if ld_alpha is None:
-        return log_probs.sum(1)
-    shared = torch.minimum(*mask.sum(1).chunk(2)).repeat(2)
-    return (log_probs * torch.where(mask.cumsum(1) <= shared[:, None], 1.0, ld_alpha)).sum(1)
-
-
-def _spread(values: Tensor, places: Tensor, rows: int) -> Tensor:
-    """`values` of the rows `places` among all `rows`; NaN for the others, and beyond `places`."""
-    spread = values.new_full((rows, *values.shape[1:]), float("nan"))
-    spread[places] = values[: len(places)]
-    return spread
-
-
-def _config_facts(config: PreTrainedConfig) -> dict[str, Any]:
-    """The config without what does not change a score: where it came from and who wrote it."""
-    facts = config.to_dict()
-    return {name: value for name, value in facts.items() if name not in ("_name_or_path", "transformers_version")}

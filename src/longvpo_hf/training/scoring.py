@@ -1,0 +1,204 @@
+"""How TRL's calls of the model become scores of our batches, and what is read from those scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
+from trl.trainer.utils import FusedCausalLMOutput
+
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.training.collator import SCORE_COLUMNS, Batch
+from longvpo_hf.training.metrics import POSITIONS, RowScores
+from longvpo_hf.training.packing import is_tree_packed, plain_forward, tree_forward, unwrapped
+from longvpo_hf.training.packing.forward import TOKEN_FIELDS
+
+_TEXT_KEYS = ("input_ids", "attention_mask", "completion_mask")
+
+
+class ModelCall:
+    """Takes the model's place where TRL calls it: scores our batch, as trees if the model can, and keeps the scores.
+
+    Args:
+        model: The model, perhaps wrapped.
+        batch: The batch with its videos; None to call the model as TRL does.
+        rows: Int, which of the batch's rows TRL is given; None for all of them.
+
+    Attributes:
+        scored: What TRL was given, after its call.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch | None, rows: Tensor | None = None) -> None:
+        self.model = model
+        self.batch = batch
+        self.rows = rows
+        self.scored: FusedCausalLMOutput
+
+    def __call__(self, **kwargs: Any) -> Any:
+        if not kwargs.get("fused_lm_head"):
+            if self.batch is not None:
+                raise ConfigError(
+                    "The logits of video rows are not computed: leave compute_metrics=None, or set "
+                    "prediction_loss_only=True. The trainer's own metrics are in the logs."
+                )
+            return self.model(**kwargs)
+        with _head_of_all_processes(self.model):
+            if self.batch is None:
+                self.scored = self.model(**kwargs)
+                return self.scored
+            # What TRL asks of a mixture of experts, for its load-balancing loss; the inputs are our batch's own.
+            asked = {name: kwargs[name] for name in ("output_router_logits",) if name in kwargs}
+            forward = tree_forward if is_tree_packed(self.model) else plain_forward
+            scored = forward(self.model, self.batch, **asked)
+        self.scored = scored if self.rows is None else _of_rows(scored, both_answers(self.rows, self.batch))
+        return self.scored
+
+
+def texts_of(batch: Batch, rows: Tensor | None = None) -> Batch:
+    """What TRL takes of a batch: its token ids and masks, and the reference's scores; of all rows, or of some."""
+    texts = {key: batch[key] for key in _TEXT_KEYS}
+    scores = {key: batch[key] for key in SCORE_COLUMNS if key in batch}
+    if rows is None:
+        return {**texts, **scores}
+    both = both_answers(rows, batch)
+    return {
+        **{key: value[both] for key, value in texts.items()},
+        **{key: value[rows] for key, value in scores.items()},
+    }
+
+
+def both_answers(rows: Tensor, batch: Batch) -> Tensor:
+    """Where the chosen and the rejected answers of rows are in a batch, chosen first: `[2 · len(rows)]`."""
+    return torch.cat([rows, rows + len(batch["input_ids"]) // 2])
+
+
+def _of_rows(scored: FusedCausalLMOutput, both: Tensor) -> FusedCausalLMOutput:
+    values = {name: getattr(scored, name) for name in TOKEN_FIELDS}
+    chosen = {name: None if value is None else value[both.to(value.device)] for name, value in values.items()}
+    return FusedCausalLMOutput(loss=scored.loss, aux_loss=scored.aux_loss, **chosen)
+
+
+def answer_scores(log_probs: Tensor, completion_mask: Tensor, ld_alpha: float | None) -> Tensor:
+    """Log-probability of each sequence's answer, `[2B]`, as TRL counts it.
+
+    Args:
+        log_probs: `[2B, L-1]`, 0 outside answers.
+        completion_mask: `[2B, L]`.
+        ld_alpha: Weight of the tokens beyond the shorter answer's length (LD-DPO); None for 1.
+    """
+    mask = completion_mask[:, 1:]
+    log_probs = of_real_tokens(log_probs, mask)
+    if ld_alpha is None:
+        return log_probs.sum(1)
+    shared = torch.minimum(*mask.sum(1).chunk(2)).repeat(2)
+    return (log_probs * torch.where(mask.cumsum(1) <= shared[:, None], 1.0, ld_alpha)).sum(1)
+
+
+def sft_losses(log_probs: Tensor, completion_mask: Tensor) -> Tensor:
+    """−log π(y⁺) / |y⁺| of each chosen answer, `[B]`; `log_probs` is `[2B, L-1]`, `completion_mask` `[2B, L]`."""
+    chosen_mask = completion_mask[:, 1:].chunk(2)[0]
+    chosen = of_real_tokens(log_probs, chosen_mask).chunk(2)[0]
+    return -(chosen * chosen_mask).sum(1) / chosen_mask.sum(1).clamp(min=1)
+
+
+def of_real_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """Per-token values without the virtual tokens that prompt learning puts before them; as wide as `mask`."""
+    return values[:, -mask.shape[1] :]
+
+
+def row_scores(
+    scored: FusedCausalLMOutput, texts: Batch, ld_alpha: float | None, places: Tensor, sft: Tensor, loss: Tensor
+) -> RowScores:
+    """What was measured of the rows of a batch.
+
+    Args:
+        scored: What TRL was given of them.
+        texts: Their token ids, masks and reference scores.
+        ld_alpha: See `answer_scores`.
+        places: `[B]`, where the middle of their evidence lies on the timeline, in [0, 1]; NaN without evidence.
+        sft: `[B]`, see `sft_losses`.
+        loss: The loss of all of them.
+    """
+    mask = texts["completion_mask"][:, 1:]
+    chosen, rejected = answer_scores(scored.log_probs.detach(), texts["completion_mask"], ld_alpha).chunk(2)
+    chosen_tokens, rejected_tokens = mask.sum(1).chunk(2)
+    entropy, logits, top1 = (
+        (of_real_tokens(values.detach().float(), mask) * mask).sum(1)
+        for values in (scored.entropy, scored.mean_logits, scored.is_top1)
+    )
+    last = len(POSITIONS) - 1
+    return RowScores(
+        chosen_logps=chosen,
+        rejected_logps=rejected,
+        ref_chosen_logps=texts["ref_chosen_logps"],
+        ref_rejected_logps=texts["ref_rejected_logps"],
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+        sft=sft.detach(),
+        loss=loss.detach().expand(len(sft)),
+        entropy=sum(entropy.chunk(2)),
+        chosen_logits=logits.chunk(2)[0],
+        rejected_logits=logits.chunk(2)[1],
+        chosen_top1=top1.chunk(2)[0],
+        third=torch.where(places.isnan(), -1, (places * len(POSITIONS)).floor().clamp(max=last)),
+    )
+
+
+@contextmanager
+def gather_of_unequal_rows(accelerator: Any, has_rows: bool) -> Iterator[None]:
+    """Within, TRL's own metrics need no equal number of rows on each process.
+
+    Numbers are gathered, those of a process without rows as 0. Values of rows stay on their process: `RowScores`
+    gathers them.
+    """
+    gather = accelerator.gather
+
+    def gather_numbers(tensor: Tensor) -> Tensor:
+        if tensor.ndim:
+            return tensor
+        return gather(tensor if has_rows else torch.zeros_like(tensor))
+
+    accelerator.gather = accelerator.gather_for_metrics = gather_numbers
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
+
+
+@contextmanager
+def _head_of_all_processes(model: nn.Module) -> Iterator[None]:
+    """Within, the gradient of an LM head that FSDP2 shards is the mean over processes, as that of all other weights.
+
+    TRL's fused head multiplies by the weight itself, so FSDP never sees the head run and reduces nothing: with TRL's
+    own `full_tensor()` each process's part of the weight is trained by that process's rows alone. A tied head is whole
+    by then, as FSDP gathers it with the embeddings.
+    """
+    base = unwrapped(model)
+    get_head = base.get_output_embeddings
+
+    def head() -> Any:
+        sharded = get_head()
+        if not isinstance(getattr(sharded, "weight", None), DTensor):
+            return sharded
+        return SimpleNamespace(weight=_gathered(sharded.weight), bias=_gathered(sharded.bias))
+
+    base.get_output_embeddings = head
+    try:
+        yield
+    finally:
+        del base.get_output_embeddings
+
+
+def _gathered(weight: DTensor | None) -> Tensor | None:
+    if weight is None:
+        return None
+    whole = weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
+    if whole.requires_grad:
+        processes = weight.device_mesh.size()
+        whole.register_hook(lambda gradient: gradient / processes)
+    return whole
