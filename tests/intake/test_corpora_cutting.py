@@ -14,10 +14,10 @@ import pytest
 import torch
 from torchcodec.encoders import VideoEncoder
 
+from longvpo_hf.artifacts import file_digest as sha256_of
 from longvpo_hf.errors import ConfigError, CorpusError
 from longvpo_hf.funnel import REASONS, Dropped
 from longvpo_hf.intake import BenchmarkVideos, CuttingSettings, Scene, Source, clips_of
-from longvpo_hf.intake.store import sha256_of
 from longvpo_hf.timeline import Clip
 from media import copy_video, write_video
 

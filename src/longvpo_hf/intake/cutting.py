@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from longvpo_hf.artifacts import file_digest
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import UnreadableVideo, VideoFile
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.leakage import BenchmarkVideos
 from longvpo_hf.intake.records import Scene, Source
-from longvpo_hf.intake.store import sha256_of
 from longvpo_hf.timeline import Clip
 
 #: What the detector is shown. Cuts are found to 1 / 8 s; its own default looks at every frame, at full decoding cost.
@@ -77,7 +77,7 @@ def clips_of(
         if not source.path.is_file():
             yield Dropped("missing_file", path, source_id, "no such file")
             continue
-        sha256 = source.sha256 or sha256_of(source.path)
+        sha256 = source.sha256 or file_digest(source.path)
         if benchmarks is not None and (found := benchmarks.match(source, sha256)):
             yield Dropped("benchmark_video", path, source_id, found)
             continue

@@ -1,32 +1,47 @@
-"""What a corpus says of its videos: records read one by one, and the `Source` a reader makes of each.
-
-Takes jsonl, json (a list), csv and parquet files; gives `Record`s whose fields are checked as they are asked for, so
-that an error names file, record and field. Memory does not grow with the file; of Parquet, a row group may be held.
-Knows nothing of any one corpus, of archives or of video.
-"""
+"""What a corpus says of its videos: the fields of a record, checked as they are read, and the `Source` made of each."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from longvpo_hf.errors import CorpusError
+from longvpo_hf.funnel import Dropped
 
-#: Files that hold records.
-RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-
-_READ_BYTES = 1024**2
-#: No record of text is longer; a json file that seems to hold one is broken.
-_MAX_RECORD_CHARACTERS = 64 * 1024**2
-_BETWEEN = re.compile(r"[,\s]*")
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d+)?)")
+#: Hours, minutes, seconds. Digits are bounded: a float cannot hold thousands of them.
+_CLOCK = re.compile(r"(?:(?:(\d{1,6}):)?(\d{1,8}):)?(\d{1,10}(?:[.,]\d{1,12})?)")
+#: Longer than any video, and exact as a float.
+_MAX_SECONDS = 10**9
+_SHOWN_CHARACTERS = 60
+_SHOWN_FIELDS = 12
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _SHOWN_CHARACTERS
 
 T = TypeVar("T")
+
+
+class BadRecord(CorpusError):
+    """One record is malformed; the others of its corpus can still be read.
+
+    Args:
+        path: The file, or `archive::member`.
+        place: The record in it, e.g. `line 3`; empty for the file as a whole.
+        problem: What is wrong.
+    """
+
+    def __init__(self, path: str, place: str, problem: str) -> None:
+        super().__init__(f"{path}, {place}: {problem}" if place else f"{path} {problem}")
+        self.path = path
+        self.detail = f"{place}: {problem}" if place else problem
+
+    def dropped(self) -> Dropped:
+        """The record as a named drop."""
+        return Dropped("bad_record", self.path, "", self.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,9 @@ class Source:
         scenes: The scenes the corpus names, in order; empty where it names none.
         sha256: Hash of the file's bytes, where it is known already.
         name: What the corpus calls the file, where `path` is an extracted one of another name.
+        film: The film that this file is one scene of; empty where the file is the film. The scenes of a film follow
+            each other in order.
+        film_start_seconds: Where in its film the file starts, if the corpus says so.
     """
 
     path: Path
@@ -65,29 +83,47 @@ class Source:
     scenes: tuple[Scene, ...] = ()
     sha256: str = ""
     name: str = ""
+    film: str = ""
+    film_start_seconds: float | None = None
+
+    @property
+    def has_caption(self) -> bool:
+        """Whether the corpus describes the video, or a scene of it."""
+        return bool(self.caption) or any(scene.caption for scene in self.scenes)
+
+
+#: What readers give: videos in a fixed order, and a drop in the place of each that is left out.
+Sources = Iterator[Source | Dropped]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Fields of one record, and where they stand.
+    """Fields of one record, and where they are.
 
     Args:
         file: The file, as an error names it.
         place: The record in it, e.g. `line 3`.
         fields: The values by name.
         within: Name of the field that `fields` are in; empty for the record itself.
+        folder: The folder that the record's file is in; names of videos are looked for here first. None if unknown.
     """
 
     file: str
     place: str
     fields: Mapping[str, Any]
     within: str = ""
+    folder: Path | None = None
+
+    @property
+    def stem(self) -> str:
+        """The file's name without folders and suffixes: `train` of `corpus/train.tar::a.json` or `train.jsonl`."""
+        return Path(self.file.split("::")[0]).name.split(".")[0]
 
     def get(self, name: str, kind: type[T]) -> T:
         """The field `name`; a dot leads into a field of a field.
 
         Raises:
-            CorpusError: If it is absent, or no `kind`.
+            BadRecord: If it is absent, or of another type.
         """
         value = self._walk(name)
         if value is None:
@@ -95,10 +131,10 @@ class Record:
         return self._checked(name, value, kind)
 
     def find(self, name: str, kind: type[T]) -> T | None:
-        """The field `name` as `get` gives it; None where it is absent or null.
+        """The field `name` as `get` returns it; None where it is absent or null.
 
         Raises:
-            CorpusError: If it is there and no `kind`.
+            BadRecord: If it is there and of another type.
         """
         value = self._walk(name)
         return None if value is None else self._checked(name, value, kind)
@@ -107,7 +143,7 @@ class Record:
         """The field `name`, text that is not empty.
 
         Raises:
-            CorpusError: If it is absent, no text, or empty.
+            BadRecord: If it is absent, not text, or empty.
         """
         text = self.get(name, str).strip()
         if not text:
@@ -118,44 +154,48 @@ class Record:
         """The members of the list `name`, each a record of its own.
 
         Raises:
-            CorpusError: If the field is no list, or a member has no fields.
+            BadRecord: If the field is not a list, or a member has no fields.
         """
         for number, member in enumerate(self.get(name, list)):
-            place = f"{self._full(name)}[{number}]"
-            if not isinstance(member, Mapping):
-                raise self.error(f"{name}[{number}]", f"has no fields but is {_shown(member)}")
-            yield Record(self.file, self.place, member, place)
+            yield self._member(f"{name}[{number}]", member)
 
     def named(self, name: str) -> Iterator[tuple[str, Record]]:
         """The members of `name`, a field of named records, in the order of their names.
 
         Raises:
-            CorpusError: If the field is none, or a member has no fields.
+            BadRecord: If the field has no members with names, or a member has no fields.
         """
         for key, member in sorted(self.get(name, dict).items()):
-            if not isinstance(member, Mapping):
-                raise self.error(f"{name}.{key}", f"has no fields but is {_shown(member)}")
-            yield key, Record(self.file, self.place, member, self._full(f"{name}.{key}"))
+            if _is_broken(key):
+                raise self.error(f"{name}.{key}", "has half a character (a lone surrogate) in its name")
+            yield key, self._member(f"{name}.{key}", member)
 
     def seconds(self, name: str) -> float:
         """The field `name` as seconds: a number, or text such as `83.5`, `01:23.5` or `00:01:23,500`.
 
         Raises:
-            CorpusError: If it is absent or neither.
+            BadRecord: If it is absent or neither, negative, or longer than any video.
         """
         value = self._walk(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_SECONDS:
             return float(value)
-        match = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
+        match = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) and len(value) < 100 else None
         if not match:
-            raise self.error(name, f"must be seconds or a time such as 00:01:23.5, got {_shown(value)}")
+            raise self.error(name, f"must be seconds or a time such as 00:01:23.5, got {shown_value(value)}")
         hours, minutes, seconds = match.groups()
         return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds.replace(",", "."))
 
-    def error(self, name: str, problem: str) -> CorpusError:
+    def error(self, name: str, problem: str) -> BadRecord:
         """An error that says where: file, record and field."""
-        has = f" (it has {', '.join(map(str, list(self.fields)[:12]))})" if "missing" in problem else ""
-        return CorpusError(f"{self.file}, {self.place}: field {self._full(name)!r} {problem}{has}.")
+        has = ""
+        if "missing" in problem:
+            has = f" (it has {', '.join(_cut(str(field)) for field in list(self.fields)[:_SHOWN_FIELDS])})"
+        return BadRecord(self.file, self.place, f"field {_cut(self._full(name), 3)!r} {problem}{has}.")
+
+    def _member(self, name: str, member: Any) -> Record:
+        if not isinstance(member, Mapping):
+            raise self.error(name, f"has no fields but is {shown_value(member)}")
+        return replace(self, fields=member, within=self._full(name))
 
     def _full(self, name: str) -> str:
         return f"{self.within}.{name}" if self.within else name
@@ -170,109 +210,26 @@ class Record:
 
     def _checked(self, name: str, value: Any, kind: type[T]) -> T:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(name, f"must be a {kind.__name__}, got {_shown(value)}")
+            raise self.error(name, f"must be a {kind.__name__}, got {shown_value(value)}")
+        if isinstance(value, str) and _is_broken(value):
+            raise self.error(name, f"has half a character (a lone surrogate): {shown_value(value)}")
         return value
 
 
-def read_records(path: Path, rows_at_a_time: int = 1000) -> Iterator[Record]:
-    """The records of a jsonl, json (a list), csv or parquet file, in order.
+def shown_value(value: object) -> str:
+    """A value as an error shows it: its type and its start, however long or deep it is."""
+    return f"{type(value).__name__} {_cut(_REPR.repr(value))}"
 
-    Args:
-        path: The file; its suffix says what it is.
-        rows_at_a_time: Rows of a parquet file that are held at once; few where rows hold videos.
 
-    Raises:
-        CorpusError: If the file is missing, of another kind, or not what its suffix says.
-    """
-    import pyarrow as pa
+def _cut(text: str, times: int = 1) -> str:
+    most = times * _SHOWN_CHARACTERS
+    return text if len(text) <= most else text[: most - 3] + "..."
 
-    if not path.is_file():
-        raise CorpusError(f"{path} is missing.")
-    readers = {".jsonl": _jsonl, ".json": _json_list, ".csv": _csv}
-    if path.suffix == ".parquet":
-        rows = _parquet(path, rows_at_a_time)
-    elif path.suffix in readers:
-        rows = readers[path.suffix](path)
-    else:
-        raise CorpusError(f"{path} must be one of {', '.join(RECORD_SUFFIXES)}, got {path.suffix!r}.")
+
+def _is_broken(text: str) -> bool:
+    """Whether text holds half a character, which no file in UTF-8 can hold."""
     try:
-        for place, value in rows:
-            if not isinstance(value, Mapping):
-                raise CorpusError(f"{path}, {place}: a record with named fields is expected, got {_shown(value)}.")
-            yield Record(str(path), place, value)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise CorpusError(f"{path} is no readable {path.suffix} file: {str(error).splitlines()[0]}.") from error
-
-
-def json_record(text: str | bytes, file: str) -> Record:
-    """A json file that holds one record.
-
-    Raises:
-        CorpusError: If it does not.
-    """
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{file} is no readable json: {error}.") from error
-    if not isinstance(value, Mapping):
-        raise CorpusError(f"{file}: a record with named fields is expected, got {_shown(value)}.")
-    return Record(file, "the record", value)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise CorpusError(f"{path}, line {number}: no readable json: {error}.") from error
-
-
-def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
-    """The members of the list a json file holds, without holding the list: such files have gigabytes."""
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8") as file:
-        buffer = file.read(_READ_BYTES).lstrip()
-        if not buffer.startswith("["):
-            raise CorpusError(f"{path}: a list of records is expected, got {_shown(buffer[:40])}.")
-        at, number = 1, 0
-        while True:
-            at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches nothing, too
-            if buffer.startswith("]", at):
-                return
-            try:
-                value, at = decoder.raw_decode(buffer, at)
-            except json.JSONDecodeError as error:
-                more = file.read(_READ_BYTES) if len(buffer) - at < _MAX_RECORD_CHARACTERS else ""
-                if not more:
-                    raise CorpusError(f"{path}, record {number}: no readable json: {error}.") from error
-                buffer, at = buffer[at:] + more, 0
-                continue
-            yield f"record {number}", value
-            number += 1
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(_MAX_RECORD_CHARACTERS)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        for row in rows:
-            yield f"line {rows.line_num}", row
-
-
-def _parquet(path: Path, rows_at_a_time: int) -> Iterator[tuple[str, Any]]:
-    import pyarrow.parquet as pq
-
-    # Read page by page; but a writer may have put a whole row group into one page.
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES) as file:
-        number = 0
-        for batch in file.iter_batches(batch_size=rows_at_a_time):
-            for row in batch.to_pylist():
-                yield f"row {number}", row
-                number += 1
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
