@@ -96,9 +96,12 @@ class PromptEncoder:
     def encode_answer(self, question: str, answer: str) -> list[int]:
         """Token ids of an assistant's answer about a video, with what the chat template writes after it.
 
+        Prompt and answer together are the tokens of the whole conversation. Where these would merge the prompt's end
+        with the answer's start, the answer starts at the prompt's end, as it does when a model generates it.
+
         Raises:
-            ModelError: If the template renders the prompt differently once an answer follows, or a text contains a
-                placeholder of the processor.
+            ModelError: If the template renders the prompt differently once an answer follows, a text contains a
+                placeholder of the processor, or the tokenizer has no ids for the answer that follow the prompt's.
         """
         # Rendered with a video, like the prompt: SmolVLM's processor has another template for texts alone.
         user = {"role": "user", "content": [{"type": "video"}, *self._content(question)]}
@@ -110,7 +113,16 @@ class PromptEncoder:
                 f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
                 f"follows: {prompt[-60:]!r} is not how {whole[:200]!r} goes on. Use a template that only appends."
             )
-        return self._tokenize(whole[len(prompt) :])
+        prompt_ids, whole_ids = self._tokenize(prompt), self._tokenize(whole)
+        if whole_ids[: len(prompt_ids)] == prompt_ids:
+            return whole_ids[len(prompt_ids) :]
+        answer_ids = self._tokenize(whole[len(prompt) :])
+        if self._text(prompt_ids + answer_ids) != self._text(whole_ids):  # a space put before the answer, for one
+            raise ModelError(
+                f"{type(self.processor.tokenizer).__name__} merges the prompt's end {prompt[-20:]!r} with the answer's "
+                f"start {answer[:20]!r}, and reads the answer alone as another text: drop what the answer starts with."
+            )
+        return answer_ids
 
     def _content(self, text: str) -> list[dict[str, str]]:
         for token in self.processor.all_special_multimodal_tokens:
@@ -158,6 +170,9 @@ class PromptEncoder:
 
     def _tokenize(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def visual_shapes(visual: Mapping[str, torch.Tensor]) -> Hashable:

@@ -44,7 +44,7 @@ def prepare_tower(model: nn.Module, freeze: bool, is_sharded: bool) -> None:
         tower.requires_grad_(False)
     # Processes that call a sharded tower unequally often deadlock.
     if tower is not None and not is_sharded:
-        bound_frozen_forward(tower)
+        bound_frozen_forward(model)
 
 
 @contextmanager
