@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import httpx2
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,7 @@ import tiny_models
 from longvpo_hf.captions import read_captions
 from longvpo_hf.commands.build import common
 from longvpo_hf.preference import VideoPreference, undecoded
-from longvpo_hf.responders import LocalResponder, Request
+from longvpo_hf.responders import LocalResponder, Request, chat
 from longvpo_hf.responders.text import TextResponder
 from longvpo_hf.timeline import Clip, Timeline
 from scripts import SCRIPTS, load
@@ -153,6 +154,10 @@ def test_a_dry_run_leaves_the_log_of_rows_that_are_there(stage2, videos: Path, t
         ("https://router.huggingface.co/v1", [], "hugging face's"),
         ("https://router.huggingface.co/v1", ["--api-key-env", "OWN_KEY"], "own"),
         ("http://localhost:8000/v1", ["--api-key-env", "NO_KEY"], None),
+        ("http://localhost:8000/v1", [], None),
+        ("https://a1.eu-west-1.aws.endpoints.huggingface.cloud", [], None),
+        ("https://api.openai.com.somebody.example/v1", [], None),
+        ("http://somebody.example/v1", ["--api-key-env", "OWN_KEY", "--plain-http-key"], "own"),
     ],
 )
 def test_each_endpoint_is_shown_its_own_key(
@@ -171,8 +176,15 @@ def test_each_endpoint_is_shown_its_own_key(
         "--output",
         str(tmp_path / "rows"),
     ]
-    made = common.Models(stage2.parse(args), 8).reading("endpoint:m")
-    assert made._api_key == (key and key.replace(" ", "-"))
+    sent = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request.headers["authorization"])
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
+
+    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    assert common.Models(stage2.parse(args), 8).reading("endpoint:m").respond([Request("?")]) == ["yes"]
+    assert sent == [f"Bearer {(key or 'EMPTY').replace(' ', '-')}"]
 
 
 def test_the_second_iteration_is_told_on_the_card(stage2, videos: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ _TAG = re.compile(
 _MOST_JSON_CHARACTERS = 100_000
 #: Answers break lines within strings; what else JSON forbids there does no harm.
 _JSON = json.JSONDecoder(strict=False)
+#: How an object may start.
+_OBJECT = re.compile(r'\{\s*["}]')
 
 
 class CutOff(str):
@@ -53,17 +55,17 @@ def json_object(reply: str) -> dict[str, Any] | None:
     """
     text = without_reasoning(reply)[-_MOST_JSON_CHARACTERS:]
     found: dict[str, Any] | None = None
-    start = text.find("{")
-    while start >= 0:
+    end = 0
+    for opening in _OBJECT.finditer(text):
+        if opening.start() < end:  # inside the one before
+            continue
         try:
-            value, end = _JSON.raw_decode(text, start)
+            value, end = _JSON.raw_decode(text, opening.start())
         except RecursionError:  # no model answers in a thousand brackets within brackets
-            return found
+            break
         except ValueError:
-            end = start + 1
-        else:
-            found = {k: whole_characters(v) if isinstance(v, str) else v for k, v in value.items()} or found
-        start = text.find("{", end)
+            continue
+        found = {k: whole_characters(v) if isinstance(v, str) else v for k, v in value.items()} or found
     return found
 
 

@@ -25,7 +25,7 @@ from longvpo_hf.intake import CORPORA, BenchmarkVideos, CuttingSettings, Source,
 from longvpo_hf.intake.media import MediaSettings, cut_clips
 from longvpo_hf.publishing.dataset import push_dataset
 from longvpo_hf.responders import EndpointResponder, LocalResponder, Responder
-from longvpo_hf.responders.endpoint import is_hugging_face
+from longvpo_hf.responders.chat import key_variable
 from longvpo_hf.timeline import Clip, Timeline
 
 #: A frame of a model that is asked: InternVL's tile of 448 × 448; the paper samples clips at 1 fps, at most 64 frames.
@@ -81,8 +81,12 @@ def add_models(parser: argparse.ArgumentParser, roles: dict[str, tuple[Sequence[
         models.add_argument(*flags, dest=role, help=text)
     models.add_argument("--base-url", help="Address of the endpoint, e.g. http://localhost:8000/v1.")
     models.add_argument("--model", help="Name of the endpoint's model.")
-    models.add_argument("--api-key-env", metavar="NAME", help="Variable that holds the endpoint's key. Default: "
-                        "OPENAI_API_KEY; for Hugging Face's own servers HF_TOKEN.")  # fmt: skip
+    models.add_argument("--api-key-env", metavar="NAME", help="Variable that holds the endpoint's key. Without it "
+                        "only api.openai.com (OPENAI_API_KEY), router.huggingface.co (HF_TOKEN) get one.")  # fmt: skip
+    models.add_argument("--plain-http-key", action="store_true",
+                        help="Send the key to another machine without encryption: for trusted networks.")  # fmt: skip
+    models.add_argument("--patience-seconds", type=float, default=900.0, help="How long an endpoint that does not "
+                        "answer is asked again before the run stops; the same command goes on.")  # fmt: skip
     models.add_argument("--concurrency", type=int, default=8, help="Requests under way at the endpoint at once.")
     models.add_argument("--batch-size", type=int, default=8, help="Requests per batch of a model of this machine.")
     models.add_argument("--max-new-tokens", type=int, default=256,
@@ -255,6 +259,7 @@ class Models:
             return EndpointResponder(
                 model or args.model, args.base_url, self._sampler, max_tokens=max_new_tokens,
                 concurrency=args.concurrency, seed=args.seed, api_key=_api_key(args),
+                patience_seconds=args.patience_seconds, plain_http_key=args.plain_http_key,
             )  # fmt: skip
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
@@ -283,10 +288,9 @@ class Models:
 
 
 def _api_key(args: argparse.Namespace) -> str | None:
-    """The endpoint's key. Hugging Face is not shown what is another's unless it is named."""
-    if args.api_key_env is None and is_hugging_face(args.base_url):
-        return None
-    return os.environ.get(args.api_key_env or "OPENAI_API_KEY") or None
+    """The endpoint's key: of the variable that was named, or that belongs to the address."""
+    variable = args.api_key_env or key_variable(args.base_url)
+    return os.environ.get(variable) or None if variable else None
 
 
 def disk_lines(clips: Iterable[Clip], args: argparse.Namespace) -> list[str]:
