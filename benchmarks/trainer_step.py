@@ -45,7 +45,6 @@ from peft import LoraConfig
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torchcodec.encoders import VideoEncoder
 from transformers import (
     GotOcr2ImageProcessor,
@@ -60,6 +59,7 @@ from trl import DPOConfig, DPOTrainer
 
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.miniature.demo import processor_name
+from longvpo_hf.planning.trace import FlopCounter
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.timeline import Clip, Timeline
 from longvpo_hf.training.config import LongVPOConfig
@@ -446,14 +446,14 @@ class Run:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        counter = AttentionAwareCounter()
+        counter = FlopCounter()
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self._step()
         metrics = self.trainer._metrics["train"]
         return {
             "loss": loss,
             "log_probs": [metrics[f"logps/{answer}"][-1] for answer in ("chosen", "rejected")],
-            "flops": counter.get_total_flops(),
+            "flops": counter.flops,
             "flops_causal_skips": counter.skipped,
             "saved_bytes": sum(saved.values()),
         }
@@ -514,41 +514,6 @@ def _status_bytes(name: str) -> int:
     """A figure of this process's memory, as Linux keeps it."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
-
-
-class AttentionAwareCounter(FlopCounterMode):
-    """torch's FLOP counter, and what of the attention it counts is skipped by causal kernels: it counts full squares.
-
-    Attributes:
-        skipped: Half of every square that a kernel was told is causal.
-    """
-
-    _OPERATORS = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
-
-    def __init__(self) -> None:
-        self.skipped = 0
-        # `addmm_`, the LM head's backward pass, is not among torch's own.
-        mapping: dict[Any, Callable[..., int]] = {
-            torch.ops.aten.addmm_: lambda _, left, right, **kwargs: 2 * math.prod(left) * right[1]
-        }
-        for name in self._OPERATORS:
-            forward = getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
-            backward = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_backward")
-            mapping[forward] = self._counting(forward, lambda *shapes: sdpa_flop_count(*shapes[:3]))
-            mapping[backward] = self._counting(backward, lambda *shapes: sdpa_backward_flop_count(*shapes[:4]))
-        super().__init__(display=False, custom_mapping=mapping)
-
-    def _counting(self, operator: Any, flops_of: Callable[..., int]) -> Callable[..., int]:
-        names = [argument.name for argument in operator.default._schema.arguments]
-        place = names.index("is_causal")
-
-        def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-            flops = flops_of(*args)
-            if kwargs.get("is_causal", len(args) > place and args[place]):
-                self.skipped += flops // 2
-            return flops
-
-        return count
 
 
 def serve(connection: Connection, setup: Setup) -> None:

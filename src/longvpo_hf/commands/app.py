@@ -317,23 +317,21 @@ def check(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.simplefilter("ignore")
-    from longvpo_hf.planning import budget
+    from longvpo_hf.planning import DEFAULT_TFLOPS, Machine, Sharding, device_memory_gib, plan_file, report
 
     try:
-        model, training, _ = budget.read_config(config, context.args)
-        machine = budget.Machine(
-            gpu_memory_gib=gpu_memory or budget.device_memory_gib(),
+        machine = Machine(
+            gpu_memory_gib=gpu_memory or device_memory_gib(),
             processes=processes,
-            sharding=budget.Sharding(sharding.value),
-            tflops=tflops or budget.DEFAULT_TFLOPS,
+            sharding=Sharding(sharding.value),
+            tflops=tflops or DEFAULT_TFLOPS,
         )
-        shapes = budget.find_model_config(str(model.model_name_or_path), model.model_revision)
-        found = budget.estimate(shapes, model, training, machine)
+        plan = plan_file(config, context.args, machine)
     except (ValueError, OSError) as error:
         typer.echo(f"longvpo check: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(found.to_json() if as_json else budget.report(found))
-    if not found.fits:
+    typer.echo(plan.to_json() if as_json else report(plan))
+    if not plan.fits:
         raise typer.Exit(1)
 
 

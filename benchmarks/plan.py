@@ -1,6 +1,6 @@
-"""What `longvpo check` estimates beside what a step of `LongVPOTrainer` does; kept in `benchmarks/results/budget.*`.
+"""What `longvpo check` estimates beside what a step of `LongVPOTrainer` does; kept in `benchmarks/results/plan.*`.
 
-    python benchmarks/budget.py
+    python benchmarks/plan.py
 
 Two comparisons, both on a CPU in float32: the InternVL of `trainer_step.py` (2 million parameters, a residual stream
 like a real model's) at growing lengths in all its modes; and the tiny models of the tests, of all families. Measured
@@ -35,13 +35,17 @@ from trainer_step import ARMS, CHOSEN_TOKENS, MODES, QUESTION_TOKENS, REJECTED_T
 from trl import ModelConfig
 
 from longvpo_hf.miniature.demo import processor_name
-from longvpo_hf.planning import budget
+from longvpo_hf.planning import Rows, make_plan
+from longvpo_hf.planning.memory import FRAGMENTED, RESERVE_GIB
+from longvpo_hf.planning.settings import GIB
+from longvpo_hf.planning.tokens import CHAT_TOKENS, frame_grid
+from longvpo_hf.planning.trace import FlopCounter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny_models
 import trainers
 
-RESULTS = Path(__file__).parent / "results" / "budget"
+RESULTS = Path(__file__).parent / "results" / "plan"
 FIGURES = {
     "parameters": "parameters",
     "trained": "trained",
@@ -80,10 +84,10 @@ def internvl(connection: Connection, setup: Setup) -> None:
         connection.send(RuntimeError(f"{setup.mode} {setup.size}:\n{traceback.format_exc()}"))
 
 
-def _rows(setup: Setup, tokens: dict[str, int]) -> budget.Rows:
+def _rows(setup: Setup, tokens: dict[str, int]) -> Rows:
     scale = SCALES[setup.scale]
-    beside = tokens["prompt"] - setup.frames * scale.tokens_per_frame - QUESTION_TOKENS - budget._CHAT_TOKENS
-    return budget.Rows(
+    beside = tokens["prompt"] - setup.frames * scale.tokens_per_frame - QUESTION_TOKENS - CHAT_TOKENS
+    return Rows(
         QUESTION_TOKENS,
         CHOSEN_TOKENS,
         REJECTED_TOKENS,
@@ -114,9 +118,9 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     answers = batch["completion_mask"].sum(1).tolist()
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]
     question = len(trainer.processing_class.tokenizer(trainer.train_dataset[0]["prompt"][-1]["content"]).input_ids)
-    beside = prompt - int(batch["visual_tokens"]) - question - budget._CHAT_TOKENS
-    units = budget._frame_grid(trainer.model.config, trainers.MAX_PIXELS, (56, 56)).units(frames)
-    guessed = budget.Rows(
+    beside = prompt - int(batch["visual_tokens"]) - question - CHAT_TOKENS
+    units = frame_grid(trainer.model.config, trainers.MAX_PIXELS, (56, 56)).units(frames)
+    guessed = Rows(
         question,
         *answers,
         reference_frames=frames // min(trainer_step.MAX_CLIPS, frames),
@@ -126,7 +130,7 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     estimated = estimate(trainer, batch, lora=False, rows=guessed)
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
-    counter, saved = trainer_step.AttentionAwareCounter(), {}
+    counter, saved = FlopCounter(), {}
     weights = {weight.untyped_storage().data_ptr() for weight in trainer.model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -142,35 +146,35 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     measured = {
         **held(trainer),
         "visual_tokens": int(batch["visual_tokens"]),
-        "gflop": (counter.get_total_flops() - counter.skipped) / 1e9 - head_gflop(trainer, batch),
+        "gflop": (counter.flops - counter.skipped) / 1e9 - head_gflop(trainer, batch),
         "saved_mib": sum(saved.values()) / MIB,
         "gradients_mib": sum(gradient.nbytes for gradient in gradients) / MIB,
     }
     return {"estimated": estimated, "measured": measured}
 
 
-def estimate(trainer: Any, batch: dict[str, Any], lora: bool, rows: budget.Rows) -> dict[str, float]:
+def estimate(trainer: Any, batch: dict[str, Any], lora: bool, rows: Rows) -> dict[str, float]:
     """What `longvpo check` says of a trainer."""
     model = ModelConfig(
         model_name_or_path="model", dtype="float32", use_peft=lora, lora_r=16, lora_alpha=8, lora_dropout=0.0
     )
     if lora:
         model.lora_target_modules = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    found = budget.estimate(trainer.model.config, model, trainer.args, rows=rows)
+    found = make_plan(trainer.model.config, model, trainer.args, rows=rows)
     tflop = {name: value for name, value in found.tflop.items() if name != "policy: LM head"}
     reference_head = 2.0 * trainer.args.per_device_train_batch_size * (rows.chosen_tokens + rows.rejected_tokens)
     text = trainer.model.config.get_text_config()
-    of = {name: found.memory_gib.get(name, 0) * budget.GIB / MIB for name in ("gradients", "optimizer")}
+    of = {name: found.memory_gib.get(name, 0) * GIB / MIB for name in ("gradients", "optimizer")}
     activations = ("vision", "text model's activations", "LM head")
     return {
         "parameters": found.parameters.total + found.parameters.adapters,
         "trained": found.parameters.trained,
         "visual_tokens": found.tokens.visual,
         "gflop": sum(tflop.values()) * 1e3 - reference_head * text.vocab_size * text.hidden_size / 1e9,
-        "saved_mib": found.saved_gib * budget.GIB / MIB,
+        "saved_mib": found.saved_gib * GIB / MIB,
         "gradients_mib": of["gradients"],
         "optimizer_mib": of["optimizer"],
-        "peak_mib": sum(found.memory_gib.get(name, 0) for name in activations) * budget.GIB / MIB + of["gradients"],
+        "peak_mib": sum(found.memory_gib.get(name, 0) for name in activations) * GIB / MIB + of["gradients"],
     }
 
 
@@ -255,7 +259,7 @@ def report(results: dict[str, Any]) -> str:
             "The peak is the resident memory's, above what was held before the step, of two steps the larger; the",
             "estimate is activations, vision, head and gradients: too low for a CPU, most of all with adapters and",
             "checkpointing; how much of that is the allocator's is not known, nor what a GPU's will take: for that",
-            f"`longvpo check` adds {budget.FRAGMENTED:.0%} and {budget.RESERVE_GIB} GiB, which no GPU has confirmed.",
+            f"`longvpo check` adds {FRAGMENTED:.0%} and {RESERVE_GIB} GiB, which no GPU has confirmed.",
             "",
             "## Tiny models of all families",
             "",
@@ -286,7 +290,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "machine": {"processor": processor_name(), "cores": os.cpu_count(), "platform": platform.platform()},
         "versions": {name: version(name) for name in ("longvpo-hf", "torch", "transformers", "trl", "peft")},
-        "command": " ".join(["python", "benchmarks/budget.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/plan.py", *sys.argv[1:]]),
         "internvl": {},
         "families": {},
     }

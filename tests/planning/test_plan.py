@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,19 @@ from typer.testing import CliRunner
 
 import tiny_models
 import trainers
+from longvpo_hf import planning
 from longvpo_hf.commands.app import app
-from longvpo_hf.planning import budget
-from longvpo_hf.planning.budget import GIB, Machine, Rows, Sharding
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.miniature.model import build_model as build_miniature
+from longvpo_hf.miniature.model import build_processor
+from longvpo_hf.planning import Machine, Plan, Rows, Sharding, make_plan, report
+from longvpo_hf.planning.bases import known_bases, starting_point
+from longvpo_hf.planning.memory import RESERVE_GIB, frames_that_fit, memory_gib, states
+from longvpo_hf.planning.run import Run, build_model
+from longvpo_hf.planning.settings import GIB
+from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_grid
+from longvpo_hf.planning.trace import FlopCounter
+from longvpo_hf.shipped import shipped
 from longvpo_hf.training.collator import VideoPreferenceCollator
 
 FAMILIES = list(tiny_models.ALL)
@@ -34,28 +45,27 @@ def model_settings(**more: Any) -> ModelConfig:
     return ModelConfig(model_name_or_path="tiny", dtype="float32", **more)
 
 
-def estimate_of(name: str, folder: Path, rows: Rows | None = None, machine: Machine | None = None, **more: Any) -> Any:
-    """The estimate for a tiny model of a family; `more` are the trainer's settings."""
+def plan_of(name: str, folder: Path, rows: Rows | None = None, machine: Machine | None = None, **more: Any) -> Plan:
+    """The plan for a tiny model of a family; `more` are the trainer's settings."""
     settings = trainers.settings(folder, **{"per_device_train_batch_size": 1, **more})
     rows = rows or Rows(source_px=SOURCE_PX)
-    return budget.estimate(family(name)[0].config, model_settings(), settings, machine, rows)
+    return make_plan(family(name)[0].config, model_settings(), settings, machine, rows)
 
 
-def run_of(name: str, folder: Path, machine: Machine | None = None, **more: Any) -> Any:
-    """What `estimate` asks, to be asked in part."""
+def run_of(name: str, folder: Path, machine: Machine | None = None, **more: Any) -> Run:
+    """The run behind a plan, to be asked in part."""
     settings = trainers.settings(folder, **{"per_device_train_batch_size": 1, **more})
     config = family(name)[0].config
-    return budget._Run(config, model_settings(), settings, machine or Machine(), Rows(source_px=SOURCE_PX))
+    return Run(config, model_settings(), settings, machine or Machine(), Rows(source_px=SOURCE_PX))
 
 
 # ------------------------------------------------------------------------------------------------- counted exactly
 
 
 def test_known_base_models_have_the_parameters_their_pages_state() -> None:
-    known = json.loads(Path(budget.__file__).with_name("base_models.json").read_text(encoding="utf-8"))["models"]
-    for name, model in known.items():
-        config = budget.find_model_config(f"some-org/{name.lower()}-Instruct-hf")
-        built = budget._build(config, model_settings(), _no_training(), Machine())
+    for name, model in known_bases().items():
+        config = planning.find_model_config(f"some-org/{name.lower()}-Instruct-hf")
+        built = build_model(config, model_settings(), _no_training(), Machine())
         total = sum(weight.numel() for weight in built.parameters()) / 1e9
         tolerance = 0.003 if name.startswith("LLaVA") else 1e-12  # of LLaVA-Video no exact count was found
         assert total == pytest.approx(model["total"], rel=tolerance), name
@@ -74,7 +84,7 @@ def test_parameters_and_visual_tokens_are_those_of_the_model_and_the_batch(
     collator = VideoPreferenceCollator(processor, FRAMES, fps=None, max_pixels=trainers.MAX_PIXELS, reference="full")
     batch = collator([dataset[0]])
     found = run_of(name, tmp_path)
-    assert found.tokens.visual == batch["visual_tokens"]
+    assert found.batch.tokens().visual == batch["visual_tokens"]
     assert found.parameters.total == sum(weight.numel() for weight in model.parameters())
     assert found.parameters.trained == found.parameters.total
     assert found.parameters.adapters == 0
@@ -86,9 +96,9 @@ def test_adapters_are_counted_as_peft_makes_them(dataset: Any, tmp_path: Path) -
 
     trainer = trainers.make(tmp_path, dataset, peft_config=get_peft_config(settings))
     real = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    found = budget._Run(tiny_models.build("internvl")[0].config, settings, trainer.args, Machine(), Rows())
+    found = Run(tiny_models.build("internvl")[0].config, settings, trainer.args, Machine(), Rows())
     assert found.parameters.trained == found.parameters.adapters == real
-    assert found._states()["reference model"] == 0  # the adapters are turned off
+    assert states(found)["reference model"] == 0  # the adapters are turned off
 
 
 # ------------------------------------------------------------------------------------------------ against real steps
@@ -105,10 +115,10 @@ def test_work_and_saved_bytes_are_those_of_a_real_step(
     batch = trainers.batch_of(trainer, dataset.select([0]))
     answers = batch["completion_mask"].sum(1).tolist()
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]
-    grid = budget._frame_grid(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
-    beside = prompt - grid.visual_tokens(frames) - 1 - budget._CHAT_TOKENS
+    grid = frame_grid(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
+    beside = prompt - grid.visual_tokens(frames) - 1 - CHAT_TOKENS
     guessed = Rows(1, *answers, label_tokens=round(beside / grid.units(frames)), source_px=SOURCE_PX)
-    found = budget.estimate(trainer.model.config, model_settings(), trainer.args, rows=guessed)
+    found = make_plan(trainer.model.config, model_settings(), trainer.args, rows=guessed)
 
     if checkpointing:
         trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -157,62 +167,86 @@ def _attention(config: Any, found: Any, grid: Any, frames: int, checkpointing: b
     return times * (causal + seen * grid.units(frames))
 
 
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+def test_operations_are_counted_as_by_torch_and_causal_attention_half(name: str) -> None:
+    model = family(name)[0].train()
+    decoder, text = model.get_decoder(), model.config.get_text_config()
+    tokens = 37
+    embedded = torch.randn(1, tokens, text.hidden_size, requires_grad=True)
+
+    def step() -> None:
+        decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state.sum().backward()
+
+    with FlopCounterMode(display=False) as theirs:
+        step()
+    with FlopCounter() as ours:
+        step()
+    assert ours.flops == theirs.get_total_flops()
+    # scores and their use forward, and with the scores again five products backward: 7 × 2 × tokens² × width
+    attention = 14 * tokens**2 * text.hidden_size * text.num_hidden_layers
+    assert ours.skipped == attention // 2
+    with FlopCounter() as in_place:
+        torch.zeros(3, 5).addmm_(torch.ones(3, 4), torch.ones(4, 5))
+    assert (in_place.flops, in_place.skipped) == (2 * 3 * 4 * 5, 0)
+
+
 # ---------------------------------------------------------------------------------------------------- sums by hand
 
 
 def test_weights_gradients_and_optimizer_by_hand(tmp_path: Path) -> None:
-    def states(machine: Machine | None = None, **more: Any) -> dict[str, float]:
-        return run_of("internvl", tmp_path, machine, **more)._states()
+    def held(machine: Machine | None = None, **more: Any) -> dict[str, float]:
+        return states(run_of("internvl", tmp_path, machine, **more))
 
     count = sum(weight.numel() for weight in tiny_models.build("internvl")[0].parameters())
-    one = states()
+    one = held()
     assert one["weights"] == one["reference model"] == one["gradients"] == 4 * count
     assert one["optimizer"] == 8 * count  # AdamW: two moments
-    assert states(Machine(processes=2))["gradients"] == 8 * count  # and DDP's buckets
+    assert held(Machine(processes=2))["gradients"] == 8 * count  # and DDP's buckets
 
-    sharded = states(Machine(processes=8, sharding=Sharding.fsdp2))
+    sharded = held(Machine(processes=8, sharding=Sharding.fsdp2))
     assert sharded["optimizer"] == count
     assert sharded["gradients"] == sharded["reference model"] == count / 2
     assert count / 2 < sharded["weights"] < 4 * count  # its share, and what is gathered
 
-    zero2 = states(Machine(processes=8, sharding=Sharding.zero2))
+    zero2 = held(Machine(processes=8, sharding=Sharding.zero2))
     assert (zero2["weights"], zero2["optimizer"]) == (4 * count, count)
-    zero3 = states(Machine(processes=8, sharding=Sharding.zero3))
+    zero3 = held(Machine(processes=8, sharding=Sharding.zero3))
     assert (zero3["reference model"], zero3["optimizer"]) == (count / 2, count)
-    half = states(Machine(processes=8, sharding=Sharding.zero2), bf16=True)
+    half = held(Machine(processes=8, sharding=Sharding.zero2), bf16=True)
     assert (half["weights"], half["optimizer"]) == (2 * count, (4 + 8) * count / 8)  # and the master weights
 
-    eight = states(optim="adamw_bnb_8bit", precompute_ref_log_probs=True)
+    eight = held(optim="adamw_bnb_8bit", precompute_ref_log_probs=True)
     assert (eight["optimizer"], eight["reference model"]) == (2 * count, 0)
 
 
 def test_quantised_weights_take_half_a_byte_and_their_scales(tmp_path: Path) -> None:
-    config = budget.find_model_config("OpenGVLab/InternVL3-8B-hf")
+    config = planning.find_model_config("OpenGVLab/InternVL3-8B-hf")
     settings = ModelConfig(dtype="bfloat16", use_peft=True, load_in_4bit=True)
     training = trainers.settings(tmp_path, bf16=True, num_frames=16, per_device_train_batch_size=1)
-    run = budget._Run(config, settings, training, Machine(), Rows())
+    run = Run(config, settings, training, Machine(), Rows())
     embeddings = 2 * 151674 * 3584  # in and out, kept in bf16
     expected = (run.parameters.total - embeddings) * (0.5 + 4 / 64) + embeddings * 2 + run.parameters.adapters * 2
-    assert run._states()["weights"] == pytest.approx(expected, rel=0.005)  # but for norms and patches
+    assert states(run)["weights"] == pytest.approx(expected, rel=0.005)  # but for norms and patches
 
 
 def test_what_makes_it_smaller_makes_it_smaller(tmp_path: Path) -> None:
-    def activations(**more: Any) -> float:
-        memory = run_of("internvl", tmp_path, **{"num_frames": 256, **more})._activations(more.get("num_frames", 256))
+    def needed(**more: Any) -> float:
+        run = run_of("internvl", tmp_path, **{"num_frames": 256, **more})
+        memory = activations(run, more.get("num_frames", 256))
         return memory["text model's activations"] + memory["vision"]
 
-    plain = activations()
-    checkpointed = activations(gradient_checkpointing=True)
+    plain = needed()
+    checkpointed = needed(gradient_checkpointing=True)
     assert checkpointed < 0.8 * plain
-    assert activations(activation_offloading=True) < 0.8 * plain
-    assert activations(gradient_checkpointing=True, activation_offloading=True) < checkpointed
-    assert activations(num_frames=128) == pytest.approx(plain / 2, rel=0.1)
-    assert activations(tree_packing=False) > 1.3 * plain  # twice, but for the mask of the branches
+    assert needed(activation_offloading=True) < 0.8 * plain
+    assert needed(gradient_checkpointing=True, activation_offloading=True) < checkpointed
+    assert needed(num_frames=128) == pytest.approx(plain / 2, rel=0.1)
+    assert needed(tree_packing=False) > 1.3 * plain  # twice, but for the mask of the branches
 
 
 def test_pairs_of_a_timeline_share_its_video(tmp_path: Path) -> None:
-    apart = estimate_of("internvl", tmp_path, num_frames=256, per_device_train_batch_size=4)
-    together = estimate_of("internvl", tmp_path, num_frames=256, per_device_train_batch_size=4, pairs_per_timeline=4)
+    apart = plan_of("internvl", tmp_path, num_frames=256, per_device_train_batch_size=4)
+    together = plan_of("internvl", tmp_path, num_frames=256, per_device_train_batch_size=4, pairs_per_timeline=4)
     question, answers = 32, 256
     trunk = apart.tokens.packed // 4 - question - answers
     assert together.tokens.packed == trunk + 4 * (question + answers)
@@ -221,31 +255,83 @@ def test_pairs_of_a_timeline_share_its_video(tmp_path: Path) -> None:
 
 
 def test_frames_that_fit_fit_and_more_do_not(tmp_path: Path) -> None:
-    machine = Machine(gpu_memory_gib=budget.RESERVE_GIB + 0.2)
+    machine = Machine(gpu_memory_gib=RESERVE_GIB + 0.2)
     run = run_of("internvl", tmp_path, machine, num_frames=64)
-    most = run.frames_that_fit()
+    most = frames_that_fit(run)
     assert most > 64
-    assert sum(run.memory(most).values()) <= machine.gpu_memory_gib < sum(run.memory(round(most * 1.02) + 1).values())
+    assert sum(memory_gib(run, most).values()) <= machine.gpu_memory_gib
+    assert sum(memory_gib(run, round(most * 1.02) + 1).values()) > machine.gpu_memory_gib
 
 
 def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
-    machine = Machine(gpu_memory_gib=budget.RESERVE_GIB + 0.01)
-    found = estimate_of("internvl", tmp_path, machine=machine, num_frames=512)
+    machine = Machine(gpu_memory_gib=RESERVE_GIB + 0.01)
+    found = plan_of("internvl", tmp_path, machine=machine, num_frames=512)
     assert not found.fits
     remedies = {remedy.setting: remedy for remedy in found.remedies}
     assert {"gradient_checkpointing: true", "activation_offloading: true", "all of these"} <= set(remedies)
     assert all(remedy.gib < found.total_gib for remedy in found.remedies)
     frames = remedies[f"num_frames: {found.frames_that_fit}"]
     assert frames.fits
-    text = budget.report(found)
+    text = report(found)
     assert "DOES NOT FIT" in text
     assert "gradient_checkpointing: true" in text
 
 
-def test_longer_than_the_context_is_said(tmp_path: Path) -> None:
-    notes = "\n".join(run_of("internvl", tmp_path, num_frames=8192).notes())
-    assert "TOO LONG: " in notes
-    assert "65,536" in notes
+# ----------------------------------------------------------------------------------------------------- the context
+
+
+def shorter(name: str, context: int) -> Any:
+    """The tiny model's config, made for so many tokens."""
+    config = family(name)[0].config
+    config.get_text_config().max_position_embeddings = context
+    return config
+
+
+def test_what_is_longer_than_the_context_does_not_fit(tmp_path: Path) -> None:
+    training = trainers.settings(tmp_path, num_frames=64, per_device_train_batch_size=1)
+    # 64 frames of 4 tokens and 9 of their labels, the chat's 24, the question's 32, the longer answer's 128
+    needed = 64 * (4 + 9) + 24 + 32 + 128
+    exact = make_plan(shorter("internvl", needed), model_settings(), training)
+    assert (exact.fits, exact.frames_that_fit, exact.tokens.longest) == (True, 64, needed)
+    found = make_plan(shorter("internvl", needed - 1), model_settings(), training)
+    assert found.total_gib == exact.total_gib < found.machine.gpu_memory_gib  # memory is not the reason
+    assert (found.fits, found.frames_that_fit) == (False, 63)
+    assert [(remedy.setting, remedy.fits) for remedy in found.remedies] == [("num_frames: 63", True)]
+    assert json.loads(found.to_json())["fits"] is False
+    text = report(found)
+    assert "DOES NOT FIT. Frames that fit, all else unchanged: 63." in text
+    assert f"TOO LONG: {needed:,} tokens exceed the model's context of {needed - 1:,}" in text
+
+
+def test_max_length_bounds_as_the_context_does(tmp_path: Path) -> None:
+    found = plan_of("internvl", tmp_path, num_frames=64, max_length=500)
+    assert (found.fits, found.frames_that_fit) == (False, (500 - 24 - 32 - 128) // 13)
+    assert "tokens exceed max_length=500" in report(found)
+
+
+def test_a_reference_that_is_too_long_leaves_no_frames(tmp_path: Path) -> None:
+    training = trainers.settings(tmp_path, num_frames=4, reference_num_frames=64, fps=None, reference="full")
+    found = make_plan(shorter("internvl", 800), model_settings(), training)
+    assert (found.fits, found.frames_that_fit) == (False, 0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_frames_that_fit_a_random_context_are_the_most(seed: int, tmp_path: Path) -> None:
+    """By trying: so many frames are not too long, one unit more is."""
+    draw = random.Random(seed)
+    name, context = draw.choice(FAMILIES), draw.randrange(200, 40_000)
+    rows = Rows(*(draw.randrange(1, 200) for _ in range(3)), label_tokens=draw.choice([None, 0, 20]))
+    max_pixels = draw.choice([56 * 56, 224 * 224])
+
+    def batch(num_frames: int) -> DeviceBatch:
+        training = trainers.settings(tmp_path, num_frames=num_frames, max_pixels=max_pixels, reference="full")
+        return DeviceBatch(shorter(name, context), training, rows)
+
+    most = batch(1).frames_within()
+    assert most is not None
+    if most:
+        assert not batch(most).tokens().are_too_many
+    assert batch(most + 1).tokens().are_too_many
 
 
 # ----------------------------------------------------------------------------------------------------- the command
@@ -292,12 +378,77 @@ def test_what_is_wrong_is_said_and_nothing_else(recipe: Path, arguments: list[st
     assert done.stdout == ""
 
 
+# ------------------------------------------------------------------------------------------------- bases of runs
+
+
 def test_an_adapter_has_the_shapes_of_its_base(recipe: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     base = str(tmp_path / "tiny")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}), encoding="utf-8")
-    assert budget.find_model_config(str(adapter)).to_dict() == budget.find_model_config(base).to_dict()
+    assert planning.find_model_config(str(adapter)).to_dict() == planning.find_model_config(base).to_dict()
+
+
+SHIPPED = sorted(shipped("recipes/configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_configuration_has_shapes_and_fits_the_context(path: Path) -> None:
+    model, training = planning.read_config(path)
+    start = starting_point(str(model.model_name_or_path), path)
+    tokens = DeviceBatch(planning.find_model_config(start), training, Rows()).tokens()
+    assert tokens.allowed is not None
+    assert tokens.longest <= tokens.allowed
+    if path.parent.name != "miniature":  # whose base is made, not loaded
+        first = path.with_stem(path.stem.replace("stage2", "stage1"))
+        assert start == planning.read_config(first)[0].model_name_or_path
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("smolvlm2_500m/stage2_lora", []),
+        ("internvl3_2b/stage2_full", ["--processes", "8", "--sharding", "fsdp2"]),
+        ("llava_video_7b/temporal_full", ["--processes", "8", "--sharding", "zero3"]),
+        ("miniature/stage2", []),
+    ],
+)
+def test_shipped_configurations_pass_the_command(file: str, options: list[str]) -> None:
+    done = CliRunner().invoke(app, ["check", str(shipped("recipes/configs") / f"{file}.yaml"), *options])
+    assert done.exit_code == 0, done.output
+    assert "FITS. " in done.stdout
+    assert ("is not there yet" in done.stdout) == ("temporal" not in file)
+
+
+def test_a_run_that_is_not_trained_yet_is_planned_on_its_own_base(recipe: Path, tmp_path: Path) -> None:
+    def write(name: str, model: str, output: str) -> Path:
+        path = tmp_path / name
+        path.write_text(f"model_name_or_path: {model}\noutput_dir: {output}\nnum_frames: 16\n", encoding="utf-8")
+        return path
+
+    second = write("second.yaml", "run", "runs/second")  # `run` is what the recipe writes
+    third = write("third.yaml", "runs/second/", "third")
+    expected = str(tmp_path / "tiny")
+    assert starting_point("run", second) == starting_point("runs/second/", third) == expected
+    found = planning.plan_file(third)
+    assert found.tokens.visual == 64
+    assert f"runs/second/ is not there yet: planned as {expected}" in report(found)
+    assert starting_point("runs/other", third) == "runs/other"
+    circle = write("circle.yaml", "circle", "circle")
+    assert starting_point("circle", circle) == "circle"
+    with pytest.raises(ConfigError, match="no run that a configuration beside this one"):
+        planning.plan_file(circle)
+
+
+def test_the_miniatures_shapes_are_those_of_its_model() -> None:
+    built = build_miniature(build_processor(), seed=0).config
+    shapes = known_bases()["miniature"]["config"]
+    parts = {"": built, "text_config": built.get_text_config(), "vision_config": built.vision_config}
+    for part, config in parts.items():
+        for name, value in (shapes[part] if part else shapes).items():
+            if name not in parts:
+                of_model = getattr(config, name)
+                assert (list(of_model) if isinstance(of_model, tuple) else of_model) == value, name
 
 
 def test_help_is_light() -> None:

@@ -1,0 +1,195 @@
+"""A training run before anything is loaded: its model on torch's meta device, and traces of its text model's step."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from longvpo_hf.errors import ModelError
+from longvpo_hf.families import family_of
+from longvpo_hf.families.vision import vision_tower
+from longvpo_hf.planning.settings import Machine, Rows, Sharding
+from longvpo_hf.planning.tokens import DeviceBatch
+from longvpo_hf.planning.trace import Step, Trace, trace_step
+from longvpo_hf.training.config import LongVPOConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from trl import ModelConfig
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Numbers of weights; tied ones count once."""
+
+    total: int
+    vision: int
+    trained: int
+    adapters: int
+
+
+class Run:
+    """One configuration: what memory, work and remedies are worked out from.
+
+    Args:
+        config: The model's shapes.
+        model: Its type, adapters and quantisation.
+        training: The trainer's settings.
+        machine: See `Machine`.
+        rows: See `Rows`.
+
+    Raises:
+        ModelError: If the model's family is not known, or transformers finds no vision tower in it.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, model: ModelConfig, training: LongVPOConfig, machine: Machine, rows: Rows
+    ) -> None:
+        self.config, self.model, self.training, self.machine, self.rows = config, model, training, machine, rows
+        self.batch = DeviceBatch(config, training, rows)
+        self.built = build_model(config, model, training, machine)
+        tower = vision_tower(self.built)
+        if tower is None:
+            raise ModelError(f"transformers finds no vision tower in {type(self.built).__name__}.")
+        self.tower = tower
+        self.is_tower_trained = any(weight.requires_grad for weight in tower.parameters())
+        #: Modules between tower and text model; the tower of some families holds them.
+        self.connectors = [self.built.base_model.get_submodule(name) for name in self.batch.family.connectors]
+        parts = list(tower.modules())
+        self.projectors = [connector for connector in self.connectors if connector not in parts]
+        self.parameters = _count(self.built, tower)
+        self._traces: dict[tuple[int, int, bool], Trace] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are loaded in."""
+        return _DTYPES[self.model.dtype or "auto"]
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of an element of what layers compute."""
+        return 2 if self.training.bf16 or self.training.fp16 else self.dtype.itemsize
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the base is loaded in 4 or 8 bits."""
+        return bool(self.model.load_in_4bit or self.model.load_in_8bit)
+
+    def text_model(self, frames: int, has_backward: bool = True) -> tuple[Trace, Trace]:
+        """A step of the whole text model and of one of its layers: two and three layers are run, all are alike."""
+        layers = self.config.get_text_config().num_hidden_layers
+        two, three = (self.trace(frames, number, has_backward) for number in (2, 3))
+        layer = three.plus(two, -1)
+        return two.plus(layer, layers - 2), layer
+
+    def trace(self, frames: int, layers: int, has_backward: bool) -> Trace:
+        """A step of the first `layers` layers: the policy's, or the reference's, which has no backward pass."""
+        key = (frames, layers, has_backward)
+        if key not in self._traces:
+            decoder = build_model(self.config, self.model, self.training, self.machine, layers).get_decoder()
+            if self.training.disable_dropout:
+                for part in decoder.modules():
+                    if isinstance(part, nn.Dropout):
+                        part.p = 0.0
+            is_half_sharded = self.machine.sharding != Sharding.none and self.training.bf16
+            step = Step(
+                sequences=tuple(self.batch.sequences(frames, reference=not has_backward)),
+                trunk=self.batch.trunk(frames),
+                is_packed=self.training.tree_packing,
+                position_axes=self.batch.family.position_axes,
+                dtype=torch.bfloat16 if is_half_sharded else self.dtype,
+                is_autocast=self.training.bf16 or self.training.fp16,
+                has_backward=has_backward,
+            )
+            self._traces[key] = trace_step(decoder, step)
+        return self._traces[key]
+
+    def with_changes(self, training: dict[str, Any], model: dict[str, Any]) -> Run:
+        """This run with other settings of the trainer and of the model."""
+        changed = copy.copy(self.training), copy.copy(self.model)
+        for settings, changes in zip(changed, (training, model), strict=True):
+            for name, value in changes.items():
+                setattr(settings, name, value)
+        other = Run(self.config, changed[1], changed[0], self.machine, self.rows)
+        if not model and set(training) <= _LEAVE_TEXT_MODEL:
+            other._traces = self._traces
+        return other
+
+
+#: Settings that change nothing of what the text model does in a step.
+_LEAVE_TEXT_MODEL = {"precompute_ref_log_probs", "freeze_vision_tower", "activation_offloading"}
+
+
+def build_model(
+    config: PreTrainedConfig, model: ModelConfig, training: LongVPOConfig, machine: Machine, layers: int | None = None
+) -> PreTrainedModel:
+    """The model as the trainer readies it, on the meta device; with the first `layers` layers of the text model."""
+    from transformers import AutoModelForImageTextToText
+
+    config = config if layers is None else _shortened(config, layers)
+    dtype = _DTYPES[model.dtype or "auto"]
+    if model.load_in_4bit or model.load_in_8bit or (machine.sharding != Sharding.none and training.bf16 and layers):
+        dtype = torch.bfloat16  # of quantised models; what a sharded layer is gathered in
+    with torch.device("meta"):
+        built = AutoModelForImageTextToText.from_config(copy.deepcopy(config), dtype=dtype)
+        if training.freeze_vision_tower:
+            _freeze_tower(built)
+        if model.use_peft:
+            built = _adapted(built, model, family_of(config).adapter_layers)
+            if training.freeze_vision_tower:
+                _freeze_tower(built)
+    built.train()
+    if training.gradient_checkpointing:
+        built.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return built
+
+
+def _shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config with so many layers of the text model, and without rope that looks at the positions' values."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = (list(text.layer_types) * layers)[:layers]
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):  # fake tensors have no values
+        text.rope_parameters = {**rope, "rope_type": "default"}
+    return config
+
+
+def _adapted(built: PreTrainedModel, model: ModelConfig, adapter_layers: str) -> PreTrainedModel:
+    from peft import get_peft_model
+    from trl import get_peft_config
+
+    settings = copy.copy(model)
+    settings.load_in_4bit = settings.load_in_8bit = False
+    if settings.lora_target_modules is None and settings.lora_target_parameters is None:
+        settings.lora_target_modules = adapter_layers
+    adapted: PreTrainedModel = get_peft_model(built, get_peft_config(settings)).get_base_model()
+    return adapted
+
+
+def _freeze_tower(built: PreTrainedModel) -> None:
+    if (tower := vision_tower(built)) is not None:
+        tower.requires_grad_(False)
+
+
+def _count(built: PreTrainedModel, tower: nn.Module) -> Parameters:
+    named = list(built.named_parameters())
+    adapters = _elements([weight for name, weight in named if "lora_" in name])
+    return Parameters(
+        total=_elements([weight for _, weight in named]) - adapters,
+        vision=_elements(list(tower.parameters())),
+        trained=_elements([weight for _, weight in named if weight.requires_grad]),
+        adapters=adapters,
+    )
+
+
+def _elements(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)

@@ -1,0 +1,232 @@
+"""A step of a text model, run for real on fake tensors: the bytes that live and the operations done.
+
+Fake tensors have shapes and no contents, so nothing is computed and no memory is taken. The model is on the meta
+device; attention is the trainer's own.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from longvpo_hf.training.packing.attention import Forest, Span, tree_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ATTENTION = "longvpo_plan"
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts floating-point operations by torch's own formulas: matrix products, convolutions, attention.
+
+    Under `torch.inference_mode` torch hands over some operators whole, which are then not counted.
+
+    Attributes:
+        flops: All of them, attention as full squares.
+        skipped: Half of every square of attention that is causal: kernels leave it out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.skipped = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        operator = function.overloadpacket
+        formula = _formulas().get(operator)
+        if formula is not None:
+            flops = formula(*args, **kwargs, out_val=result)
+            self.flops += flops
+            if _is_causal(operator, args, kwargs):
+                self.skipped += flops // 2
+        return result
+
+
+@cache
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Of an operator's arguments and its result. `addmm_`, in the LM head's backward pass, is not among torch's own."""
+
+    def addmm(_: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> int:
+        return 2 * math.prod(left.shape) * right.shape[1]
+
+    return {**flop_registry, torch.ops.aten.addmm_: addmm}
+
+
+def _is_causal(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if not operator.__name__.startswith("_scaled_dot_product"):
+        return False
+    place = _causal_place(operator)
+    return bool(kwargs.get("is_causal", len(args) > place and args[place]))
+
+
+@cache
+def _causal_place(operator: Any) -> int:
+    return [argument.name for argument in operator.default._schema.arguments].index("is_causal")
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts the bytes of all storages that live, and their highest number; those of `held` do not count."""
+
+    def __init__(self, held: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in held}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return result
+
+    def _free(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self.live -= nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a step of a text model takes; attention counts causally.
+
+    Args:
+        saved: Bytes that are kept when the forward pass ends.
+        peak: Most bytes that live at once.
+        forward_flops: Operations of the forward pass.
+        flops: Operations of forward and backward pass.
+    """
+
+    saved: float
+    peak: float
+    forward_flops: float
+    flops: float
+
+    def plus(self, other: Trace, times: float) -> Trace:
+        """This trace and `times` the other one."""
+        mine, others = asdict(self), asdict(other)
+        return Trace(**{name: mine[name] + times * others[name] for name in mine})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a text model.
+
+    Args:
+        sequences: `[start, stop)` of each tree, or of each sequence.
+        trunk: Tokens of each tree's trunk.
+        is_packed: Whether trees lie in one row; else each sequence is a row.
+        position_axes: 3 for multimodal rope, else 1.
+        dtype: Of the embeddings.
+        is_autocast: Whether it computes in bfloat16 under autocast.
+        has_backward: Whether a backward pass follows.
+    """
+
+    sequences: tuple[tuple[int, int], ...]
+    trunk: int
+    is_packed: bool
+    position_axes: int
+    dtype: torch.dtype
+    is_autocast: bool
+    has_backward: bool
+
+
+def trace_step(decoder: PreTrainedModel, step: Step) -> Trace:
+    """Runs a step of a text model of the meta device, which is of no use afterwards."""
+    _attend_along_trees(decoder)
+    mode = FakeTensorMode()
+    held = _fake_weights(decoder, mode)
+    for part in decoder.modules():
+        if isinstance(part, nn.Dropout) and part.p:  # as devices do it: a mask of bytes, not of floats
+            part.forward = partial(_dropout, part.p)  # type: ignore[method-assign]
+    for weight in decoder.parameters():
+        if weight.requires_grad:  # gradients are counted apart
+            weight.register_post_accumulate_grad_hook(_drop_gradient)
+    with mode:
+        inputs, spans = _inputs(step, decoder.config.hidden_size)
+        forest = {"longvpo_tree": Forest(spans)} if step.is_packed else {}
+        counter, ledger = FlopCounter(), _Ledger([*held, *inputs.values(), *(span.sees for span in spans)])
+        with ledger, counter, torch.set_grad_enabled(step.has_backward):
+            with torch.autocast("cpu", torch.bfloat16) if step.is_autocast else nullcontext():
+                output = decoder(use_cache=False, **inputs, **forest).last_hidden_state
+            saved, forward = ledger.live, counter.flops - counter.skipped
+            if step.has_backward:
+                gradient = torch.empty_like(output)
+                del forest
+                output.backward(gradient)
+    return Trace(saved, ledger.peak, forward, counter.flops - counter.skipped)
+
+
+def _attend_along_trees(decoder: PreTrainedModel) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_ATTENTION, tree_attention)
+    # Trees need no mask. transformers would build one, since it cannot see that fake tensors have no contents.
+    AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
+    decoder.set_attn_implementation(_ATTENTION)
+
+
+def _inputs(step: Step, width: int) -> tuple[dict[str, Tensor], list[Span]]:
+    """The arguments of the call, and what a tree's attention needs."""
+    rows, length = (1, step.sequences[-1][1]) if step.is_packed else (len(step.sequences), step.sequences[0][1])
+    axes = () if step.position_axes == 1 else (step.position_axes,)
+    inputs = {
+        "inputs_embeds": torch.empty(rows, length, width, dtype=step.dtype, requires_grad=step.has_backward),
+        "attention_mask": torch.empty(rows, length, dtype=torch.long),
+        "position_ids": torch.empty((*axes, rows, length), dtype=torch.long),
+    }
+    branches = [(start, start + step.trunk, stop) for start, stop in step.sequences]
+    spans = [
+        Span(start, branch, stop, torch.empty(stop - branch, stop - branch, dtype=torch.bool))
+        for start, branch, stop in branches
+    ]
+    return inputs, spans
+
+
+def _fake_weights(module: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
+    """Gives a module of the meta device fake weights; returns them."""
+    made: dict[int, Tensor] = {}
+
+    def faked(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            with mode:
+                made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return made[id(tensor)]
+
+    kept: list[Tensor] = []  # the originals, so that no other tensor takes their id
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                kept.append(weight)
+                part._parameters[name] = nn.Parameter(faked(weight), requires_grad=weight.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                kept.append(buffer)
+                part._buffers[name] = faked(buffer)
+    return [*module.parameters(), *module.buffers()]
+
+
+def _dropout(share: float, hidden: Tensor) -> Tensor:
+    return torch.native_dropout(hidden, share, True)[0]
+
+
+def _drop_gradient(weight: Tensor) -> None:
+    weight.grad = None

@@ -1,0 +1,60 @@
+"""Floating-point operations of a step, by what does them; attention counts causally."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from longvpo_hf.planning.memory import is_connector_trained
+from longvpo_hf.planning.run import Run
+
+#: Work that is no part of a step: `precompute_ref_log_probs`.
+BEFOREHAND = "reference, beforehand"
+
+
+def tflop(run: Run) -> dict[str, float]:
+    """10¹² operations of a device's batch, by what does them."""
+    batch, frames = run.batch, run.training.num_frames
+    policy, _ = run.text_model(frames)
+    reference, _ = run.text_model(batch.reference_frames, has_backward=False)
+    work = {
+        "policy: text model": policy.flops,
+        "policy: vision": _vision_flops(run, frames, batch.trees, is_policy=True),
+        "policy: LM head": _head_flops(run, has_backward=True),
+        BEFOREHAND if run.training.precompute_ref_log_probs else "reference": reference.forward_flops
+        + _vision_flops(run, batch.reference_frames, batch.reference_timelines, is_policy=False)
+        + _head_flops(run, has_backward=False),
+    }
+    return {name: value / 1e12 for name, value in work.items()}
+
+
+def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> float:
+    grid, vision = run.batch.grid, run.config.vision_config
+    if not run.training.tree_packing:
+        timelines *= 2 * run.batch.pairs
+    projecting = sum(_linear_elements(part) for part in run.projectors)
+    connecting = sum(_linear_elements(part) for part in run.connectors)
+    pixels = sum(part.weight.numel() for part in run.tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
+    blocks = _linear_elements(run.tower) - (connecting - projecting) - pixels
+    linear = 2.0 * (blocks * grid.patches)
+    attention = sum(4.0 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.windows)
+    again = 1 if is_policy and run.training.gradient_checkpointing else 0
+    is_trained = is_policy and run.is_tower_trained
+    passes = (3 + again, 3.5 + again) if is_trained else (1, 1)
+    connector = 2.0 * connecting * grid.projected * (3 if is_policy and is_connector_trained(run) else 1)
+    embedded = 2.0 * pixels * grid.patches * (2 if is_trained else 1)  # pixels have no gradient
+    units = timelines * grid.units(frames)
+    return units * (embedded + linear * passes[0] + attention * passes[1] + connector)
+
+
+def _head_flops(run: Run, has_backward: bool) -> float:
+    text = run.config.get_text_config()
+    product = 2.0 * run.batch.answers * text.vocab_size * text.hidden_size
+    if not has_backward:
+        return product
+    is_trained = run.built.get_output_embeddings().weight.requires_grad
+    return product * (4 if is_trained else 3)  # the logits once more, for the hidden states, for the weight
+
+
+def _linear_elements(module: nn.Module) -> int:
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
