@@ -24,7 +24,7 @@ from longvpo_hf.miniature.model import build_model as build_miniature
 from longvpo_hf.miniature.model import build_processor
 from longvpo_hf.planning import Machine, Plan, Rows, Sharding, make_plan, report
 from longvpo_hf.planning.bases import known_bases, starting_point
-from longvpo_hf.planning.memory import RESERVE_GIB, frames_that_fit, memory_gib, states
+from longvpo_hf.planning.memory import RESERVE_GIB, activations, frames_that_fit, memory_gib, states
 from longvpo_hf.planning.run import Run, build_model
 from longvpo_hf.planning.settings import GIB
 from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_grid
