@@ -1,8 +1,9 @@
 """What two processes and one process each run, to be compared: `python distributed.py <folder> <scenario> …`.
 
 The folder holds `rows` (eight rows) and `bad_rows` (the same, some without a file), saved to disk. The first process
-writes `<scenario>.<processes>.json`: the logs, and the trained weights' sums. A batch of four rows over all processes.
-At the end it writes `sharded.json`: a sharded model's scores and gradients against a whole one's.
+writes `<scenario>.<processes>.json`: the logs, and the sums of the trained weights; or, of a scenario in `RESUMED`, the
+rows and losses of each step, of a whole run and of one that was resumed. A batch is four rows over all processes. At
+the end it writes `sharded.json`: a sharded model's scores and gradients against a whole one's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import load_from_disk
 from peft import LoraConfig
 from torch.distributed.device_mesh import init_device_mesh
@@ -33,6 +35,9 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "precomputed": lambda: {"precompute_ref_log_probs": True},
     "bad": lambda: {"on_bad_video": "skip"},
 }
+
+#: By name, how many rows of a timeline are kept together.
+RESUMED = {"resumed": 2, "resumed-singly": 1}
 
 
 def run(folder: Path, scenario: str) -> dict[str, Any]:
@@ -58,6 +63,40 @@ def run(folder: Path, scenario: str) -> dict[str, Any]:
         "logs": trainer.state.log_history,
         "weights": {name: float(weight.detach().double().sum()) for name, weight in weights if weight.requires_grad},
     }
+
+
+def resumed(folder: Path, scenario: str) -> dict[str, Any]:
+    """Eight steps, two an epoch, and the same resumed after the fifth, within the third epoch."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def train(name: str, checkpoint: str | None, **more: Any) -> dict[str, Any]:
+        trainer = trainers.make(
+            folder / f"{scenario}.{processes}.{name}",
+            load_from_disk(str(folder / "rows")),
+            per_device_train_batch_size=4 // processes,
+            ddp_backend="gloo" if processes > 1 else None,
+            pairs_per_timeline=RESUMED[scenario],
+            max_steps=8,
+            **more,
+        )
+        ids: list[list[str]] = []
+        collate = trainer.data_collator
+
+        def noted(rows: list[Any]) -> Any:
+            ids.append([row["id"] for row in rows])
+            return collate(rows)
+
+        trainer.data_collator = noted
+        trainer.train(resume_from_checkpoint=checkpoint)
+        of_processes = gather_object([ids])
+        return {
+            "ids": [[row for part in parts for row in part] for parts in zip(*of_processes, strict=True)],
+            "losses": trainers.logged(trainer),
+            "folder": trainer.args.output_dir,
+        }
+
+    whole = train("whole", None, save_strategy="steps", save_steps=5)
+    return {"whole": whole, "resumed": train("resumed", f"{whole['folder']}/checkpoint-5")}
 
 
 def sharded(folder: Path, family: str) -> dict[str, float]:
@@ -96,7 +135,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
     for name in sys.argv[2:]:
-        result = run(target, name)
+        result = resumed(target, name) if name in RESUMED else run(target, name)
         if os.environ.get("RANK", "0") == "0":
             size = os.environ.get("WORLD_SIZE", "1")
             (target / f"{name}.{size}.json").write_text(json.dumps(result))

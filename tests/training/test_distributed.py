@@ -33,7 +33,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, preferences: list[Vi
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", distributed.__file__, str(folder)]
     done = subprocess.run(
-        [*command, *distributed.SCENARIOS],
+        [*command, *distributed.SCENARIOS, *distributed.RESUMED],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -67,6 +67,24 @@ def test_two_processes_equal_one(two_processes: Path, scenario: str) -> None:
         (entry,) = [entry for entry in two["logs"] if f"eval_{name}_loss" in entry]
         assert f"eval_{name}_rewards/accuracies/begin" in entry
         assert not any(key.startswith("eval_rewards/") for key in entry)
+
+
+@pytest.mark.parametrize("scenario", distributed.RESUMED)
+def test_a_run_resumed_within_its_third_epoch_goes_on_as_the_uninterrupted_one(
+    two_processes: Path, scenario: str
+) -> None:
+    two, one = read(two_processes, scenario), distributed.resumed(two_processes, scenario)
+    for runs in (two, one):
+        whole, resumed = runs["whole"], runs["resumed"]
+        assert len(whole["losses"]) == len(whole["ids"]) == 8
+        assert resumed["ids"] == whole["ids"][5:]
+        assert resumed["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+        epochs = [[*whole["ids"][start], *whole["ids"][start + 1]] for start in range(0, 8, 2)]
+        assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1  # the same rows,
+        assert len({tuple(epoch) for epoch in epochs}) == 4  # each time in another order
+    if scenario == "resumed":
+        assert two["whole"]["ids"] == one["whole"]["ids"]
+        assert two["whole"]["losses"] == pytest.approx(one["whole"]["losses"], abs=1e-4)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
