@@ -3,7 +3,8 @@
 The folder holds `rows` (eight rows) and `bad_rows` (the same, some without a file), saved to disk. The first process
 writes `<scenario>.<processes>.json`: the logs, and the sums of the trained weights; or, of a scenario in `RESUMED`, the
 rows and losses of each step, of a whole run and of one that was resumed. A batch is four rows over all processes. At
-the end it writes `sharded.json`: a sharded model's scores and gradients against a whole one's.
+the end it writes `broken.json`, each process's error of a run whose loss is not finite on one of them, and
+`sharded.json`: a sharded model's scores and gradients against a whole one's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_models
 import trainers
+from longvpo_hf.errors import TrainingError
+from longvpo_hf.training import trainer as trainer_module
 from longvpo_hf.training.collator import VideoPreferenceCollator
 from longvpo_hf.training.packing import enable_tree_packing, tree_forward
 
@@ -99,6 +102,27 @@ def resumed(folder: Path, scenario: str) -> dict[str, Any]:
     return {"whole": whole, "resumed": train("resumed", f"{whole['folder']}/checkpoint-5")}
 
 
+def broken(folder: Path) -> str:
+    """The error of a run whose loss is not a number on the last process alone."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    sft_losses = trainer_module.sft_losses
+    trainer = trainers.make(
+        folder / f"broken.{processes}",
+        load_from_disk(str(folder / "rows")),
+        ddp_backend="gloo" if processes > 1 else None,
+    )
+    if rank == processes - 1:
+        trainer_module.sft_losses = lambda *args: sft_losses(*args) * float("nan")
+    try:
+        trainer.train()
+    except TrainingError as error:
+        return str(error)
+    finally:
+        trainer_module.sft_losses = sft_losses
+    return "no error"
+
+
 def sharded(folder: Path, family: str) -> dict[str, float]:
     """Largest differences of a model sharded by FSDP2 from a whole one, each process on rows of its own.
 
@@ -139,6 +163,9 @@ if __name__ == "__main__":
         if os.environ.get("RANK", "0") == "0":
             size = os.environ.get("WORLD_SIZE", "1")
             (target / f"{name}.{size}.json").write_text(json.dumps(result))
+    errors = gather_object([broken(target)])
+    if os.environ["RANK"] == "0":
+        (target / "broken.json").write_text(json.dumps(errors))
     differences = {family: sharded(target, family) for family in tiny_models.FAMILIES}
     if os.environ["RANK"] == "0":
         (target / "sharded.json").write_text(json.dumps(differences))

@@ -87,6 +87,12 @@ def test_a_run_resumed_within_its_third_epoch_goes_on_as_the_uninterrupted_one(
         assert two["whole"]["losses"] == pytest.approx(one["whole"]["losses"], abs=1e-4)
 
 
+def test_a_loss_that_is_not_finite_on_one_process_ends_all(two_processes: Path) -> None:
+    errors = json.loads((two_processes / "broken.json").read_text())
+    assert len(errors) == 2
+    assert all(error.startswith("The loss of step 1 is nan") for error in errors)
+
+
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_a_sharded_model_scores_trees_as_a_whole_one(two_processes: Path, family: str) -> None:
     differences = json.loads((two_processes / "sharded.json").read_text())[family]

@@ -63,10 +63,15 @@ def nonfinite_error(what: str, args: LongVPOConfig) -> TrainingError:
     checkpoint = f"the last checkpoint is {saved}" if saved else "there is no checkpoint"
     clipping = "" if 0 < args.max_grad_norm <= 1 else f", set max_grad_norm=1.0 (now {args.max_grad_norm:g})"
     precision = ", use bf16 instead of fp16" if args.fp16 else ""
+    tolerated = args.max_nonfinite_steps
+    skipping = (
+        f"steps like this were skipped as often as max_nonfinite_steps={tolerated} allows"
+        if tolerated
+        else "to skip a single step like this, set max_nonfinite_steps=1"
+    )
     return TrainingError(
         f"{what}. The run ends and nothing more is saved; {checkpoint}. Lower learning_rate (now "
-        f"{args.learning_rate:g}){clipping}{precision}, or raise warmup_steps; a single step like this is skipped with "
-        f"max_nonfinite_steps=1 (now {args.max_nonfinite_steps})."
+        f"{args.learning_rate:g}){clipping}{precision}, or raise warmup_steps; {skipping}."
     )
 
 
