@@ -182,17 +182,17 @@ def _costs(name: str, recipe: str, mode: str, costs: Costs) -> str:
 
 def estimate() -> Costs:
     """What each file costs, by its name and launch configuration; the files must have been written."""
-    from longvpo_hf.planning import budget
+    from longvpo_hf.planning import Machine, Sharding, find_model_config, make_plan, read_config
 
     costs: Costs = {}
     for name, recipe, mode in _names():
         file, base = f"{name}/{recipe}_{mode}", BASES[name].name
         for accelerate, processes in LAUNCHES[mode].items():
             overrides = ["--model_name_or_path", base]
-            model, training, _ = budget.read_config(CONFIGS / f"{file}.yaml", overrides)
-            sharding = budget.Sharding.none if processes == 1 else budget.Sharding(accelerate)
-            machine = budget.Machine(processes=processes, sharding=sharding)
-            found = budget.estimate(budget.find_model_config(base), model, training, machine)
+            model, training = read_config(CONFIGS / f"{file}.yaml", overrides)
+            sharding = Sharding.none if processes == 1 else Sharding(accelerate)
+            machine = Machine(processes=processes, sharding=sharding)
+            found = make_plan(find_model_config(base), model, training, machine)
             costs.setdefault(file, {})[accelerate] = {
                 "gib": round(found.total_gib, 1),
                 "hours": round(found.gpu_hours_per_1000_rows, 2),
