@@ -181,23 +181,20 @@ def _costs(name: str, recipe: str, mode: str, costs: Costs) -> str:
 
 
 def estimate() -> Costs:
-    """What each file costs, by its name and launch configuration; the files must have been written."""
-    from longvpo_hf.planning import Machine, Sharding, find_model_config, make_plan, read_config
+    """The costs of each file, by its name and launch configuration; the files must have been written."""
+    from longvpo_hf.planning import Machine, Sharding, plan_file
 
     costs: Costs = {}
     for name, recipe, mode in _names():
-        file, base = f"{name}/{recipe}_{mode}", BASES[name].name
+        file = f"{name}/{recipe}_{mode}"
         for accelerate, processes in LAUNCHES[mode].items():
-            overrides = ["--model_name_or_path", base]
-            model, training = read_config(CONFIGS / f"{file}.yaml", overrides)
             sharding = Sharding.none if processes == 1 else Sharding(accelerate)
-            machine = Machine(processes=processes, sharding=sharding)
-            found = make_plan(find_model_config(base), model, training, machine)
+            plan = plan_file(CONFIGS / f"{file}.yaml", machine=Machine(processes=processes, sharding=sharding))
             costs.setdefault(file, {})[accelerate] = {
-                "gib": round(found.total_gib, 1),
-                "hours": round(found.gpu_hours_per_1000_rows, 2),
-                "frames": found.tokens.frames,
-                "tokens": found.tokens.visual,
+                "gib": round(plan.total_gib, 1),
+                "hours": round(plan.gpu_hours_per_1000_rows, 2),
+                "frames": plan.tokens.frames,
+                "tokens": plan.tokens.visual,
             }
             print(file, accelerate, costs[file][accelerate], flush=True)
     return costs

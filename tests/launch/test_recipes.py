@@ -113,6 +113,14 @@ def test_the_files_are_what_the_tables_say() -> None:
         assert path.read_text(encoding="utf-8") == text, f"{path}: run recipes/write_configs.py"
 
 
+def test_the_costs_are_those_of_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [("smolvlm2_500m", "stage2", "lora"), ("internvl3_2b", "stage1", "full")]
+    monkeypatch.setattr(WRITE_CONFIGS, "_names", lambda: names)
+    costs = json.loads(WRITE_CONFIGS.COSTS.read_text(encoding="utf-8"))
+    files = [f"{name}/{recipe}_{mode}" for name, recipe, mode in names]
+    assert WRITE_CONFIGS.estimate() == {file: costs[file] for file in files}
+
+
 def test_an_unknown_setting_of_a_file_is_an_error(tmp_path: Path) -> None:
     config = tmp_path / "stage1.yaml"
     config.write_text("model_name_or_path: m\ndataset_name: d\nlearning_rat: 1.0\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.encoding import PromptEncoder
+from longvpo_hf.families.positions import visual_token_ids
 from longvpo_hf.frames import Frames, FrameSampler, Reason, UnreadableVideo
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.processes import end_with_parent
@@ -107,11 +108,7 @@ class VideoPreferenceCollator:
     ) -> None:
         self.encoder = PromptEncoder(processor)
         self.pad_token_id = processor.tokenizer.pad_token_id
-        self.visual_token_ids = {
-            token
-            for name in ("image_token_id", "video_token_id")
-            if (token := getattr(processor, name, None)) is not None
-        }
+        self.visual_token_ids = visual_token_ids(processor)
         self.reference = reference
         self.max_length = max_length
         self.context_tokens: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longvpo_hf.families.positions import prompt_positions, visual_token_ids
 from longvpo_hf.training.packing.attention import Forest, Span, visibility
 
 Batch = Mapping[str, Any]
@@ -165,36 +165,16 @@ def _restart(first: Tensor, size: int) -> Tensor:
 def trunk_positions(base: PreTrainedModel, batch: Batch, tree: Tree, video: int) -> Tensor:
     """Positions [axes, trunk + 1] of a trunk and of the text token after it, as the backbone counts them.
 
-    axes is 3 for multimodal rope (time, height, width), else 1. `video` is -1 for a tree without one.
+    `video` is -1 for a tree without one.
     """
-    row, size = tree.rows[0], tree.trunk + 1
-    input_ids = batch["input_ids"][row : row + 1, :size]
-    rope_index = getattr(base.base_model, "get_rope_index", None)
-    plain = torch.arange(size, device=input_ids.device)[None]
-    if rope_index is None:
-        return plain
-    if video < 0:
-        return plain.expand(3, -1)
-    if "mm_token_type_ids" not in batch:
-        raise ValueError(
-            f"{type(base).__name__} computes its positions from `mm_token_type_ids`, which the batch lacks: keep what "
-            f"the processor returns under that name."
-        )
-    known = {
-        **batch["videos"][video],
-        "input_ids": input_ids,
-        "mm_token_type_ids": batch["mm_token_type_ids"][row : row + 1, :size],
-        "attention_mask": torch.ones_like(input_ids),
-    }
-    wanted = inspect.signature(rope_index).parameters
-    positions, _ = rope_index(**{name: value for name, value in known.items() if name in wanted})
-    return positions[:, 0]
+    names = [name for name in ("input_ids", "mm_token_type_ids") if name in batch]
+    inputs = {name: batch[name][tree.rows[0] : tree.rows[0] + 1, : tree.trunk + 1] for name in names}
+    return prompt_positions(base, inputs, batch["videos"][video] if video >= 0 else None)
 
 
 def find_visual_tokens(base: PreTrainedModel, batch: Batch) -> Tensor:
     """Bool [2B, L], true on placeholders of visual features."""
     if "mm_token_type_ids" in batch:
         return batch["mm_token_type_ids"] != 0
-    names = ("image_token_id", "video_token_id")
-    ids = [token for name in names if (token := getattr(base.config, name, None)) is not None]
-    return torch.isin(batch["input_ids"], torch.tensor(ids, dtype=torch.long, device=batch["input_ids"].device))
+    ids = torch.tensor(sorted(visual_token_ids(base.config)), dtype=torch.long, device=batch["input_ids"].device)
+    return torch.isin(batch["input_ids"], ids)

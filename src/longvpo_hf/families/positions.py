@@ -1,0 +1,50 @@
+"""Where a model's tokens stand: the positions that its rope gets, and which tokens are visual."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def prompt_positions(model: Any, inputs: Mapping[str, Tensor], visual: Mapping[str, Tensor] | None) -> Tensor:
+    """Positions [axes, tokens] of one prompt, as the model's backbone counts them.
+
+    Args:
+        model: A transformers model. Families of multimodal rope (`Family.position_axes` = 3: time, height, width) have
+            a `get_rope_index`; the others count tokens, on one axis.
+        inputs: `input_ids` [1, tokens] and, where the processor returns them, `mm_token_type_ids` [1, tokens].
+        visual: The processor's visual tensors of the prompt's video. None: the prompt has no video.
+
+    Raises:
+        ValueError: If a prompt of multimodal rope has a video and no `mm_token_type_ids`.
+    """
+    input_ids = inputs["input_ids"]
+    plain = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    rope_index = getattr(model.base_model, "get_rope_index", None)
+    if rope_index is None:
+        return plain
+    if visual is None:
+        return plain.expand(3, -1)
+    if "mm_token_type_ids" not in inputs:
+        raise ValueError(
+            f"{type(model).__name__} computes its positions from `mm_token_type_ids`, which the batch lacks: keep what "
+            f"the processor returns under that name."
+        )
+    known = {**visual, **inputs, "attention_mask": torch.ones_like(input_ids)}
+    wanted = inspect.signature(rope_index).parameters
+    positions, _ = rope_index(**{name: value for name, value in known.items() if name in wanted})
+    return positions[:, 0]
+
+
+def visual_token_ids(source: Any) -> set[int]:
+    """Ids of the placeholders of visual features.
+
+    Args:
+        source: A processor, or a model's config.
+    """
+    ids = (getattr(source, name, None) for name in ("image_token_id", "video_token_id"))
+    return {token for token in ids if token is not None}
