@@ -154,6 +154,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "timeline": (),
     "errors": (),
     "public": (),
+    "papers": (),
     "processes": (),
     "shipped": (),
     "artifacts": ("errors",),

@@ -7,41 +7,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Why something is dropped; the names stand in `dropped.jsonl` and on the dataset card.
+from longvpo_hf.artifacts import write_json
+
+#: Why something is dropped, whatever the method; a method has reasons of its own beside these. The names are those in
+#: `dropped.jsonl` and on the dataset card.
 REASONS = {
     "empty_question": "the question writer gave no text",
     "no_question": "what the question writer gave is not a question",
     "question_too_long": "the question is far longer than a question",
     "names_position": "the question says where in the video its clip is",
-    "not_specific": "the judge: the question can be answered without its anchor, or asks for too little of it",
     "refusal": "the model declined instead of asking, answering or describing",
     "answer_too_long": "an answer is far longer than an answer",
     "cut_off": "an answer reached the bound on tokens (--max-new-tokens) before its end",
     "repeats_question": "an answer repeats the question",
-    "rejected_is_right": "the judge: the rejected answer is right too",
     "empty_answer": "an answer has no text",
     "empty_caption": "a scene's caption has no text",
     "no_captions": "no scene of the video got a caption",
     "answers_agree": "chosen and rejected say the same, so there is nothing to prefer",
     "malformed_question": "the question writer did not give the JSON object that was asked for",
-    "declined": "the question writer said that no such question can be asked",
-    "unknown_scene": "the reasoning cites a scene that does not exist or has no caption",
-    "too_few_scenes": "the reasoning cites fewer than two scenes",
-    "lacks_focus": "the reasoning does not cite the scene the question was to be about",
     "too_few_captions": "too few scenes of the video have a caption",
-    "unsupported": "the judge: the captions do not support the chosen answer",
-    "not_better": "the judge: the chosen answer is not better than the rejected one",
-    "ambiguous": "the judge: the question has another answer, or contradicts the captions",
-    "not_correct": "the judge: the chosen answer is not correct, given the captions",
     "malformed_verdict": "the judge did not give the verdict that was asked for",
     "duplicate_question": "the same question of the same timeline is there already",
     "duplicate_row": "the same timeline with the same question and answers is there already",
     "no_answer": "the model was not reached, or gave nothing that can be read, however often it was asked",
-    "no_distractors": "not enough clips are unlike the anchor (embedding cosine above the bound)",
     "missing_file": "a clip's file is not there",
     "unreadable": "a clip's file cannot be decoded",
     "beyond_end": "a clip ends after its file",
@@ -88,17 +81,31 @@ class Funnel:
     """Counts what each stage of a build let through, and writes every drop to a file.
 
     Args:
-        folder: Where `dropped.jsonl` and `funnel.json` are written.
+        folder: Where `dropped.jsonl`, `funnel.json` and `reasons.json` are written.
+
+    Attributes:
+        reasons: What each reason means: those of `REASONS` and those that were explained.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stages: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
+        self.reasons = dict(REASONS)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "funnel.json").unlink(missing_ok=True)  # of an earlier run: this one may end before its own
         # Half a character (in a file's name) is written as the escape that JSON has for it.
         self._file = (folder / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
+
+    def explain(self, reasons: Mapping[str, str]) -> None:
+        """Adds a method's own reasons.
+
+        Raises:
+            ValueError: If one of them has another meaning already.
+        """
+        for name, meaning in reasons.items():
+            if self.reasons.setdefault(name, meaning) != meaning:
+                raise ValueError(f"The reason {name!r} means {self.reasons[name]!r} already, got {meaning!r}.")
 
     def count(self, stage: str, number: int = 1) -> None:
         """Adds `number` to what came through `stage`."""
@@ -108,16 +115,27 @@ class Funnel:
         """Counts a drop and writes what was dropped.
 
         Raises:
-            ValueError: If `reason` is not one of `REASONS`.
+            ValueError: If `reason` is not one of `reasons`.
         """
-        if reason not in REASONS:
-            raise ValueError(f"{reason!r} is no named reason; have {sorted(REASONS)}.")
+        if reason not in self.reasons:
+            raise ValueError(f"{reason!r} is no named reason; have {sorted(self.reasons)}.")
         self._drops[reason] += 1
         self._file.write(json.dumps({"reason": reason, **what}, ensure_ascii=False) + "\n")
 
     def close(self) -> dict[str, dict[str, int]]:
-        """Writes `funnel.json` and gives it: what came through each stage, what was dropped for each reason."""
+        """Writes `funnel.json` and returns it: what came through each stage, what was dropped for each reason."""
         self._file.close()
         funnel = {"stages": dict(self._stages), "dropped": dict(self._drops.most_common())}
-        (self._folder / "funnel.json").write_text(json.dumps(funnel, indent=2) + "\n", encoding="utf-8")
+        write_json(self._folder / "reasons.json", {name: self.reasons[name] for name in funnel["dropped"]})
+        write_json(self._folder / "funnel.json", funnel)
         return funnel
+
+
+def log_folder(output: Path) -> Path:
+    """Where a build writes its drops and its funnel: beside the dataset, which holds nothing but itself."""
+    return output.with_name(output.name + ".log")
+
+
+def in_one_line(funnel: Mapping[str, Mapping[str, int]]) -> str:
+    """The drops of a funnel, e.g. `empty_answer 3, refusal 1`."""
+    return ", ".join(f"{reason} {number}" for reason, number in funnel["dropped"].items()) or "nothing"

@@ -25,8 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longvpo_hf.building import prompts
-from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
+from longvpo_hf.building.captioning import (
+    PROMPT_VERSION,
+    CaptioningSettings,
+    caption_prompt,
+    caption_videos,
+    summary_prompt,
+)
 from longvpo_hf.captions import CaptionedVideo, Summary, read_captions, read_facts
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel
@@ -118,7 +123,7 @@ def check_bound(captioner: Scripted, summariser: Scripted, settings: CaptioningS
         assert seen == list(range(scene_of(request)))
         if seen:
             assert spans[-1][0] == spans[-1][1], "the newest caption is never summed up"
-    own = len(prompts.summarise_captions([], settings.max_summary_characters // 7))
+    own = len(summary_prompt([], settings.max_summary_characters // 7))
     assert all(len(request.text) - own <= settings.max_history_characters for request in summariser.requests)
 
 
@@ -212,7 +217,7 @@ def test_a_scene_is_captioned_from_its_frames_and_what_came_before(tmp_path: Pat
     first, _, third = captioner.requests
     assert "What came before" not in first.text
     assert history_of(third) == "Scene #0: In scene 0 of video a dog barks.\nScene #1: In scene 1 of video a dog barks."
-    assert first.text == prompts.caption_scene([], 600 // 7)
+    assert first.text == caption_prompt([], 600 // 7)
     assert not summariser.requests
     assert replace(captioned.timeline.clips[2], caption="") == video(3).clips[2]
 
@@ -451,7 +456,7 @@ def test_the_folder_gives_back_what_was_captioned(tmp_path: Path) -> None:
         "format": "longvpo-captions-1",
         "captioner": "scripted",
         "summariser": "scripted",
-        "prompt_version": prompts.CAPTIONS_VERSION,
+        "prompt_version": PROMPT_VERSION,
         "settings": asdict(CaptioningSettings(**SIZES)),
         "videos": 2,
         "scenes": 21,
@@ -535,7 +540,7 @@ def test_another_folder_is_not_replaced(tmp_path: Path) -> None:
     precious = tmp_path / "out" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    with pytest.raises(ValueError, match="holds something else than captions"):
+    with pytest.raises(ValueError, match="is not a captions folder"):
         caption([video(1)], tmp_path / "out")
     assert precious.exists()
     precious.unlink()

@@ -19,23 +19,15 @@ import pytest
 
 import trainers
 from conftest import make_dataset
-from longvpo_hf.building.engine import (
-    Asker,
-    Draft,
-    Drop,
-    Method,
-    Part,
-    QuestionFilter,
-    build,
-    degradation,
-    evidence,
-    log_folder,
-    whole,
-    without_evidence,
-)
+from longvpo_hf.building.asking import Asker
+from longvpo_hf.building.engine import build
+from longvpo_hf.building.method import Draft, Drop, Method, Part, QuestionFilter, evidence, whole, without_evidence
+from longvpo_hf.building.rehearsal import rehearsal
+from longvpo_hf.building.rows import degradation
+from longvpo_hf.building.scenes import Rotation
 from longvpo_hf.captions import CaptionedVideo
-from longvpo_hf.funnel import Funnel
-from longvpo_hf.methods.stage2 import Rotation, Stage2Settings, build_stage2
+from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import CutOff, NoAnswer, Request, Responder, Unanswered
@@ -71,7 +63,12 @@ def about_two(drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
 
 
 def method(**more: Any) -> Method:
-    given = {"write": about_two, "chosen": evidence, "rejected": without_evidence}
+    given = {
+        "reasons": {"odd": "the video has an odd number"},
+        "write": about_two,
+        "chosen": evidence,
+        "rejected": without_evidence,
+    }
     return Method(**{"name": "own", "prompt_version": "own-1", "question_model": "nobody", **given, **more})
 
 
@@ -224,7 +221,7 @@ def test_filters_see_what_is_left_and_stand_in_the_row(videos: list[CaptionedVid
 
     def odd(drafts: Sequence[Draft], ask: Asker) -> list[Drop | None]:
         sizes.append(len(drafts))
-        return [Drop("not_specific", "odd") if things(draft.timeline)[0] % 2 else None for draft in drafts]
+        return [Drop("odd", "odd") if things(draft.timeline)[0] % 2 else None for draft in drafts]
 
     def none(drafts: Sequence[Draft], ask: Asker) -> list[Drop | None]:
         sizes.append(len(drafts))
@@ -233,8 +230,11 @@ def test_filters_see_what_is_left_and_stand_in_the_row(videos: list[CaptionedVid
     filters = (QuestionFilter("even", odd), QuestionFilter("any", none))
     rows, funnel = make(tmp_path / "rows", videos, [method(question_filters=filters)], 4, max_rounds=1)
     assert sizes == [4, 3]  # videos begin with things 0, 6, 11 and 18
-    assert (len(rows), funnel["dropped"]) == (3, {"not_specific": 1})
+    assert (len(rows), funnel["dropped"]) == (3, {"odd": 1})
     assert rows[0].provenance.verdicts == ("even", "any", "answers_differ")
+    assert "dropped: odd (the video has an odd number) | 1 |" in (tmp_path / "rows" / "README.md").read_text()
+    reasons = json.loads((tmp_path / "rows.log" / "reasons.json").read_text())
+    assert reasons == {"odd": "the video has an odd number"}
 
 
 def test_drafts_that_bring_their_question_are_told_apart(videos: list[CaptionedVideo], tmp_path: Path) -> None:
@@ -543,6 +543,8 @@ def test_the_documented_method_works_in_under_60_lines(tmp_path: Path) -> None:
     again = space["build_shuffled"](films, Scripted(ask, "writer@1"), answerer, tmp_path / "again", 9)
     assert again == funnel
     assert (tmp_path / "again" / "train.parquet").read_bytes() == (tmp_path / "rows" / "train.parquet").read_bytes()
+    rehearsed = space["build_shuffled"](films, rehearsal(), rehearsal(), tmp_path / "rehearsed", 9)
+    assert rehearsed["stages"]["rows"] == 9
 
 
 @pytest.mark.parametrize("name", ["stage2", "temporal"])

@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from longvpo_hf.building import prompts
 from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo, Summary
 from longvpo_hf.frames import UnreadableVideo
+from longvpo_hf.methods import stage2
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
@@ -108,7 +108,7 @@ def test_each_answer_saw_its_scenes(
         assert origin.rejected_view == (f"only({','.join(map(str, places))})" if is_part else f"without({evidence})")
         assert [int(n) for n in re.findall(r"Scene #(\d+)", origin.reasoning)] == list(row.evidence)
         assert origin.reasoning.endswith("Answer: A colour.")
-        assert (origin.method, origin.prompt_version) == ("longvpo-stage2", prompts.STAGE2_VERSION)
+        assert (origin.method, origin.prompt_version) == ("longvpo-stage2", stage2.PROMPT_VERSION)
         assert (origin.question_model, origin.answer_model) == ("writer@1", "answerer@2")
         assert origin.verdicts == ("answers_differ",)
     assert kinds["?"] == 0
@@ -241,7 +241,7 @@ def test_tries_are_bounded_each_is_told_why_and_none_is_the_same(tmp_path: Path)
         "Write another one."
     )
     assert texts[2].count("the reasoning cites fewer than two scenes") == 2
-    assert all(request.schema == prompts.QUESTION_SCHEMA for request in requests)
+    assert all(request.schema == stage2.QUESTION_SCHEMA for request in requests)
     assert all(request.timeline is None for request in requests)
 
     row, requests = ask_once(["no JSON", one_scene, GOOD, "never asked"], tmp_path / "b", max_tries=5)
@@ -324,7 +324,7 @@ def test_prompts_keep_their_bound_and_only_scenes_that_are_shown_can_be_cited(
     rows, _ = build(
         [video], tmp_path / "rows", writer, num_rows=3, max_context_characters=max_context_characters, max_rounds=4
     )
-    own = len(prompts.question_over_scenes([], ["."], num_scenes, ""))
+    own = len(stage2.question_prompt([], ["."], num_scenes, ""))
     for request, scenes in zip(writer.requests, shown, strict=True):
         assert len(request.text) <= max_context_characters + own
         assert len(scenes) >= 2
@@ -359,10 +359,10 @@ def test_prompts_keep_their_bound_where_captions_are_giant(lengths: list[int], t
     settings = {"num_rows": 1, "max_context_characters": 1000, "chosen_from": "whole"}
     rows, _ = build([CaptionedVideo(Timeline(tuple(clips)))], tmp_path / "rows", writer, judge=judge, **settings)
     assert len(rows[0].evidence) >= 2
-    own = len(prompts.question_over_scenes([], ["."], None, ""))
+    own = len(stage2.question_prompt([], ["."], None, ""))
     assert max(len(request.text) for request in writer.requests) <= 1000 + own
     asked = (rows[0].question, rows[0].chosen, rows[0].rejected)
-    assert max(len(request.text) for request in judge.requests) <= 1000 + len(prompts.is_supported(*asked[:2], []))
+    assert max(len(request.text) for request in judge.requests) <= 1000 + len(stage2.support_prompt(*asked[:2], []))
 
 
 def test_a_scene_that_is_not_shown_is_unknown(tmp_path: Path) -> None:

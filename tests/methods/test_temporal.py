@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from longvpo_hf.building import prompts
 from longvpo_hf.captions import CaptionedVideo, Summary
+from longvpo_hf.methods import temporal
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import NoAnswer, Request, Responder, one_by_one
@@ -84,9 +84,9 @@ def test_localized_answers_saw_the_segment_and_all_but_it(
         origin = row.provenance
         assert origin.chosen_view == ("whole" if chosen_from == "whole" else f"only({segment})")
         assert origin.rejected_view == f"without({segment})"
-        assert (origin.method, origin.prompt_version) == ("temporal-localized", prompts.TEMPORAL_VERSION)
-        assert origin.question_type in prompts.QUESTION_TYPES
-        assert row.question.endswith(f": {prompts.QUESTION_TYPES[origin.question_type]}?")
+        assert (origin.method, origin.prompt_version) == ("temporal-localized", temporal.PROMPT_VERSION)
+        assert origin.question_type in temporal.QUESTION_TYPES
+        assert row.question.endswith(f": {temporal.QUESTION_TYPES[origin.question_type]}?")
         assert VideoPreference.from_row(row.to_row(lambda clip: clip.path)) == row
 
 
@@ -137,8 +137,8 @@ def test_the_mix_is_the_one_asked_for(tmp_path: Path, share: float, localized: i
 def test_types_come_evenly_and_all_of_them_before_one_comes_again_for_a_video(tmp_path: Path, mode: str) -> None:
     videos = unfilmed(tmp_path / "media", [6] * 16)
     rows, funnel = build(videos, tmp_path / "rows", mode=mode, num_rows=16 * 8)
-    assert Counter(row.provenance.question_type for row in rows) == dict.fromkeys(prompts.QUESTION_TYPES, 16)
-    assert {len(prompts.QUESTION_TYPES), len({row.provenance.question_type for row in rows})} == {8}
+    assert Counter(row.provenance.question_type for row in rows) == dict.fromkeys(temporal.QUESTION_TYPES, 16)
+    assert {len(temporal.QUESTION_TYPES), len({row.provenance.question_type for row in rows})} == {8}
     assert funnel["dropped"] == {}
     of_video: dict[Timeline, set[str]] = {}
     for row in rows:
@@ -208,7 +208,7 @@ def test_a_question_is_found_in_what_stands_around_it(tmp_path: Path, around: st
     writer = Scripted(lambda request: around.replace("{{}}", "x").replace("{}", ask_of_type(request)))
     rows, _ = build(unfilmed(tmp_path / "media", [5]), tmp_path / "rows", writer, mode="localized", num_rows=1)
     assert rows[0].question.startswith("Between thing")
-    assert writer.requests[0].schema == prompts.TEMPORAL_QUESTION_SCHEMA
+    assert writer.requests[0].schema == temporal.QUESTION_SCHEMA
 
 
 @pytest.mark.parametrize("num_scenes", [10, 100, 1000])
@@ -268,7 +268,7 @@ def test_the_post_filter_asks_three_questions(tmp_path: Path, mode: str) -> None
 
     def judge(request: Request) -> str:
         assert request.timeline is None
-        assert request.schema == prompts.POST_FILTER_SCHEMA
+        assert request.schema == temporal.POST_FILTER_SCHEMA
         lines = re.findall(r"^Scene #\d: thing (\d+) appears$", request.text, re.MULTILINE)
         assert len(lines) == (1 if mode == "localized" else 5)
         thing = int(lines[0])
@@ -391,4 +391,4 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 def test_defaults_are_the_papers() -> None:
     paper = TemporalSettings()
     assert (paper.num_rows, paper.mode, paper.localized_share, paper.num_localized) == (10_000, "mixed", 0.5, 5_000)
-    assert len(prompts.QUESTION_TYPES) == 8
+    assert len(temporal.QUESTION_TYPES) == 8

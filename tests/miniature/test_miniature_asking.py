@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from longvpo_hf.building import prompts
+from longvpo_hf.building.captioning import caption_prompt
+from longvpo_hf.methods import stage2
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
 from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS, answer_to, named_markers, pair_question
 from longvpo_hf.responders import Request, ScriptedResponder
@@ -19,8 +20,8 @@ CAPTIONS = ("navy-gold , red", "plum-ash , red", "black-mint , blue", "navy-rose
 
 
 def asked(captions: Sequence[str], focus: int | None = None, refused: str = "") -> dict[str, str] | None:
-    prompt = prompts.question_over_scenes(list(enumerate(captions)), [], focus, refused)
-    return json_object(write_question(Request(prompt, schema=prompts.QUESTION_SCHEMA)))
+    prompt = stage2.question_prompt(list(enumerate(captions)), [], focus, refused)
+    return json_object(write_question(Request(prompt, schema=stage2.QUESTION_SCHEMA)))
 
 
 @pytest.mark.parametrize("focus", [None, 0, 1, 3])
@@ -51,7 +52,7 @@ def test_captions_with_quotes_do_not_break_the_answer() -> None:
 )
 def test_the_judge_goes_by_the_captions(answer: str, verdict: bool) -> None:
     lines = ["Scene #3: plum-ash , blue", "Scene #7: navy-gold , red"]
-    prompt = prompts.is_supported(pair_question("navy-gold", "plum-ash"), answer, lines)
+    prompt = stage2.support_prompt(pair_question("navy-gold", "plum-ash"), answer, lines)
     assert yes_or_no(judge(Request(prompt))) is verdict
 
 
@@ -63,7 +64,7 @@ def test_the_captioner_asks_what_its_model_was_taught() -> None:
         return "navy-gold , red"
 
     clips = tuple(Clip("a.mp4", second, second + 1) for second in range(3))
-    request = Request(prompts.caption_scene(["Scene #0: x"], 80), Timeline(clips), View.only([1]))
+    request = Request(caption_prompt(["Scene #0: x"], 80), Timeline(clips), View.only([1]))
     assert Captioner(ScriptedResponder("model", answer)).respond([request]) == ["navy-gold , red"]
     assert got == [replace(request, text=CAPTION_QUESTION)]
 

@@ -1,16 +1,11 @@
 """Recursive captioning (LongVPO, Stage 2): a scene is captioned from its frames and the captions before it.
 
-Takes videos as timelines of their scenes, who captions and who sums up; gives the same timelines with a caption for
-each scene and a tree of summaries, and writes them as a folder that question writers, people (`longvpo inspect`) and
-later builds share:
+Videos come as timelines of their scenes and leave with a caption for each scene and a tree of summaries, as a folder
+(`captions.py`) that question writers, people (`longvpo inspect`) and later builds share.
 
-    scenes.parquet   one row per video: its scenes, each with its place, caption and summary path; its summaries
-    captions.json    settings, models, version of the prompts, what came out
-
-What stands before a scene's own prompt has a bound in characters, whatever the models answer. Where it is outgrown,
-neighbouring captions are summed up, then neighbouring summaries: one for three scenes at most by default, never more
-than one for each, so cost grows linearly. A killed run goes on where it was when it is called again. Knows nothing of
-questions or rows.
+What comes before a scene's own prompt is bounded in characters, whatever the models answer. When it grows beyond that,
+neighbouring captions are summed up, then neighbouring summaries: by default one for three scenes at most, never more
+than one for each, so that the cost grows linearly. A killed run goes on where it was when it is called again.
 """
 
 from __future__ import annotations
@@ -18,15 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from longvpo_hf.artifacts import Fields, Journal
-from longvpo_hf.building import prompts
-from longvpo_hf.building.engine import Asker, Drop, dropped, log_folder
+from longvpo_hf.building.asking import Answer, Asker
 from longvpo_hf.building.filters import check_caption
+from longvpo_hf.building.method import Drop
 from longvpo_hf.captions import (
     FACTS_FILE,
     FORMAT,
@@ -38,9 +32,12 @@ from longvpo_hf.captions import (
     write_captions,
 )
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel
+from longvpo_hf.funnel import Funnel, in_one_line, log_folder
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Timeline, View
+
+#: Version of the prompt texts below; a change of wording is a new version.
+PROMPT_VERSION = "captions-1"
 
 #: Videos under way at once: scenes of one wait for each other, so these are a batch.
 _VIDEOS_AT_ONCE = 64
@@ -55,23 +52,26 @@ _SENTENCE_END = re.compile(r"[.!?…][\"')\]]*(?=\s)|[。！？]")
 
 @dataclass(frozen=True, slots=True)
 class CaptioningSettings:
-    """How long captions, summaries and what stands before a scene may be.
+    """How long captions, summaries and what comes before a scene may be. Each field's `help` says what it is.
 
-    The paper names none of these. Characters are bounded, not tokens, so that the artefact does not depend on a
+    The paper names none of these. Characters are bounded, not tokens, so that the captions do not depend on a
     tokenizer; four are about one token of English.
-
-    Args:
-        max_history_characters: Most characters of captions and summaries before a scene's own prompt: about 1,500
-            tokens, little beside the frames of a scene.
-        max_caption_characters: Longer captions are cut where a sentence or a word ends.
-        max_summary_characters: Longer summaries are cut likewise.
-        captions_per_summary: At most so many neighbours are summed up at once.
     """
 
-    max_history_characters: int = 6000
-    max_caption_characters: int = 600
-    max_summary_characters: int = 800
-    captions_per_summary: int = 8
+    max_history_characters: int = field(
+        default=6000,
+        metadata={
+            "help": "Most characters of captions and summaries before a scene's own prompt: about 1,500 tokens, little "
+            "beside the frames of a scene."
+        },
+    )
+    max_caption_characters: int = field(
+        default=600, metadata={"help": "Longer captions are cut where a sentence or a word ends."}
+    )
+    max_summary_characters: int = field(
+        default=800, metadata={"help": "Longer summaries are cut where a sentence or a word ends."}
+    )
+    captions_per_summary: int = field(default=8, metadata={"help": "Most neighbours that are summed up at once."})
 
     def __post_init__(self) -> None:
         for name in ("max_caption_characters", "max_summary_characters"):
@@ -89,6 +89,37 @@ class CaptioningSettings:
             )
 
 
+def caption_prompt(history: Sequence[str], max_words: int) -> str:
+    """Asks for the caption of the scene that is shown (LongVPO, Stage 2: from its frames and the captions before it).
+
+    Args:
+        history: What came before, in order, a line each; empty for the first scene.
+        max_words: How long the caption may be.
+    """
+    told = "What came before it:\n" + "\n".join(history) + "\n\n" if history else ""
+    return (
+        f"You see one scene of a longer video. {told}"
+        f"Describe this scene in at most {max_words} words: who and what is seen, what they do and what changes. Name "
+        "people, things and places that were there before as they were named before, and tell nothing again that only "
+        "happened before. Answer with the description only."
+    )
+
+
+def summary_prompt(descriptions: Sequence[str], max_words: int) -> str:
+    """Asks for a summary of what happens in neighbouring scenes, so that a later one can be described with it.
+
+    Args:
+        descriptions: Their captions or summaries, in order, a line each.
+        max_words: How long the summary may be.
+    """
+    lines = "\n".join(descriptions)
+    return (
+        f"These are descriptions of neighbouring scenes of one video, in order:\n{lines}\n\n"
+        f"Sum them up in at most {max_words} words, in order of time: who and what appears, what they do and what "
+        "changes. Keep the names of people, things and places. Answer with the summary only."
+    )
+
+
 def caption_videos(
     videos: Iterable[Timeline],
     captioner: Responder,
@@ -99,37 +130,37 @@ def caption_videos(
 ) -> list[CaptionedVideo]:
     """Captions every scene of every video and writes the result to a folder.
 
-    Finished work lies in `<output>.job` beside it. Called again with the same arguments, an interrupted run goes on and
-    ends with the same captions. A scene that cannot be decoded, or whose caption is empty or a refusal, keeps an empty
-    caption and is logged by name; so is a video without any caption, which is left out.
+    Finished work is kept in `<output>.job` beside it. Called again with the same arguments, an interrupted run goes on
+    and ends with the same captions. A scene that cannot be decoded, or whose caption is empty or a refusal, keeps an
+    empty caption and is logged by name; so is a video without any caption, which is left out.
 
     Args:
         videos: Timelines of scenes. Captions that their clips have already are replaced.
         captioner: Sees a scene's frames and reads what came before it.
         summariser: Reads captions and summaries; sees nothing.
-        output: The folder; an earlier one there is replaced. See the module.
+        output: The folder; an earlier one there is replaced.
         settings: See `CaptioningSettings`.
-        funnel: One that counts on after this; None logs to `<output>.log`.
+        funnel: One that goes on counting after this; None logs to `<output>.log`.
 
     Returns:
         The videos in the order they came, as `read_captions` gives them.
 
     Raises:
-        ValueError: If `output` holds something else, or no video got a caption.
+        ConfigError: If `output` is a folder of another kind, or no video got a caption.
     """
     if output.exists() and any(output.iterdir()) and not (output / FACTS_FILE).is_file():
-        raise ConfigError(f"{output} holds something else than captions and would be replaced; name another folder.")
+        raise ConfigError(f"{output} is not a captions folder and would be replaced; name another folder.")
     settings = settings or CaptioningSettings()
     log = funnel or Funnel(log_folder(output))
     captioned = _Run(captioner, summariser, output, settings, log).videos(list(videos))
-    why = "." if funnel else f"; dropped: {dropped(log.close())}. See {log_folder(output)} for each."
+    why = "." if funnel else f"; dropped: {in_one_line(log.close())}. See {log_folder(output)} for each."
     if not captioned:
         raise ConfigError(f"No video got a caption{why}")
     facts = {
         "format": FORMAT,
         "captioner": captioner.name,
         "summariser": summariser.name,
-        "prompt_version": prompts.CAPTIONS_VERSION,
+        "prompt_version": PROMPT_VERSION,
         "settings": asdict(settings),
         "videos": len(captioned),
         "scenes": sum(len(video.timeline) for video in captioned),
@@ -144,25 +175,54 @@ def caption_videos(
 
 
 @dataclass(slots=True)
+class _Caption:
+    """What became of one scene.
+
+    Args:
+        video: Place of its video among those of the piece.
+        text: Its caption; empty where it got none.
+        drop: Why it got none.
+        summaries: Those made once it was captioned, so that the history fits again.
+        num_cut: How many of them were cut together from what they sum up, for want of an answer.
+    """
+
+    video: int
+    text: str
+    drop: Drop | None
+    summaries: list[Summary] = field(default_factory=list)
+    num_cut: int = 0
+
+    def to_fields(self) -> Fields:
+        """What a piece of work stores of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> _Caption:
+        """The inverse of `to_fields`."""
+        summaries = [Summary(**{**summary, "children": tuple(summary["children"])}) for summary in fields["summaries"]]
+        drop = fields["drop"]
+        return cls(**{**fields, "drop": None if drop is None else Drop(**drop), "summaries": summaries})
+
+
+@dataclass(slots=True)
 class _Video:
-    """A video on its way."""
+    """A video that is being captioned."""
 
     timeline: Timeline
     captions: list[str] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
-    #: What stands before the next scene.
+    #: What comes before the next scene.
     history: tuple[Node, ...] = ()
 
     @property
     def is_done(self) -> bool:
         return len(self.captions) == len(self.timeline)
 
-    def learn(self, record: Fields) -> None:
-        """Takes the outcome of the next scene."""
-        self.history = with_caption(self.history, len(self.captions), record["caption"])
-        self.captions.append(record["caption"])
-        for fields in record["summaries"]:
-            summary = Summary(**{**fields, "children": tuple(fields["children"])})
+    def add(self, caption: _Caption) -> None:
+        """Adds what became of the next scene."""
+        self.history = with_caption(self.history, len(self.captions), caption.text)
+        self.captions.append(caption.text)
+        for summary in caption.summaries:
             self.history = with_summary(self.history, summary)
             self.summaries.append(summary)
 
@@ -186,7 +246,7 @@ class _Run:
         self.ask = Asker()
         self.job = Journal(
             output.with_name(output.name + ".job"),
-            [FORMAT, prompts.CAPTIONS_VERSION, asdict(settings), identity(captioner), identity(summariser)],
+            [FORMAT, PROMPT_VERSION, asdict(settings), identity(captioner), identity(summariser)],
         )
 
     def videos(self, timelines: Sequence[Timeline]) -> list[CaptionedVideo]:
@@ -205,10 +265,8 @@ class _Run:
                 active += islice(waiting, _VIDEOS_AT_ONCE - len(active))
                 if not active:
                     break
-                inputs = [self._inputs(video) for video in active]
-                # Pieces are worked out from what is known at their begin, and then learnt like those of an earlier run.
-                for record in self.job.piece(f"{piece_index:06d}", inputs, partial(self._work, active)):
-                    self._learn(active[record["place"]], record)
+                for caption in self._piece(f"{piece_index:06d}", active):
+                    self._add(active[caption.video], caption)
                     bar.update()
                 piece_index += 1
         captioned = []
@@ -221,35 +279,42 @@ class _Run:
         self.funnel.count("captioned videos", len(captioned))
         return captioned
 
+    def _piece(self, name: str, videos: Sequence[_Video]) -> list[_Caption]:
+        """The next scenes of each video, captioned now or by an earlier run."""
+        inputs = [self._inputs(video) for video in videos]
+        records = self.job.piece(name, inputs, lambda: [caption.to_fields() for caption in self._work(videos)])
+        return [_Caption.from_fields(fields) for fields in records]
+
     def _inputs(self, video: _Video) -> list[Any]:
         """All that the next scenes of a video follow from."""
-        begin = len(video.captions)
-        scenes = video.timeline.clips[begin : begin + _SCENES_PER_PIECE]
+        start = len(video.captions)
+        scenes = video.timeline.clips[start : start + _SCENES_PER_PIECE]
         places = [[clip.path, clip.start_seconds, clip.end_seconds] for clip in scenes]
-        return [begin, places, [node.line for node in video.history]]
+        return [start, places, [node.line for node in video.history]]
 
-    def _learn(self, video: _Video, record: Fields) -> None:
+    def _add(self, video: _Video, caption: _Caption) -> None:
         scene = len(video.captions)
         clip = video.timeline.clips[scene]
-        if record["drop"] is None:
+        if caption.drop is None:
             self.funnel.count("captions")
         else:
             self.funnel.drop(
-                **record["drop"],
+                caption.drop.reason,
+                detail=caption.drop.detail,
                 scene=scene,
                 path=clip.path,
                 source_id=clip.source_id,
                 start_seconds=clip.start_seconds,
             )
-        for stage, number in (("summaries", len(record["summaries"])), ("summaries cut together", record["failed"])):
+        for stage, number in (("summaries", len(caption.summaries)), ("summaries cut together", caption.num_cut)):
             if number:
                 self.funnel.count(stage, number)
-        video.learn(record)
+        video.add(caption)
 
-    def _work(self, videos: Sequence[_Video]) -> list[Fields]:
-        """The next scenes of each video; a record for each, with the summaries that were made after it."""
+    def _work(self, videos: Sequence[_Video]) -> list[_Caption]:
+        """Captions the next scenes of each video, one after the other; the first of all videos are asked at once."""
         histories = [video.history for video in videos]
-        records: list[Fields] = []
+        captions: list[_Caption] = []
         for step in range(_SCENES_PER_PIECE):
             scenes = {
                 place: len(video.captions) + step
@@ -258,50 +323,54 @@ class _Run:
             }
             if not scenes:
                 break
-            for place, caption in self._captions(videos, scenes, histories).items():
-                text = "" if isinstance(caption, Drop) else caption
-                drop = asdict(caption) if isinstance(caption, Drop) else None
-                histories[place] = with_caption(histories[place], scenes[place], text)
-                records.append({"place": place, "caption": text, "drop": drop, "summaries": [], "failed": 0})
-            self._sum_up(histories, records[-len(scenes) :])
-        return records
+            new = self._captions(videos, scenes, histories)
+            for caption in new:
+                place = caption.video
+                histories[place] = with_caption(histories[place], scenes[place], caption.text)
+            self._sum_up(histories, new)
+            captions += new
+        return captions
 
     def _captions(
         self, videos: Sequence[_Video], scenes: Mapping[int, int], histories: Sequence[tuple[Node, ...]]
-    ) -> dict[int, str | Drop]:
+    ) -> list[_Caption]:
+        """Captions one scene of each video; `scenes` has its index by the video's place."""
         most = self.settings.max_caption_characters
         requests = [
             Request(
-                prompts.caption_scene([node.line for node in histories[place]], most // _CHARACTERS_PER_WORD),
+                caption_prompt([node.line for node in histories[place]], most // _CHARACTERS_PER_WORD),
                 videos[place].timeline,
                 View.only([scene]),
             )
             for place, scene in scenes.items()
         ]
-        answers = self.ask(self.captioner, requests, "captions")
-        return {place: _checked(answer, most) for place, answer in zip(scenes, answers, strict=True)}
+        captions = []
+        for place, answer in zip(scenes, self.ask(self.captioner, requests, "captions"), strict=True):
+            text = _checked(answer, most)
+            captions.append(_Caption(place, "", text) if isinstance(text, Drop) else _Caption(place, text, None))
+        return captions
 
-    def _sum_up(self, histories: list[tuple[Node, ...]], records: Sequence[Fields]) -> None:
-        """Makes every history fit again, and notes in the records how."""
+    def _sum_up(self, histories: list[tuple[Node, ...]], captions: Sequence[_Caption]) -> None:
+        """Makes every history fit again, and adds to the captions the summaries that this took."""
         most = self.settings.max_summary_characters
         while True:
             outgrown = [
-                (record, nodes)
-                for record in records
-                if (nodes := _to_sum_up(histories[record["place"]], self.settings))
+                (caption, nodes)
+                for caption in captions
+                if (nodes := _to_sum_up(histories[caption.video], self.settings))
             ]
             if not outgrown:
                 return
             requests = [
-                Request(prompts.summarise_captions([node.line for node in nodes], most // _CHARACTERS_PER_WORD))
+                Request(summary_prompt([node.line for node in nodes], most // _CHARACTERS_PER_WORD))
                 for _, nodes in outgrown
             ]
             answers = self.ask(self.summariser, requests, "summaries")
-            for (record, nodes), answer in zip(outgrown, answers, strict=True):
+            for (caption, nodes), answer in zip(outgrown, answers, strict=True):
                 text = _checked(answer, most)
-                if isinstance(text, Drop):  # a history must stay within its bound: then the begin of each has to do
+                if isinstance(text, Drop):  # the history must fit nevertheless: the start of each text has to do
                     text = _cut(" ".join(_cut(node.text, max(1, most // len(nodes))) for node in nodes), most)
-                    record["failed"] += 1
+                    caption.num_cut += 1
                 summary = Summary(
                     1 + max(node.level for node in nodes),
                     nodes[0].first,
@@ -309,8 +378,8 @@ class _Run:
                     text,
                     tuple(node.id for node in nodes),
                 )
-                record["summaries"].append(asdict(summary))
-                histories[record["place"]] = with_summary(histories[record["place"]], summary)
+                caption.summaries.append(summary)
+                histories[caption.video] = with_summary(histories[caption.video], summary)
 
 
 # --------------------------------------------------------------------------------------------------------- the history
@@ -342,7 +411,7 @@ def _length(nodes: Sequence[Node]) -> int:
     return sum(len(node.line) + 1 for node in nodes)
 
 
-def _checked(answer: str | Drop, most: int) -> str | Drop:
+def _checked(answer: Answer, most: int) -> Answer:
     """The answer on one line and cut, so that it cannot pose as several scenes; or why it cannot stand."""
     if isinstance(answer, Drop):
         return answer

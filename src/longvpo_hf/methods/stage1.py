@@ -1,79 +1,96 @@
-"""LongVPO Stage 1: anchored preference rows from short clips.
+"""LongVPO Stage 1 (arXiv 2602.02341): anchored preference rows from short clips.
 
-Takes clips, who writes questions, who answers and, if wanted, who judges; gives a dataset folder (`hub.py`) of rows in
-which a clip with a question about it, the anchor, stands among clips unlike it. Chosen is the answer given from the
-anchor alone, rejected the one given from the others. Rows say that the reference is scored on the anchor only. How rows
-are made of the method is `engine.py`'s; knows nothing of training.
+A clip with a question about it, the *anchor*, stands among clips unlike it in one pseudo-long timeline. Chosen is the
+answer given from the anchor alone, rejected the one given from the others, and the reference is scored on the anchor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from longvpo_hf.building import prompts
-from longvpo_hf.building.engine import (
-    Asker,
+from longvpo_hf.building.asking import Asker
+from longvpo_hf.building.judging import YES_OR_NO, unless
+from longvpo_hf.building.method import (
+    Answered,
     Draft,
     Drop,
     Method,
-    Pair,
     PairFilter,
     Part,
     QuestionFilter,
-    build,
     evidence,
-    log_folder,
     what_rows_follow_from,
     without_evidence,
 )
+from longvpo_hf.building.rehearsal import thing_of
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel
+from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.papers import LONGVPO
 from longvpo_hf.responders import Request, Responder, identity
-from longvpo_hf.responders.replies import yes_or_no
 from longvpo_hf.timeline import Clip, Timeline
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-METHOD = "longvpo-stage1"
+NAME = "longvpo-stage1"
+#: Version of the prompt texts below; a change of wording is a new version.
+PROMPT_VERSION = "stage1-1"
+#: Drops of this method's own.
+REASONS = {
+    "no_distractors": "not enough clips are unlike the anchor (embedding cosine above the bound)",
+    "not_specific": "the judge: the question can be answered without its anchor, or asks for too little of it",
+    "rejected_is_right": "the judge: the rejected answer is right too",
+}
+#: Settings of the training on these rows, with their source; see `training.config.LongVPOConfig`.
+TRAINING: Mapping[str, tuple[Any, str]] = {
+    "reference": ("anchor", "LongVPO, Stage 1: the reference is scored on the anchor clip alone"),
+    "beta": (0.01, "LongVPO"),
+    "sft_weight": (1.0, "LongVPO: α"),
+    "learning_rate": (5e-7, "LongVPO"),
+    "warmup_steps": (0.01, "LongVPO: a share of the steps"),
+}
 
-#: The paper samples clips at 1 frame per second.
+#: LongVPO samples clips at 1 frame per second.
 _FPS = 1.0
 
 #: Gives one vector per clip, `[num_clips, dim]`; any length but zero.
-Embedder = Callable[[Sequence[Clip]], "NDArray[np.floating]"]
+Embedder: TypeAlias = "Callable[[Sequence[Clip]], NDArray[np.floating]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Stage1Settings:
-    """What a Stage-1 build is asked for.
+    """What a Stage-1 build is asked for. Each field's `help` says what it is and where its default is from."""
 
-    Args:
-        num_rows: Rows to make (paper: 10k).
-        min_clips: Fewest clips of a timeline, ≥ 2.
-        max_clips: Most clips of a timeline, of which the paper says "several". None: as many as fill `frame_budget`,
-            see `fitted`.
-        frame_budget: Training frames that a row should span at 1 per second (paper: 128).
-        questions_per_timeline: Anchors (and so rows) per timeline; 1 as in the paper. More let training share a video's
-            forward pass among its questions.
-        max_similarity: A distractor's embedding may have at most this cosine with an anchor (paper: 0.6).
-        max_rounds: How often more timelines are drawn to make up for dropped rows before giving up.
-        seed: Same seed, same clips, same models: same rows.
-    """
-
-    num_rows: int = 10_000
-    min_clips: int = 2
-    max_clips: int | None = None
-    frame_budget: int = 128
-    questions_per_timeline: int = 1
-    max_similarity: float = 0.6
-    max_rounds: int = 8
-    seed: int = 0
+    num_rows: int = field(default=10_000, metadata={"help": "Rows to make (LongVPO: 10k)."})
+    min_clips: int = field(default=2, metadata={"help": "Fewest clips of a timeline, at least 2."})
+    max_clips: int | None = field(
+        default=None,
+        metadata={"help": "Most clips of a timeline (LongVPO: several). None: as many as fill frame_budget."},
+    )
+    frame_budget: int = field(
+        default=128, metadata={"help": "Training frames that a row should span at 1 per second (LongVPO: 128)."}
+    )
+    questions_per_timeline: int = field(
+        default=1,
+        metadata={
+            "help": "Anchors, and so rows, of a timeline (LongVPO: 1). More let training share a video's forward pass "
+            "among its questions."
+        },
+    )
+    max_similarity: float = field(
+        default=0.6,
+        metadata={"help": "Highest cosine of a distractor's embedding with an anchor's (LongVPO: 0.6)."},
+    )
+    max_rounds: int = field(
+        default=8,
+        metadata={"help": "How often more timelines are drawn to make up for dropped rows before giving up."},
+    )
+    seed: int = field(default=0, metadata={"help": "Same seed, same clips, same models: same rows."})
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "frame_budget", "questions_per_timeline", "max_rounds"):
@@ -103,8 +120,47 @@ def clips_for_budget(clips: Sequence[Clip], num_frames: int, fps: float) -> int:
     return int(min(num_frames, max(2, round(num_frames / max(1.0, median_seconds * fps)))))
 
 
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+
+def question_prompt(caption: str) -> str:
+    """Asks for a question that only this clip answers (LongVPO: from the anchor and its caption, if there is one)."""
+    hint = f"The clip's caption: {caption}\n" if caption else ""
+    return (
+        "You see one short clip of a longer video. "
+        f"{hint}"
+        "Write one question about it that can be answered from this clip alone and from no other clip: name several "
+        "distinct things that are seen in it, so that whoever watches the long video can find it, and ask for one "
+        "detail. Do not say where in the video the clip is. Answer with the question only."
+    )
+
+
+def specific_prompt(question: str, caption: str) -> str:
+    """Asks whether a question is specific to the clip that is shown.
+
+    LongVPO: it must depend on several distinct visual elements of the anchor and not be answerable from other clips.
+    """
+    hint = f"The clip's caption: {caption}\n" if caption else ""
+    return (
+        f"You see one clip of a longer video.\n{hint}Question about it: {question}\n"
+        "Does answering it depend on several distinct things seen in this clip, so that it could not be answered from "
+        f"other clips? {YES_OR_NO}"
+    )
+
+
+def also_right_prompt(question: str, chosen: str, rejected: str) -> str:
+    """Asks whether the rejected answer is right too, of the clip that holds the answer."""
+    return (
+        f"You see the clip a question is about.\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
+        f"Is answer 2 also right? {YES_OR_NO}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the method
+
+
 def method(question_writer: Responder, judge: Responder | None = None) -> Method:
-    """Stage 1 as a method.
+    """How Stage-1 rows are made.
 
     Args:
         question_writer: Writes a question from an anchor clip.
@@ -112,15 +168,17 @@ def method(question_writer: Responder, judge: Responder | None = None) -> Method
             paper's optional LLM judge); None leaves that out.
     """
     return Method(
-        name=METHOD,
-        prompt_version=prompts.STAGE1_VERSION,
+        name=NAME,
+        prompt_version=PROMPT_VERSION,
         question_model=question_writer.name,
-        write=partial(_ask_about_anchors, question_writer),
+        write=partial(_write_questions, question_writer),
         chosen=evidence,
         rejected=without_evidence,
         reference=evidence,
         question_filters=(QuestionFilter("specific", partial(_drop_unspecific, judge)),) if judge else (),
         pair_filters=(PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge)),) if judge else (),
+        reasons=REASONS,
+        citation=LONGVPO,
     )
 
 
@@ -136,26 +194,29 @@ def build_stage1(
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Builds a Stage-1 dataset; see `engine.build` for how it resumes.
+    """Builds a Stage-1 dataset; see `building.engine.build` for how it resumes.
 
     Args:
         clips: The pool anchors and distractors are drawn from.
         question_writer: Writes a question from an anchor clip.
         answerer: Gives both answers: the model that will be trained.
-        output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
+        output: Folder of the dataset; an earlier one there is replaced.
         settings: See `Stage1Settings`.
         embed: Embeds clips for the similarity filter; None leaves it out, which the card then says.
         judge: See `method`; None leaves it out, which the card then says.
-        media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
-        facts: What else the card shall say of how the clips came about.
-        funnel: One that has counted what came before the clips; it is closed here. None begins with the clips.
+        media_root: See `publishing.dataset.DatasetWriter`: None publishes the media, a folder names them by reference.
+        facts: What else the card should say of how the clips came about.
+        funnel: One that has counted what came before the clips; it is closed here. None starts with the clips.
 
     Returns:
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
 
     Raises:
-        ValueError: If the pool is smaller than `max_clips`, or no row came out.
+        ConfigError: If the pool is smaller than `max_clips`.
+        DatasetError: If no row came out.
     """
+    from longvpo_hf.building.engine import build
+
     settings = settings.fitted(clips)
     most = settings.max_clips or 0
     if len(clips) < most:
@@ -170,7 +231,7 @@ def build_stage1(
         [Part(method(question_writer, judge), timelines, settings.num_rows)],
         answerer,
         output,
-        name=METHOD,
+        name=NAME,
         title="LongVPO Stage 1: anchored preference rows",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
@@ -178,7 +239,7 @@ def build_stage1(
         funnel=funnel,
         media_root=media_root,
         facts={
-            "method": METHOD,
+            "method": NAME,
             "rows asked for": settings.num_rows,
             "clips per timeline": f"{settings.min_clips}–{most}",
             "questions per timeline": settings.questions_per_timeline,
@@ -186,12 +247,15 @@ def build_stage1(
             "answer model": answerer.name,
             "judge": judge.name if judge else "none",
             "similarity filter": f"cosine ≤ {settings.max_similarity}" if embed else "not applied",
-            "prompt version": prompts.STAGE1_VERSION,
+            "prompt version": PROMPT_VERSION,
             "seed": settings.seed,
             **(facts or {}),
         },
         remedy="Add clips, or raise max_rounds or max_similarity.",
     )
+
+
+# ----------------------------------------------------------------------------------------------------------- timelines
 
 
 class _Timelines:
@@ -259,13 +323,37 @@ class _Timelines:
         return tuple(float(value) for value in self.vectors[list(drawn)] @ self.vectors[drawn[anchor]])
 
 
+def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:
+    import numpy as np
+
+    if vectors.ndim != 2 or vectors.shape[0] != length:
+        raise ConfigError(f"embed must give one vector per clip, [{length}, dim], got shape {list(vectors.shape)}.")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ConfigError(f"embed gave {int((norms == 0).sum())} zero vectors; a cosine needs a direction.")
+    return vectors / norms
+
+
+# ----------------------------------------------------------------------------------------------- questions and filters
+
+
 def _anchor(draft: Draft) -> Clip:
     return draft.timeline.clips[draft.evidence[0]]
 
 
-def _ask_about_anchors(writer: Responder, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
-    anchors = [_anchor(draft) for draft in drafts]
-    requests = [Request(prompts.question_from_clip(anchor.caption), Timeline((anchor,))) for anchor in anchors]
+def _about_anchor(draft: Draft, text: str, rehearsed: str) -> Request:
+    return Request(text, Timeline((_anchor(draft),)), rehearsed=lambda: rehearsed)
+
+
+def _write_questions(writer: Responder, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
+    requests = [
+        _about_anchor(
+            draft,
+            question_prompt(_anchor(draft).caption),
+            rehearsed=f"What can be seen where {thing_of(_anchor(draft))} is shown?",
+        )
+        for draft in drafts
+    ]
     # Remembered: a clip has the same question in all its rows.
     texts = ask(writer, requests, "questions", remember=True)
     return [
@@ -276,45 +364,22 @@ def _ask_about_anchors(writer: Responder, drafts: Sequence[Draft], ask: Asker) -
 
 def _drop_unspecific(judge: Responder, drafts: Sequence[Draft], ask: Asker) -> list[Drop | None]:
     requests = [
-        Request(prompts.is_specific(draft.question, _anchor(draft).caption), Timeline((_anchor(draft),)))
+        _about_anchor(draft, specific_prompt(draft.question, _anchor(draft).caption), rehearsed="Yes")
         for draft in drafts
     ]
     verdicts = ask(judge, requests, "specificity", remember=True)
     return [
-        _unless(True, verdict, "not_specific", draft.question) for draft, verdict in zip(drafts, verdicts, strict=True)
+        unless(True, verdict, "not_specific", draft.question) for draft, verdict in zip(drafts, verdicts, strict=True)
     ]
 
 
-def _drop_right_ones(judge: Responder, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
+def _drop_right_ones(judge: Responder, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
     requests = [
-        Request(
-            prompts.is_also_right(pair.draft.question, pair.chosen, pair.rejected), Timeline((_anchor(pair.draft),))
-        )
+        _about_anchor(pair.draft, also_right_prompt(pair.draft.question, pair.chosen, pair.rejected), rehearsed="No")
         for pair in pairs
     ]
     verdicts = ask(judge, requests, "judging pairs")
     return [
-        _unless(False, verdict, "rejected_is_right", pair.rejected)
+        unless(False, verdict, "rejected_is_right", pair.rejected)
         for pair, verdict in zip(pairs, verdicts, strict=True)
     ]
-
-
-def _unless(wanted: bool, verdict: str | Drop, reason: str, what: str) -> Drop | None:
-    """A drop, unless the judge said what was wanted."""
-    if isinstance(verdict, Drop):
-        return verdict
-    said = yes_or_no(verdict)
-    if said is wanted:
-        return None
-    return Drop("malformed_verdict" if said is None else reason, f"{what} — judge: {verdict}")
-
-
-def _unit(vectors: NDArray[np.floating], length: int) -> NDArray[np.floating]:
-    import numpy as np
-
-    if vectors.ndim != 2 or vectors.shape[0] != length:
-        raise ConfigError(f"embed must give one vector per clip, [{length}, dim], got shape {list(vectors.shape)}.")
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not (norms > 0).all():
-        raise ConfigError(f"embed gave {int((norms == 0).sum())} zero vectors; a cosine needs a direction.")
-    return vectors / norms

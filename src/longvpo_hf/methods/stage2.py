@@ -1,48 +1,65 @@
-"""LongVPO Stage 2: preference rows over several scenes of one long video.
+"""LongVPO Stage 2 (arXiv 2602.02341): preference rows over several scenes of one long video.
 
-Takes captioned videos (`captioning.py`), who writes questions from captions, who answers and, if wanted, who judges;
-gives a dataset folder (`hub.py`). The question writer cites the scenes its question needs, the evidence. Chosen is the
-answer given from them, rejected the one given from a part of them or from none of them. How rows are made of the method
-is `engine.py`'s; knows nothing of training.
+A language model that reads the scenes' captions (`building.captioning`) writes a question and cites the scenes that it
+needs, the *evidence*. Chosen is the answer given from them, rejected the one given from some of them or from none.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from longvpo_hf.building import prompts
-from longvpo_hf.building.engine import (
-    Asker,
-    Draft,
-    Drop,
-    Method,
-    Pair,
-    PairFilter,
-    Part,
-    ViewOf,
-    build,
-    evidence,
-    log_folder,
-    what_rows_follow_from,
-    whole,
-)
+from longvpo_hf.building.asking import Asker
 from longvpo_hf.building.filters import check_question
-from longvpo_hf.captions import CaptionedVideo
+from longvpo_hf.building.judging import YES_OR_NO, unless
+from longvpo_hf.building.method import Answered, Draft, Drop, Method, PairFilter, Part, ViewOf, evidence, whole
+from longvpo_hf.building.rehearsal import all_things_in, digits_of, things_in
+from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import REASONS, Funnel
-from longvpo_hf.responders import Request, Responder, identity
-from longvpo_hf.responders.replies import json_object, yes_or_no
+from longvpo_hf.funnel import REASONS as GENERAL_REASONS
+from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.papers import LONGVPO
+from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders.replies import json_object
 from longvpo_hf.timeline import View
 
 if TYPE_CHECKING:
     import numpy as np
 
-METHOD = "longvpo-stage2"
+    from longvpo_hf.captions import CaptionedVideo
+
+NAME = "longvpo-stage2"
+#: Version of the prompt texts below; a change of wording is a new version.
+PROMPT_VERSION = "stage2-1"
+#: Drops of this method's own.
+REASONS = {
+    "unknown_scene": "the reasoning cites a scene that does not exist or has no caption",
+    "too_few_scenes": "the reasoning cites fewer than two scenes",
+    "lacks_focus": "the reasoning does not cite the scene the question was to be about",
+    "unsupported": "the judge: the captions do not support the chosen answer",
+    "rejected_is_right": "the judge: the rejected answer is right too",
+}
+#: Settings of the training on these rows, with their source; see `training.config.LongVPOConfig`.
+TRAINING: Mapping[str, tuple[Any, str]] = {
+    "reference": ("full", "LongVPO, Stage 2: on the whole video; `anchor` scores it on the evidence scenes"),
+    "beta": (0.01, "LongVPO"),
+    "sft_weight": (1.0, "LongVPO: α"),
+    "learning_rate": (5e-7, "LongVPO"),
+    "warmup_steps": (0.01, "LongVPO: a share of the steps"),
+}
+
+#: What the question writer answers; `json_object` reads it.
+QUESTION_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("question", "answer", "reasoning")},
+    "required": ["question", "answer", "reasoning"],
+    "additionalProperties": False,
+}
 
 #: "Scene #3", "#3", "scene 3", "#3-#5", "Scenes #3, 4 and #7", "Scenes #3 to #5".
 _CITED = re.compile(
@@ -51,38 +68,51 @@ _CITED = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(\bto\b|\bthrough\b|[-–])?\s*(?:scenes?\s*)?#?\s*(\d{1,6})", re.IGNORECASE)
-#: Fewest characters of a line that still says something.
-_LINE_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Stage2Settings:
-    """What a Stage-2 build is asked for.
+    """What a Stage-2 build is asked for. Each field's `help` says what it is and where its default is from."""
 
-    Args:
-        num_rows: Rows to make (paper: 6k).
-        chosen_from: View the chosen answer is given from. The paper says both: the critical scenes (§4.1, Fig. 3) and
-            the full video (§3.4). Default the scenes: it says so twice, and a model that needs this training is at its
-            best on few scenes.
-        reference: View the reference model is scored on. The paper: the whole video. The evidence is ours to measure.
-        partial_share: Share of rows whose rejected answer is given from a part of the evidence; the others' from the
-            scenes that are not cited, or from a part too where all are. The paper has both and no share: even, ours.
-        max_tries: How often a question is asked for where an answer is refused; each further try says why.
-        max_context_characters: Most characters of captions the question writer and the judge are shown, about 6,000
-            tokens. Of a longer video the writer sees a spread of scenes and the summaries of all; the judge, where the
-            evidence is longer, the begin of each caption.
-        max_rounds: How often more questions are asked for to make up for dropped ones before giving up.
-        seed: Same seed, same videos, same models: same rows.
-    """
-
-    num_rows: int = 6_000
-    chosen_from: Literal["evidence", "whole"] = "evidence"
-    reference: Literal["whole", "evidence"] = "whole"
-    partial_share: float = 0.5
-    max_tries: int = 3
-    max_context_characters: int = 24_000
-    max_rounds: int = 8
-    seed: int = 0
+    num_rows: int = field(default=6_000, metadata={"help": "Rows to make (LongVPO: 6k)."})
+    chosen_from: Literal["evidence", "whole"] = field(
+        default="evidence",
+        metadata={
+            "help": "View of the chosen answer: the cited scenes (LongVPO, §4.1 and Fig. 3), or the whole video "
+            "(§3.4). A model that needs this training is at its best on few scenes."
+        },
+    )
+    reference: Literal["whole", "evidence"] = field(
+        default="whole",
+        metadata={
+            "help": "View the reference model is scored on (LongVPO: the whole video; the evidence is ours to measure)."
+        },
+    )
+    partial_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of rows whose rejected answer is given from a part of the evidence; that of the others is "
+            "given from the scenes that are not cited, or from a part too where all are cited (LongVPO has both and "
+            "names no share: ours)."
+        },
+    )
+    max_tries: int = field(
+        default=3,
+        metadata={"help": "How often a question is asked for where an answer is refused; each further try says why."},
+    )
+    max_context_characters: int = field(
+        default=24_000,
+        metadata={
+            "help": "Most characters of captions that the question writer and the judge read, about 6,000 tokens. Of a "
+            "longer video the writer reads a spread of scenes and the summaries of all; where the evidence is longer, "
+            "the judge reads the start of each caption."
+        },
+    )
+    max_rounds: int = field(
+        default=8,
+        metadata={"help": "How often more questions are asked for to make up for dropped ones before giving up."},
+    )
+    seed: int = field(default=0, metadata={"help": "Same seed, same videos, same models: same rows."})
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "max_tries", "max_rounds"):
@@ -97,6 +127,45 @@ class Stage2Settings:
                 raise ConfigError(f"{name} must be 'evidence' or 'whole', got {getattr(self, name)!r}.")
 
 
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+
+def question_prompt(scenes: Sequence[tuple[int, str]], overview: Sequence[str], focus: int | None, refused: str) -> str:
+    """Asks for a question that takes several scenes to answer, with the reasoning.
+
+    Args:
+        scenes: Number and caption of the scenes that may be cited, in order.
+        overview: What happens in the whole video, a line each; empty where `scenes` are all there are.
+        focus: A scene the question must need; None leaves the choice free.
+        refused: What was wrong with the answer before; empty at the first try.
+    """
+    told = "What happens in the whole video:\n" + "\n".join(overview) + "\n\n" if overview else ""
+    lines = "\n".join(f"Scene #{number}: {caption}" for number, caption in scenes)
+    needed = f" One of them must be Scene #{focus}." if focus is not None else ""
+    again = f"\nYour last answer was refused: {refused}. Write another one." if refused else ""
+    return (
+        f"{told}These are scenes of one long video, in order:\n{lines}\n\n"
+        "Write one question about the video that can only be answered by whoever has seen two or more of these scenes "
+        f"and puts together what they show.{needed} Ask as somebody would who watches the video: describe people, "
+        "things and events, never name scenes by their numbers nor say where in the video they are. Write the answer, "
+        "and the reasoning that leads to it, which cites every scene that is needed, and no other, as "
+        '"Scene #N".\nAnswer with a JSON object and nothing else: '
+        f'{{"question": "...", "answer": "...", "reasoning": "..."}}{again}'
+    )
+
+
+def support_prompt(question: str, answer: str, captions: Sequence[str]) -> str:
+    """Asks whether an answer holds, given the captions of the scenes it is about."""
+    lines = "\n".join(captions)
+    return (
+        f"What a video shows:\n{lines}\n\nQuestion about it: {question}\nAnswer: {answer}\n"
+        f"Do these descriptions support the answer, and contradict no part of it? {YES_OR_NO}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the method
+
+
 def method(
     videos: Sequence[CaptionedVideo],
     question_writer: Responder,
@@ -104,7 +173,7 @@ def method(
     rejected: ViewOf,
     judge: Responder | None = None,
 ) -> Method:
-    """Stage 2 as a method.
+    """How Stage-2 rows are made.
 
     Args:
         videos: The captioned videos of the drafts.
@@ -116,8 +185,8 @@ def method(
     """
     views: dict[str, ViewOf] = {"evidence": evidence, "whole": whole}
     return Method(
-        name=METHOD,
-        prompt_version=prompts.STAGE2_VERSION,
+        name=NAME,
+        prompt_version=PROMPT_VERSION,
         question_model=question_writer.name,
         write=_Writer(question_writer, videos, settings),
         chosen=views[settings.chosen_from],
@@ -129,6 +198,8 @@ def method(
         )
         if judge
         else (),
+        reasons=REASONS,
+        citation=LONGVPO,
     )
 
 
@@ -143,25 +214,28 @@ def build_stage2(
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Builds a Stage-2 dataset; see `engine.build` for how it resumes.
+    """Builds a Stage-2 dataset; see `building.engine.build` for how it resumes.
 
     Args:
         videos: What questions are asked about, as often as it takes. Those with fewer than two captions are dropped.
         question_writer: See `method`.
         answerer: Gives both answers: the model that will be trained.
-        output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
+        output: Folder of the dataset; an earlier one there is replaced.
         settings: See `Stage2Settings`.
         judge: See `method`; None leaves it out, which the card then says.
-        media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
-        facts: What else the card shall say of how the videos came about.
-        funnel: One that has counted what came before the videos; it is closed here. None begins with the videos.
+        media_root: See `publishing.dataset.DatasetWriter`: None publishes the media, a folder names them by reference.
+        facts: What else the card should say of how the videos came about.
+        funnel: One that has counted what came before the videos; it is closed here. None starts with the videos.
 
     Returns:
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
 
     Raises:
-        ValueError: If no row came out.
+        ConfigError: If no video has two captions.
+        DatasetError: If no row came out.
     """
+    from longvpo_hf.building.engine import build
+
     funnel = funnel or Funnel(log_folder(output))
     usable = with_captions(videos, 2, funnel)
     num_partial = round(settings.num_rows * settings.partial_share)
@@ -179,7 +253,7 @@ def build_stage2(
         ],
         answerer,
         output,
-        name=METHOD,
+        name=NAME,
         title="LongVPO Stage 2: preference rows over several scenes",
         seed=settings.seed,
         max_rounds=settings.max_rounds,
@@ -187,7 +261,7 @@ def build_stage2(
         funnel=funnel,
         media_root=media_root,
         facts={
-            "method": METHOD,
+            "method": NAME,
             "rows asked for": settings.num_rows,
             "videos": len(usable),
             "question model": question_writer.name,
@@ -195,7 +269,7 @@ def build_stage2(
             "judge": judge.name if judge else "none",
             "chosen answers from": settings.chosen_from,
             "reference scored on": settings.reference,
-            "prompt version": prompts.STAGE2_VERSION,
+            "prompt version": PROMPT_VERSION,
             "seed": settings.seed,
             **(facts or {}),
         },
@@ -203,71 +277,7 @@ def build_stage2(
     )
 
 
-def with_captions(videos: Sequence[CaptionedVideo], at_least: int, funnel: Funnel) -> list[CaptionedVideo]:
-    """The videos with so many captioned scenes; the others are dropped.
-
-    Raises:
-        ValueError: If none is left.
-    """
-    usable = []
-    for video in videos:
-        if len(video.captioned_scenes) >= at_least:
-            usable.append(video)
-        else:
-            clip = video.timeline.clips[0]
-            funnel.drop("too_few_captions", path=clip.path, source_id=clip.source_id, scenes=len(video.timeline))
-    funnel.count("videos with captions", len(usable))
-    if not usable:
-        funnel.close()
-        raise ConfigError(
-            f"None of {len(videos)} videos has {at_least} captioned scenes or more. Lower the length of a scene, or "
-            "look at the captions with longvpo inspect."
-        )
-    return usable
-
-
-def follows_from(
-    settings: Any, videos: Sequence[CaptionedVideo], question_writer: Responder, judge: Responder | None
-) -> list[Any]:
-    """See `engine.build`."""
-    summed_up = [video.history for video in videos if video.summaries]
-    return [what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else "", summed_up]
-
-
-class Rotation:
-    """Drafts that go round the videos, each time in another order; a draft's `number` counts the times.
-
-    Args:
-        videos: The captioned videos.
-        seed: Decides the orders.
-        first: Number of the first time.
-        step: From one time's number to the next: with as many rotations as this, no two give the same draft.
-    """
-
-    def __init__(self, videos: Sequence[CaptionedVideo], seed: int, first: int = 0, step: int = 1) -> None:
-        self._videos = videos
-        self._seed = seed
-        self._first = first
-        self._step = step
-        self._drawn = 0
-        self._order: tuple[int, Sequence[int]] = (-1, ())
-
-    def order(self, number: int) -> Sequence[int]:
-        """In which order the videos come the given time."""
-        import numpy as np
-
-        if self._order[0] != number:
-            drawn = np.random.default_rng([self._seed, number]).permutation(len(self._videos))
-            self._order = (number, drawn.tolist())
-        return self._order[1]
-
-    def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
-        """As many drafts as rows are missing, going on where the round before stopped."""
-        drawn, self._drawn = self._drawn, self._drawn + missing  # at once: who takes all drafts may not ask for more
-        for place in range(drawn, drawn + missing):
-            times, position = divmod(place, len(self._videos))
-            number = self._first + self._step * times
-            yield [Draft(self._videos[self.order(number)[position]].timeline, number=number)]
+# -------------------------------------------------------------------------------------------------- the question writer
 
 
 class _Writer:
@@ -280,24 +290,22 @@ class _Writer:
 
     def __call__(self, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
         outcomes: list[Draft | Drop] = [Drop("malformed_question")] * len(drafts)
-        waiting = dict.fromkeys(range(len(drafts)), "")  # and why the try before was refused
+        waiting = dict.fromkeys(range(len(drafts)), "")  # and why the tries before were refused
         for _ in range(self._settings.max_tries):
             shown = {i: self._shown(drafts[i]) for i in waiting}
-            requests = [
-                Request(self._prompt(drafts[i], shown[i], refused), schema=prompts.QUESTION_SCHEMA)
-                for i, refused in waiting.items()
-            ]
+            requests = [self._request(drafts[i], shown[i], refused) for i, refused in waiting.items()]
             answers = ask(self._writer, requests, "questions", remember=True)
             for i, answer in zip(list(waiting), answers, strict=True):
-                outcome = (
-                    answer if isinstance(answer, Drop) else _read(drafts[i], answer, shown[i], self._focus(drafts[i]))
-                )
-                outcomes[i] = outcome
-                if isinstance(outcome, Drop) and not isinstance(answer, Drop):
+                if isinstance(answer, Drop):  # the model gave nothing: asking on will not help
+                    outcomes[i] = answer
+                    del waiting[i]
+                    continue
+                outcomes[i] = outcome = _read(drafts[i], answer, shown[i], self._focus(drafts[i]))
+                if isinstance(outcome, Drop):
                     # With all reasons so far, no try is the same as one before, which would only be remembered.
                     before = f", and the one before: {waiting[i]}" if waiting[i] else ""
-                    waiting[i] = REASONS[outcome.reason] + before
-                else:  # written, or the model was not reached: asking on will not help
+                    waiting[i] = {**GENERAL_REASONS, **REASONS}[outcome.reason] + before
+                else:
                     del waiting[i]
             if not waiting:
                 break
@@ -332,7 +340,7 @@ class _Writer:
                 shown.append(scene)
         return sorted(shown)
 
-    def _prompt(self, draft: Draft, shown: Sequence[int], refused: str) -> str:
+    def _request(self, draft: Draft, shown: Sequence[int], refused: str) -> Request:
         video = self._videos[draft.timeline]
         captions, overview = [draft.timeline.clips[scene].caption for scene in shown], []
         room = self._settings.max_context_characters
@@ -340,18 +348,24 @@ class _Writer:
             room //= 2
             overview = within(video.history, room)
         captions = within(captions, room - sum(len(f"Scene #{scene}: ") for scene in shown))
-        return prompts.question_over_scenes(
-            list(zip(shown, captions, strict=True)), overview, self._focus(draft), refused
-        )
+        scenes, focus = list(zip(shown, captions, strict=True)), self._focus(draft)
+        text = question_prompt(scenes, overview, focus, refused)
+        return Request(text, schema=QUESTION_SCHEMA, rehearsed=partial(_rehearsed_question, text, scenes, focus))
 
 
-def within(lines: Sequence[str], most: int) -> list[str]:
-    """The lines, cut so that together they have at most so many characters; a spread of them where they are many."""
-    if sum(len(line) + 1 for line in lines) <= most:
-        return list(lines)
-    number = max(1, min(len(lines), most // _LINE_CHARACTERS))
-    spread = [lines[(2 * place + 1) * len(lines) // (2 * number)] for place in range(number)]
-    return [line[: most // number - 1] for line in spread]
+def _rehearsed_question(text: str, scenes: Sequence[tuple[int, str]], focus: int | None) -> str:
+    captions = dict(scenes)
+    others = sorted((scene for scene in captions if scene != focus), key=lambda scene: digits_of(f"{text}{scene}"))
+    cited = ([] if focus is None else [focus]) + others
+    return json.dumps(
+        {
+            "question": "What do "
+            + " and ".join(things_in(captions[scene]) for scene in cited[:2])
+            + " have in common?",
+            "answer": "They are things.",
+            "reasoning": " and ".join(f"Scene #{scene}" for scene in cited[:2]) + " show them.",
+        }
+    )
 
 
 def _read(draft: Draft, answer: str, shown: Sequence[int], focus: int | None) -> Draft | Drop:
@@ -387,6 +401,9 @@ def _cited(reasoning: str) -> list[int]:
     return sorted(cited)
 
 
+# ----------------------------------------------------------------------------------------------------- views, the judge
+
+
 def part_of_evidence(draft: Draft, rng: np.random.Generator) -> View:
     """Some of the cited scenes, not all."""
     size = int(rng.integers(1, len(draft.evidence)))
@@ -400,36 +417,29 @@ def uncited(draft: Draft, rng: np.random.Generator) -> View:
     return View.without(draft.evidence)
 
 
-def _drop_unsupported(judge: Responder, most: int, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
-    return _judged(judge, most, [(pair, pair.chosen) for pair in pairs], ask, wanted=True, reason="unsupported")
+def _drop_unsupported(judge: Responder, most: int, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
+    answers = [(pair.draft, pair.chosen) for pair in pairs]
+    return _judged(judge, most, answers, ask, supported=True, reason="unsupported")
 
 
-def _drop_right_ones(judge: Responder, most: int, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
-    answers = [(pair, pair.rejected) for pair in pairs]
-    return _judged(judge, most, answers, ask, wanted=False, reason="rejected_is_right")
+def _drop_right_ones(judge: Responder, most: int, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
+    answers = [(pair.draft, pair.rejected) for pair in pairs]
+    return _judged(judge, most, answers, ask, supported=False, reason="rejected_is_right")
 
 
 def _judged(
-    judge: Responder, most: int, answers: Sequence[tuple[Pair, str]], ask: Asker, wanted: bool, reason: str
+    judge: Responder, most: int, answers: Sequence[tuple[Draft, str]], ask: Asker, supported: bool, reason: str
 ) -> list[Drop | None]:
-    requests = [
-        Request(prompts.is_supported(pair.draft.question, answer, within(evidence_captions(pair.draft), most)))
-        for pair, answer in answers
-    ]
-    drops: list[Drop | None] = []
-    for (_, answer), verdict in zip(answers, ask(judge, requests, "judging pairs"), strict=True):
-        said = verdict if isinstance(verdict, Drop) else yes_or_no(verdict)
-        if isinstance(said, Drop):
-            drops.append(said)
-        elif said is wanted:
-            drops.append(None)
-        else:
-            drops.append(Drop("malformed_verdict" if said is None else reason, f"{answer} — judge: {verdict}"))
-    return drops
+    """Drops answers unless the captions of the evidence support them, or unless they do not."""
+    requests = []
+    for draft, answer in answers:
+        captions = within(evidence_captions(draft), most)
+        text = support_prompt(draft.question, answer, captions)
+        requests.append(Request(text, rehearsed=partial(_rehearsed_support, captions, answer)))
+    verdicts = ask(judge, requests, "judging pairs")
+    return [unless(supported, verdict, reason, answer) for (_, answer), verdict in zip(answers, verdicts, strict=True)]
 
 
-def evidence_captions(draft: Draft) -> list[str]:
-    """Captions of the evidence, or of all scenes where no scene stands out, a line each."""
-    scenes = draft.evidence or range(len(draft.timeline))
-    captions = ((scene, draft.timeline.clips[scene].caption) for scene in scenes)
-    return [f"Scene #{scene}: {caption}" for scene, caption in captions if caption]
+def _rehearsed_support(captions: Sequence[str], answer: str) -> str:
+    """The chosen answer is supported; the rejected one is not, since it lacks some of the captions' things."""
+    return "Yes" if all_things_in(answer, "\n".join(captions)) else "No"

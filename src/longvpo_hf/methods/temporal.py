@@ -1,40 +1,37 @@
 """Temporal preferences (TPO, arXiv 2501.13919): localized and comprehensive.
 
-Takes captioned videos (`captioning.py`), who writes questions from captions, who answers and who judges; gives a
-dataset folder (`hub.py`). *Localized*: a question about one segment; rejected is the answer from the video without it.
-*Comprehensive*: a question about the whole video; rejected is the answer from a few of its frames. *Mixed*: both. How
-rows are made of the methods is `engine.py`'s; knows nothing of training. Not to be mistaken for TRL's "TPO" (Triple
-Preference Optimization).
+*Localized*: a question about one segment; rejected is the answer from the video without it. *Comprehensive*: a question
+about the whole video; rejected is the answer from a few of its frames. *Mixed*: both. A language model writes the
+questions from captions (`building.captioning`). Not to be mistaken for TRL's "TPO" (Triple Preference Optimization).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from longvpo_hf.building import prompts
-from longvpo_hf.building.engine import (
-    Asker,
+from longvpo_hf.building.asking import Answer, Asker
+from longvpo_hf.building.method import (
+    Answered,
     Draft,
     Drop,
     Method,
-    Pair,
     PairFilter,
     Part,
     ViewOf,
-    build,
     evidence,
-    log_folder,
     whole,
     without_evidence,
 )
-from longvpo_hf.captions import CaptionedVideo
+from longvpo_hf.building.rehearsal import things_in
+from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel
-from longvpo_hf.methods.stage2 import Rotation, evidence_captions, follows_from, with_captions, within
+from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.papers import TPO
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.responders.replies import json_object, without_reasoning
 from longvpo_hf.timeline import View
@@ -42,10 +39,64 @@ from longvpo_hf.timeline import View
 if TYPE_CHECKING:
     import numpy as np
 
+    from longvpo_hf.captions import CaptionedVideo
+
 LOCALIZED = "temporal-localized"
 COMPREHENSIVE = "temporal-comprehensive"
+#: Version of the prompt texts below; a change of wording is a new version.
+PROMPT_VERSION = "temporal-1"
+#: Drops of these methods' own.
+REASONS = {
+    "declined": "the question writer said that no such question can be asked",
+    "not_better": "the judge: the chosen answer is not better than the rejected one",
+    "ambiguous": "the judge: the question has another answer, or contradicts the captions",
+    "not_correct": "the judge: the chosen answer is not correct, given the captions",
+}
+#: Settings of the training on these rows, with their source; see `training.config.LongVPOConfig`.
+TRAINING: Mapping[str, tuple[Any, str]] = {
+    "reference": ("full", "TPO: on the whole video"),
+    "beta": (0.2, "TPO, LLaVA-Video (LongVA: 0.3)"),
+    "sft_weight": (1.0, "TPO, LLaVA-Video: α (LongVA: 0.5)"),
+    "learning_rate": (3e-7, "TPO, LLaVA-Video (LongVA: 4e-6)"),
+    "warmup_steps": (0.1, "TPO: a share of the steps"),
+    "num_frames": (32, "TPO"),
+    "freeze_vision_tower": (True, "TPO"),
+}
 
-Mode = Literal["localized", "comprehensive", "mixed"]
+#: Kinds of question a temporal preference may be about. The paper has eight kinds; their names are not public, so these
+#: are ours: kinds that the benchmarks of long video ask for.
+QUESTION_TYPES: Mapping[str, str] = {
+    "action": "what somebody does",
+    "object": "what a thing looks like, or which thing is used",
+    "person": "who somebody is, or how a person looks",
+    "attribute": "a detail such as a colour, a number or a written text",
+    "place": "where something happens",
+    "order": "what happens before or after something else",
+    "cause": "why something happens, or what follows from it",
+    "summary": "what goes on as a whole",
+}
+
+#: What the question writer answers; `json_object` reads it.
+QUESTION_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"question": {"type": ["string", "null"]}},
+    "required": ["question"],
+    "additionalProperties": False,
+}
+
+#: What the judge answers; `json_object` reads it.
+POST_FILTER_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "better": {"enum": ["Yes", "No", "Equally"]},
+        "ambiguous": {"enum": ["Yes", "No"]},
+        "correct": {"enum": ["Yes", "No"]},
+    },
+    "required": ["better", "ambiguous", "correct"],
+    "additionalProperties": False,
+}
+
+Mode: TypeAlias = Literal["localized", "comprehensive", "mixed"]
 
 #: What stands for null where a model cannot be held to a schema.
 _DECLINED = ("none", "null")
@@ -53,30 +104,45 @@ _DECLINED = ("none", "null")
 
 @dataclass(frozen=True, slots=True)
 class TemporalSettings:
-    """What a build of temporal preferences is asked for.
+    """What a temporal build is asked for. Each field's `help` says what it is and where its default is from."""
 
-    Args:
-        mode: Which method; `mixed` is both. TPO trains LongVA on both, LLaVA-Video on comprehensive rows only.
-        num_rows: Rows to make (paper: 10k).
-        localized_share: Share of localized rows where both are made (paper: half).
-        chosen_from: View the chosen answer of a localized row is given from: the segment the question is about (the
-            paper's pipeline), or the whole video.
-        sparse_frames: Frames a comprehensive row's rejected answer is given from. The paper: a sparse downsample,
-            without a number; four, an eighth of its 32 frames, is ours.
-        max_context_characters: Most characters of captions the question writer and the judge are shown, about 6,000
-            tokens; of a longer video they are shown the summaries, each cut where these are too long together.
-        max_rounds: How often more questions are asked for to make up for dropped ones before giving up.
-        seed: Same seed, same videos, same models: same rows.
-    """
-
-    mode: Mode = "mixed"
-    num_rows: int = 10_000
-    localized_share: float = 0.5
-    chosen_from: Literal["segment", "whole"] = "segment"
-    sparse_frames: int = 4
-    max_context_characters: int = 24_000
-    max_rounds: int = 8
-    seed: int = 0
+    mode: Mode = field(
+        default="mixed",
+        metadata={
+            "help": "Which rows to make; `mixed` is both kinds (TPO trains LongVA on both, LLaVA-Video on "
+            "comprehensive rows only)."
+        },
+    )
+    num_rows: int = field(default=10_000, metadata={"help": "Rows to make (TPO: 10k)."})
+    localized_share: float = field(
+        default=0.5, metadata={"help": "Share of localized rows where both kinds are made (TPO: half)."}
+    )
+    chosen_from: Literal["segment", "whole"] = field(
+        default="segment",
+        metadata={
+            "help": "View of a localized row's chosen answer: the segment the question is about (TPO), or the whole "
+            "video."
+        },
+    )
+    sparse_frames: int = field(
+        default=4,
+        metadata={
+            "help": "Frames that a comprehensive row's rejected answer is given from (TPO: a sparse downsample, "
+            "without a number; an eighth of its 32 frames is ours)."
+        },
+    )
+    max_context_characters: int = field(
+        default=24_000,
+        metadata={
+            "help": "Most characters of captions that the question writer and the judge read, about 6,000 tokens; of a "
+            "longer video they read the summaries, each cut where these are too long together."
+        },
+    )
+    max_rounds: int = field(
+        default=8,
+        metadata={"help": "How often more questions are asked for to make up for dropped ones before giving up."},
+    )
+    seed: int = field(default=0, metadata={"help": "Same seed, same videos, same models: same rows."})
 
     def __post_init__(self) -> None:
         if self.mode not in ("localized", "comprehensive", "mixed"):
@@ -99,23 +165,67 @@ class TemporalSettings:
         )
 
 
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+
+def question_prompt(captions: Sequence[str], question_type: str, is_segment: bool) -> str:
+    """Asks for a question of one of `QUESTION_TYPES`, or none (TPO: "answers None").
+
+    Args:
+        captions: What the segment, or the whole video, shows, a line each.
+        question_type: Key of `QUESTION_TYPES`.
+        is_segment: Whether the question is about one segment of a longer video.
+    """
+    lines = "\n".join(captions)
+    what = "one short segment of a longer video" if is_segment else "a whole video, in order"
+    where = (
+        "whoever has seen this segment, and nobody else, can answer it: name distinct things that are seen in it"
+        if is_segment
+        else "only whoever has seen all of the video can answer it, not somebody who saw a few pictures of it"
+    )
+    return (
+        f"This is what {what} shows:\n{lines}\n\n"
+        f"Write one question about it that asks {QUESTION_TYPES[question_type]}, so that {where}. It must have one "
+        "right answer. Do not say where in the video something is. If no such question can be asked, answer null.\n"
+        'Answer with a JSON object and nothing else: {"question": "..."} or {"question": null}'
+    )
+
+
+def post_filter_prompt(captions: Sequence[str], question: str, chosen: str, rejected: str) -> str:
+    """Asks the three questions of TPO's post-filter at once."""
+    lines = "\n".join(captions)
+    return (
+        f"What a video shows:\n{lines}\n\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
+        "better: Is answer 1 better than answer 2? Yes, No or Equally.\n"
+        "ambiguous: Does the question with answer 1 contradict what the video shows, or has the question another "
+        "possible answer? Yes or No.\n"
+        "correct: Is answer 1 correct, given what the video shows? Yes or No.\n"
+        'Answer with a JSON object and nothing else: {"better": "...", "ambiguous": "...", "correct": "..."}'
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the methods
+
+
 def localized(
     videos: Sequence[CaptionedVideo],
     question_writer: Responder,
     settings: TemporalSettings,
     judge: Responder | None = None,
 ) -> Method:
-    """Localized temporal preferences as a method; see `build_temporal` for who does what."""
+    """How localized rows are made; see `build_temporal` for who does what."""
     context = _Context(videos, settings.max_context_characters)
     views: dict[str, ViewOf] = {"segment": evidence, "whole": whole}
     return Method(
         name=LOCALIZED,
-        prompt_version=prompts.TEMPORAL_VERSION,
+        prompt_version=PROMPT_VERSION,
         question_model=question_writer.name,
         write=partial(_write, question_writer, context),
         chosen=views[settings.chosen_from],
         rejected=without_evidence,
         pair_filters=_post_filter(judge, context),
+        reasons=REASONS,
+        citation=TPO,
     )
 
 
@@ -125,16 +235,18 @@ def comprehensive(
     settings: TemporalSettings,
     judge: Responder | None = None,
 ) -> Method:
-    """Comprehensive temporal preferences as a method; see `build_temporal` for who does what."""
+    """How comprehensive rows are made; see `build_temporal` for who does what."""
     context = _Context(videos, settings.max_context_characters)
     return Method(
         name=COMPREHENSIVE,
-        prompt_version=prompts.TEMPORAL_VERSION,
+        prompt_version=PROMPT_VERSION,
         question_model=question_writer.name,
         write=partial(_write, question_writer, context),
         chosen=whole,
         rejected=partial(_sparse, settings.sparse_frames),
         pair_filters=_post_filter(judge, context),
+        reasons=REASONS,
+        citation=TPO,
     )
 
 
@@ -149,26 +261,29 @@ def build_temporal(
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Builds a dataset of temporal preferences; see `engine.build` for how it resumes.
+    """Builds a dataset of temporal preferences; see `building.engine.build` for how it resumes.
 
     Args:
         videos: What questions are asked about, as often as it takes. Those with fewer than two captions are dropped.
         question_writer: Writes a question of a given type from captions, or says that there is none; sees no frame.
         answerer: Gives both answers: the model that will be trained.
-        output: Folder of the dataset; see `hub.py`. An earlier one there is replaced.
+        output: Folder of the dataset; an earlier one there is replaced.
         settings: See `TemporalSettings`.
         judge: Answers the three questions of the paper's post-filter from the captions; None leaves it out, which the
             card then says.
-        media_root: See `hub.DatasetWriter`: None publishes the media, a folder names them by reference.
-        facts: What else the card shall say of how the videos came about.
-        funnel: One that has counted what came before the videos; it is closed here. None begins with the videos.
+        media_root: See `publishing.dataset.DatasetWriter`: None publishes the media, a folder names them by reference.
+        facts: What else the card should say of how the videos came about.
+        funnel: One that has counted what came before the videos; it is closed here. None starts with the videos.
 
     Returns:
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
 
     Raises:
-        ValueError: If no row came out.
+        ConfigError: If no video has two captions.
+        DatasetError: If no row came out.
     """
+    from longvpo_hf.building.engine import build
+
     funnel = funnel or Funnel(log_folder(output))
     usable = with_captions(videos, 2, funnel)
     segments = _Segments(usable, settings.seed)
@@ -199,12 +314,15 @@ def build_temporal(
             "judge of the post-filter": judge.name if judge else "none: not applied",
             "localized, chosen answers from": settings.chosen_from,
             "comprehensive, rejected answers from": f"{settings.sparse_frames} frames",
-            "prompt version": prompts.TEMPORAL_VERSION,
+            "prompt version": PROMPT_VERSION,
             "seed": settings.seed,
             **(facts or {}),
         },
         remedy="Add videos, raise max_rounds, or choose a stronger question writer.",
     )
+
+
+# ------------------------------------------------------------------------------------------------- drafts and questions
 
 
 class _Typed:
@@ -215,7 +333,7 @@ class _Typed:
         self._first = {videos[index].timeline: place for place, index in enumerate(self._rotation.order(0))}
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
-        types = list(prompts.QUESTION_TYPES)
+        types = list(QUESTION_TYPES)
         for (draft,) in self._rotation(round_index, missing):
             yield [replace(draft, question_type=types[(self._first[draft.timeline] + draft.number) % len(types)])]
 
@@ -254,18 +372,16 @@ class _Context:
 
 
 def _write(writer: Responder, context: _Context, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
-    requests = [
-        Request(
-            prompts.temporal_question(context(draft), draft.question_type, bool(draft.evidence)),
-            schema=prompts.TEMPORAL_QUESTION_SCHEMA,
-        )
-        for draft in drafts
-    ]
+    requests = []
+    for draft in drafts:
+        text = question_prompt(context(draft), draft.question_type, bool(draft.evidence))
+        question = f"What is the {draft.question_type} of {things_in(text)}?"
+        requests.append(Request(text, schema=QUESTION_SCHEMA, rehearsed=partial(json.dumps, {"question": question})))
     answers = ask(writer, requests, "questions", remember=True)
     return [_read(draft, answer) for draft, answer in zip(drafts, answers, strict=True)]
 
 
-def _read(draft: Draft, answer: str | Drop) -> Draft | Drop:
+def _read(draft: Draft, answer: Answer) -> Draft | Drop:
     if isinstance(answer, Drop):
         return answer
     fields = json_object(answer)
@@ -290,31 +406,31 @@ def _post_filter(judge: Responder | None, context: _Context) -> tuple[PairFilter
     return (PairFilter("post_filter", partial(_ask_three, judge, context)),) if judge else ()
 
 
-def _ask_three(judge: Responder, context: _Context, pairs: Sequence[Pair], ask: Asker) -> list[Drop | None]:
+def _ask_three(judge: Responder, context: _Context, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
     """TPO's post-filter."""
-    requests = [
-        Request(
-            prompts.post_filter(context(pair.draft), pair.draft.question, pair.chosen, pair.rejected),
-            schema=prompts.POST_FILTER_SCHEMA,
-        )
-        for pair in pairs
-    ]
+    passed = partial(json.dumps, {"better": "Yes", "ambiguous": "No", "correct": "Yes"})
+    requests = []
+    for pair in pairs:
+        text = post_filter_prompt(context(pair.draft), pair.draft.question, pair.chosen, pair.rejected)
+        requests.append(Request(text, schema=POST_FILTER_SCHEMA, rehearsed=passed))
     verdicts = ask(judge, requests, "post-filter")
     return [_verdict(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
 
 
-def _verdict(pair: Pair, verdict: str | Drop) -> Drop | None:
+def _verdict(pair: Answered, verdict: Answer) -> Drop | None:
     if isinstance(verdict, Drop):
         return verdict
     fields = json_object(verdict) or {}
-    said = {
+    answers = {
         name: str(fields.get(name, "")).strip().strip(".").casefold() for name in ("better", "ambiguous", "correct")
     }
     detail = f"{pair.draft.question} — {pair.chosen} / {pair.rejected} — judge: {verdict}"
-    if not (said["better"] in ("yes", "no", "equally") and {said["ambiguous"], said["correct"]} <= {"yes", "no"}):
+    if not (
+        answers["better"] in ("yes", "no", "equally") and {answers["ambiguous"], answers["correct"]} <= {"yes", "no"}
+    ):
         return Drop("malformed_verdict", detail)
-    if said["better"] != "yes":
+    if answers["better"] != "yes":
         return Drop("not_better", detail)
-    if said["ambiguous"] != "no":
+    if answers["ambiguous"] != "no":
         return Drop("ambiguous", detail)
-    return None if said["correct"] == "yes" else Drop("not_correct", detail)
+    return None if answers["correct"] == "yes" else Drop("not_correct", detail)

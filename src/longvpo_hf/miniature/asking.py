@@ -29,7 +29,7 @@ from longvpo_hf.responders import OnResult, OnWait, Request, Responder, one_by_o
 from longvpo_hf.timeline import Clip, Timeline
 
 _MARKER_INDEX = {marker: index for index, marker in enumerate(MARKERS)}
-#: What the rules read in the texts of `prompts.question_over_scenes` and `prompts.is_supported`.
+#: What the rules read in the texts of `methods.stage2.question_prompt` and `support_prompt`.
 _SCENE = re.compile(r"^Scene #(\d+): (.*)$", re.MULTILINE)
 _FOCUS = re.compile(r"must be Scene #(\d+)\.")
 _JUDGED = re.compile(r"^Question about it: (?P<question>.*)\nAnswer: (?P<answer>.*)$", re.MULTILINE)

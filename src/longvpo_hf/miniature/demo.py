@@ -32,10 +32,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from longvpo_hf.artifacts import whole_folder, write_json, write_text
 from longvpo_hf.building.captioning import caption_videos
-from longvpo_hf.building.engine import log_folder
 from longvpo_hf.captions import read_captions
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
+from longvpo_hf.funnel import log_folder
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question

@@ -173,7 +173,13 @@ class DatasetWriter:
 
 
 def dataset_card(
-    title: str, recipe: str, num_rows: int, funnel: Mapping[str, Mapping[str, int]], facts: Mapping[str, object]
+    title: str,
+    recipe: str,
+    num_rows: int,
+    funnel: Mapping[str, Mapping[str, int]],
+    facts: Mapping[str, object],
+    reasons: Mapping[str, str] = REASONS,
+    citations: str | None = None,
 ) -> str:
     """Text of a dataset card: the YAML that makes `load_dataset` work, the funnel, the facts of the build, the paper.
 
@@ -185,6 +191,8 @@ def dataset_card(
         num_rows: Rows in the dataset.
         funnel: As `filters.Funnel.close` gives it.
         facts: Named facts, e.g. models, seed, thresholds; shown as a table. Local paths lose their folders.
+        reasons: What the names of drops mean, see `Funnel.reasons`.
+        citations: BibTeX of the methods; None takes the one of `recipe`.
     """
     data = DatasetCardData(
         task_categories=["video-text-to-text"],
@@ -224,14 +232,14 @@ def dataset_card(
         "|---|---|",
         *[f"| {markdown(name)} | {number} |" for name, number in funnel["stages"].items()],
         *[
-            f"| dropped: {markdown(name)} ({markdown(REASONS[name])}) | {number} |"
+            f"| dropped: {markdown(name)} ({markdown(reasons.get(name, ''))}) | {number} |"
             for name, number in funnel["dropped"].items()
         ],
         "",
         "## Citation",
         "",
         "```bibtex",
-        citation(recipe),
+        citation(recipe) if citations is None else citations,
         "```",
         "",
     ]

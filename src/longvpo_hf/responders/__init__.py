@@ -54,12 +54,14 @@ class Request:
         view: Which part of it is shown.
         schema: The JSON schema of the wanted answer; None for free text. Who cannot hold a model to it leaves it out,
             so the text must ask for it too, and the answer must be read with `replies.json_object` and checked.
+        rehearsed: Gives what a rehearsal answers, see `building.rehearsal`; None where that follows from what is shown.
     """
 
     text: str
     timeline: Timeline | None = None
     view: View = field(default_factory=View.whole)
     schema: Mapping[str, Any] | None = field(default=None, hash=False)  # a dict has no hash; requests have
+    rehearsed: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
 
 class NoAnswer(RuntimeError):

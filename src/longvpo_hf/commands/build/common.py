@@ -15,12 +15,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
-from longvpo_hf.building.engine import log_folder
 from longvpo_hf.building.rehearsal import rehearsal
 from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.funnel import Dropped, Funnel
+from longvpo_hf.funnel import Dropped, Funnel, log_folder
 from longvpo_hf.intake import CORPORA, BenchmarkVideos, CuttingSettings, Source, clips_of, read_corpus
 from longvpo_hf.intake.media import MediaSettings, cut_clips
 from longvpo_hf.publishing.dataset import push_dataset
