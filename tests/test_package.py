@@ -145,6 +145,7 @@ _GROUND = (
     "paths",
     "public",
     "processes",
+    "papers",
     "shipped",
     "artifacts",
     "funnel",
