@@ -144,7 +144,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Keeps every other run from writing `output` until the block ends.
+    """Keeps every other run from writing `output` until the block ends. Blocks of one thread may be nested.
 
     The lock is released by the system when the process dies, however it dies; nothing has to be cleaned up.
 
@@ -154,7 +154,8 @@ def locked(output: Path) -> Iterator[None]:
     path = output.with_name(f".{output.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.with_name(f"{path.name}.json")
-    lock = FileLock(path)
+    lock = FileLock(path, is_singleton=True)  # one for this path, which counts who holds it
+    is_outermost = not lock.is_locked
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -162,10 +163,12 @@ def locked(output: Path) -> Iterator[None]:
             f"{output} is being written by another run{_owner(owner)}: wait for it, or name another."
         ) from None
     try:
-        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+        if is_outermost:
+            write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        if is_outermost:
+            owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -180,12 +183,69 @@ def _owner(path: Path) -> str:
 # --------------------------------------------------------------------------------------------------------- the journal
 
 
+class Log:
+    """Lines that are appended one by one while work is under way, so that a killed run loses none of them.
+
+    Each line is sealed with its own digest: what a kill or a power cut has torn is passed over by the next run. A kill
+    of the process costs no line that was appended; a power cut may cost the last seconds.
+
+    Args:
+        path: The file; made with the first line.
+
+    Attributes:
+        entries: What earlier runs appended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = _read_log(path)
+        self._file: IO[bytes] | None = None
+
+    def append(self, fields: Fields) -> None:
+        """Appends a line; it has left this process when the call returns."""
+        if self._file is None:
+            self._file = self.path.open("ab")
+            self._file.write(b"\n")  # ends a line that an earlier run may have left torn
+        body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        self._file.write(body + b"\t" + _seal(body) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; a later line would open it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Removes the file: what it held is kept elsewhere."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _seal(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+def _read_log(path: Path) -> list[Fields]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in lines:
+        body, _, seal = line.rpartition(b"\t")  # JSON escapes tabs
+        if body and seal == _seal(body):
+            entries.append(json.loads(body.decode("utf-8", "surrogatepass")))
+    return entries
+
+
 class Journal:
     """Finished pieces of work under one folder: a run that is called again does only what is missing.
 
     A piece is one file that appears whole, under the digest of all it follows from: other settings, clips or models ask
     for other files and never meet stale ones. Each file carries the digest of its content, so that a torn one is
-    recognised and its work done again.
+    recognised and its work done again. While a piece is under way its answers are in a `Log` beside it, which goes when
+    the piece is there. One run at a time may use a folder: what another one left half-written is removed.
 
     Args:
         folder: Where the pieces are; made if absent.
@@ -200,25 +260,33 @@ class Journal:
         self._base = digest(follows_from)
         self.num_reused = 0
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(f"*{PART}"):
+            part.unlink(missing_ok=True)
 
-    def piece(self, name: str, inputs: Any, work: Callable[[], Sequence[Fields]]) -> list[Fields]:
+    def piece(self, name: str, inputs: Any, work: Callable[[Log], Sequence[Fields]]) -> list[Fields]:
         """What `work` returns, done now or in an earlier run.
 
         Args:
             name: Starts the file's name, for whoever looks into the folder.
             inputs: What this piece follows from; JSON.
-            work: Does it; returns JSON.
+            work: Does it; returns JSON. It gets the log of the piece, with what a killed run had appended.
         """
         path = self.folder / f"{name}-{digest([self._base, inputs])}.jsonl"
         finished = _read_piece(path)
+        log = Log(path.with_suffix(".log"))
         if finished is not None:
+            log.remove()  # of a run that was killed in between
             self.num_reused += 1
             return finished
-        lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in work()]
+        try:
+            lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in work(log)]
+        finally:
+            log.close()
         body = "".join(lines).encode("utf-8", "surrogatepass")
         with whole_file(path) as file:
             file.write(body)
             file.write(json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+        log.remove()
         # As a later run will read it: what JSON changes (tuples, keys) is changed in both.
         return [json.loads(line) for line in lines]
 

@@ -19,7 +19,8 @@ import pytest
 
 import trainers
 from conftest import make_dataset
-from longvpo_hf.building.asking import Asker
+from longvpo_hf.artifacts import Log
+from longvpo_hf.building.asking import Asker, answer_from_json
 from longvpo_hf.building.engine import build
 from longvpo_hf.building.method import Draft, Drop, Method, Part, QuestionFilter, evidence, whole, without_evidence
 from longvpo_hf.building.rehearsal import rehearsal
@@ -412,10 +413,15 @@ def test_randomness_follows_from_the_draft(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- asking
 
 
+def asker(folder: Path, piece: str, earlier: Asker | None = None) -> Asker:
+    """Who asks in a piece of work, knowing what an earlier piece asked to be remembered."""
+    stored = json.loads(json.dumps(earlier.remembered)) if earlier else {}
+    return Asker(Log(folder / f"{piece}.log"), {key: answer_from_json(value) for key, value in stored.items()})
+
+
 def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path: Path) -> None:
     responder = Scripted(lambda request: f"{request.text} {len(responder.requests)}")
-    ask = Asker()
-    timeline = videos[0].timeline
+    ask, timeline = asker(tmp_path, "first"), videos[0].timeline
     asked = [
         Request("a"),
         Request("b"),
@@ -433,10 +439,9 @@ def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path
     assert ask(Scripted(lambda request: "else", "other"), [Request("a")], "x", remember=True) == ["else"]
     assert ask(responder, [Request("a")], "x") != [first[0]], "not remembered, not looked up"
 
-    later = Asker()
-    later.learn(json.loads(json.dumps(ask.take_new())))
+    later = asker(tmp_path, "later", ask)
     assert later(responder, asked, "x", remember=True) == first
-    assert ask.take_new() == {}
+    assert later.remembered == {}
 
     class Silent(Scripted):
         def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
@@ -445,8 +450,7 @@ def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path
     silent = Silent(lambda request: "")
     drop = Drop("no_answer", "status 500")
     assert ask(silent, [Request("c")], "x", remember=True) == [drop]
-    later.learn(json.loads(json.dumps(ask.take_new())))
-    assert later(silent, [Request("c")], "x", remember=True) == [drop]
+    assert asker(tmp_path, "latest", ask)(responder, [Request("c")], "x", remember=True) == [drop]
 
 
 def test_answers_that_were_cut_off_make_no_row(videos: list[CaptionedVideo], tmp_path: Path) -> None:
@@ -461,11 +465,10 @@ def test_answers_that_were_cut_off_make_no_row(videos: list[CaptionedVideo], tmp
     assert all(row.question.endswith(("time 2 ?", "time 3 ?")) for row in rows)
     assert funnel["dropped"] == {"cut_off": 2 * len(videos)}
 
-    ask = Asker()
+    ask = asker(tmp_path, "first")
     (first,) = ask(Scripted(lambda request: CutOff("<think>so</think> a ")), [Request("?")], "x", remember=True)
     assert first == "a"
-    later = Asker()
-    later.learn(json.loads(json.dumps(ask.take_new())))
+    later = asker(tmp_path, "later", ask)
     for again in (first, *later(Scripted(lambda request: CutOff()), [Request("?")], "x", remember=True)):
         assert isinstance(again, CutOff)
         assert again == "a"

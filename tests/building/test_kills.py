@@ -17,7 +17,7 @@ import torch
 from datasets import load_dataset
 from torchcodec.encoders import VideoEncoder
 
-from longvpo_hf.artifacts import Journal
+from longvpo_hf.artifacts import Journal, Log
 from longvpo_hf.building.filters import check_answer, check_pair, check_question
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1, clips_for_budget
 from longvpo_hf.preference import undecoded
@@ -256,12 +256,12 @@ def test_clips_for_budget() -> None:
 
 def test_a_piece_is_worked_out_once_and_whole(tmp_path: Path) -> None:
     job = Journal(tmp_path, "settings")
-    assert job.piece("a", [1], lambda: [{"x": "ü\u2028"}]) == [{"x": "ü\u2028"}]
-    assert job.piece("a", [1], lambda: pytest.fail("asked again")) == [{"x": "ü\u2028"}]
-    assert job.piece("a", [2], list) == []
-    assert Journal(tmp_path, "others").piece("a", [1], lambda: [{"x": 2}]) == [{"x": 2}]
+    assert job.piece("a", [1], lambda log: [{"x": "ü\u2028"}]) == [{"x": "ü\u2028"}]
+    assert job.piece("a", [1], lambda log: pytest.fail("asked again")) == [{"x": "ü\u2028"}]
+    assert job.piece("a", [2], lambda log: []) == []
+    assert Journal(tmp_path, "others").piece("a", [1], lambda log: [{"x": 2}]) == [{"x": 2}]
 
-    def dies() -> list[dict]:
+    def dies(log: Log) -> list[dict]:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):

@@ -1,31 +1,45 @@
-"""How a build asks its models: in batches, each request's answer or the reason why it has none, nothing asked twice."""
+"""How a build asks its models: in batches, each request's answer or the reason why it has none, nothing asked twice.
+
+An answer is on disk as soon as it is there, see `artifacts.Log`. That a model was not reached is no answer: the build
+stops, and asks again when it is called again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from longvpo_hf.artifacts import Fields
+from longvpo_hf.artifacts import Fields, Log
 from longvpo_hf.building.method import Drop, spans_of
+from longvpo_hf.errors import EndpointError
 from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached
 from longvpo_hf.responders.replies import whole_characters, without_reasoning
 
-#: What became of a request: the answer without its reasoning (a `CutOff` where it was cut off), or why not.
+#: What became of a request: the answer without its reasoning (a `CutOff` where it was cut off), or why there is none.
 Answer: TypeAlias = str | Drop
 
 
 class Asker:
-    """Asks models in batches; one bad video costs no other request its answer.
+    """Asks models for one piece of work; one bad video costs no other request its answer.
 
-    What is asked with `remember` is asked once in a build, also in one that was killed and goes on.
+    Args:
+        log: Gets each answer at once, and holds those that a killed run got for the same piece.
+        known: Answers that the build remembers, by key; those of this piece are added.
+
+    Attributes:
+        remembered: What this piece added to `known`, as JSON.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[str, Answer] = {}
-        self._new: dict[str, Answer] = {}
+    def __init__(self, log: Log, known: dict[str, Answer]) -> None:
+        self.remembered: Fields = {}
+        self._log = log
+        self._known = known
+        self._logged = {entry["request"]: answer_from_json(entry["answer"]) for entry in log.entries}
+        self._times: Counter[str] = Counter()
 
     def __call__(
         self, responder: Responder, requests: Sequence[Request], what: str, remember: bool = False
@@ -36,26 +50,71 @@ class Asker:
             responder: Who is asked.
             requests: What is asked.
             what: Name of the progress bar.
-            remember: Whether the same request gets the same answer from now on.
+            remember: Whether the same request gets the same answer in the whole build, from now on.
+
+        Raises:
+            EndpointError: If the model was not reached. What it answered before is kept.
         """
-        if not remember:
-            return _respond(responder, requests, what)
-        keys = [_key(responder, request) for request in requests]
-        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._known}
-        answers = dict(zip(new, _respond(responder, list(new.values()), what), strict=True))
-        self._known.update(answers)
-        self._new.update(answers)
-        return [self._known[key] for key in keys]
+        names = [self._name(_key(responder, request), remember) for request in requests]
+        missing = {name: request for name, request in zip(names, requests, strict=True) if self._answer(name) is None}
+        self._ask(responder, missing, what)
+        if remember:
+            for name in names:
+                if name not in self._known:
+                    self._known[name] = self._logged[name]
+                    self.remembered[name] = answer_to_json(self._logged[name])
+        return [answer for name in names if (answer := self._answer(name)) is not None]
 
-    def take_new(self) -> Fields:
-        """What was remembered since the last call, as JSON."""
-        new, self._new = self._new, {}
-        return {key: answer_to_json(answer) for key, answer in new.items()}
+    def _name(self, key: str, remember: bool) -> str:
+        """What the request's answer is kept under: where nothing is remembered, each time the same is asked counts."""
+        if remember:
+            return key
+        self._times[key] += 1
+        return f"{key}-{self._times[key]}"
 
-    def learn(self, stored: Fields) -> None:
-        """Remembers what `take_new` gave, in this run or in one that was killed."""
-        for key, value in stored.items():
-            self._known.setdefault(key, answer_from_json(value))
+    def _answer(self, name: str) -> Answer | None:
+        return self._known.get(name, self._logged.get(name))
+
+    def _ask(self, responder: Responder, requests: Mapping[str, Request], what: str) -> None:
+        """Asks, and logs what becomes of each request as soon as that is final."""
+        if not requests:
+            return
+        from tqdm.auto import tqdm
+
+        names = list(requests)
+        with tqdm(total=len(names), desc=what, unit="call", leave=False) as bar:
+
+            def received(index: int, result: Result) -> None:
+                bar.set_postfix_str("", refresh=False)
+                bar.update()
+                self._keep(names[index], result)
+
+            try:
+                results: Sequence[Result | Unreached] = responder.respond(
+                    list(requests.values()), received, bar.set_postfix_str
+                )
+            except Unanswered as error:
+                results = error.results
+        unreached = [
+            (request, result)
+            for request, result in zip(requests.values(), results, strict=True)
+            if isinstance(result, Unreached)
+        ]
+        for name, result in zip(names, results, strict=True):
+            if not isinstance(result, Unreached) and name not in self._logged:  # of a responder that hands nothing over
+                self._keep(name, result)
+        if unreached:
+            request, result = unreached[0]
+            about = f" about {request.timeline.clips[0].path}" if request.timeline else ""
+            raise EndpointError(
+                f"{len(unreached)} of {len(names)} requests to {responder.name} got no answer; the first{about}: "
+                f"{str(result).rstrip('.')}. All other answers are kept: the same command asks for these alone."
+            )
+
+    def _keep(self, name: str, result: Result) -> None:
+        answer = _answer(result) if isinstance(result, str) else Drop(result.reason, str(result))
+        self._logged[name] = answer
+        self._log.append({"request": name, "answer": answer_to_json(answer)})
 
 
 def answer_to_json(answer: Answer) -> Any:
@@ -77,28 +136,6 @@ def _key(responder: Responder, request: Request) -> str:
     schema = None if request.schema is None else dict(request.schema)
     content = [responder.name, request.text, shown, request.view.num_frames, schema]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:20]
-
-
-def _respond(responder: Responder, requests: Sequence[Request], what: str) -> list[Answer]:
-    from tqdm.auto import tqdm
-
-    if not requests:
-        return []
-    with tqdm(total=len(requests), desc=what, unit="call", leave=False) as bar:
-
-        def received(index: int, result: Result) -> None:
-            bar.set_postfix_str("", refresh=False)
-            bar.update()
-
-        try:
-            results: Sequence[Result | Unreached] = responder.respond(requests, received, bar.set_postfix_str)
-        except Unanswered as error:  # what was answered is kept
-            results = error.results
-    return [_answer(result) if isinstance(result, str) else _drop(result) for result in results]
-
-
-def _drop(result: Any) -> Drop:
-    return Drop(result.reason, str(result))
 
 
 def _answer(reply: str) -> str:

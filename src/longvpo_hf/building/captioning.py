@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from longvpo_hf.artifacts import Fields, Journal
+from longvpo_hf.artifacts import Fields, Journal, Log
 from longvpo_hf.building.asking import Answer, Asker
 from longvpo_hf.building.filters import check_caption
 from longvpo_hf.building.method import Drop
@@ -243,7 +244,6 @@ class _Run:
         self.summariser = summariser
         self.settings = settings
         self.funnel = funnel
-        self.ask = Asker()
         self.job = Journal(
             output.with_name(output.name + ".job"),
             [FORMAT, PROMPT_VERSION, asdict(settings), identity(captioner), identity(summariser)],
@@ -282,7 +282,7 @@ class _Run:
     def _piece(self, name: str, videos: Sequence[_Video]) -> list[_Caption]:
         """The next scenes of each video, captioned now or by an earlier run."""
         inputs = [self._inputs(video) for video in videos]
-        records = self.job.piece(name, inputs, lambda: [caption.to_fields() for caption in self._work(videos)])
+        records = self.job.piece(name, inputs, partial(self._work, videos))
         return [_Caption.from_fields(fields) for fields in records]
 
     def _inputs(self, video: _Video) -> list[Any]:
@@ -311,8 +311,9 @@ class _Run:
                 self.funnel.count(stage, number)
         video.add(caption)
 
-    def _work(self, videos: Sequence[_Video]) -> list[_Caption]:
+    def _work(self, videos: Sequence[_Video], log: Log) -> list[Fields]:
         """Captions the next scenes of each video, one after the other; the first of all videos are asked at once."""
+        ask = Asker(log, {})
         histories = [video.history for video in videos]
         captions: list[_Caption] = []
         for step in range(_SCENES_PER_PIECE):
@@ -323,16 +324,16 @@ class _Run:
             }
             if not scenes:
                 break
-            new = self._captions(videos, scenes, histories)
+            new = self._captions(videos, scenes, histories, ask)
             for caption in new:
                 place = caption.video
                 histories[place] = with_caption(histories[place], scenes[place], caption.text)
-            self._sum_up(histories, new)
+            self._sum_up(histories, new, ask)
             captions += new
-        return captions
+        return [caption.to_fields() for caption in captions]
 
     def _captions(
-        self, videos: Sequence[_Video], scenes: Mapping[int, int], histories: Sequence[tuple[Node, ...]]
+        self, videos: Sequence[_Video], scenes: Mapping[int, int], histories: Sequence[tuple[Node, ...]], ask: Asker
     ) -> list[_Caption]:
         """Captions one scene of each video; `scenes` has its index by the video's place."""
         most = self.settings.max_caption_characters
@@ -345,12 +346,12 @@ class _Run:
             for place, scene in scenes.items()
         ]
         captions = []
-        for place, answer in zip(scenes, self.ask(self.captioner, requests, "captions"), strict=True):
+        for place, answer in zip(scenes, ask(self.captioner, requests, "captions"), strict=True):
             text = _checked(answer, most)
             captions.append(_Caption(place, "", text) if isinstance(text, Drop) else _Caption(place, text, None))
         return captions
 
-    def _sum_up(self, histories: list[tuple[Node, ...]], captions: Sequence[_Caption]) -> None:
+    def _sum_up(self, histories: list[tuple[Node, ...]], captions: Sequence[_Caption], ask: Asker) -> None:
         """Makes every history fit again, and adds to the captions the summaries that this took."""
         most = self.settings.max_summary_characters
         while True:
@@ -365,7 +366,7 @@ class _Run:
                 Request(summary_prompt([node.line for node in nodes], most // _CHARACTERS_PER_WORD))
                 for _, nodes in outgrown
             ]
-            answers = self.ask(self.summariser, requests, "summaries")
+            answers = ask(self.summariser, requests, "summaries")
             for (caption, nodes), answer in zip(outgrown, answers, strict=True):
                 text = _checked(answer, most)
                 if isinstance(text, Drop):  # the history must fit nevertheless: the start of each text has to do

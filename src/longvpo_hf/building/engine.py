@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from longvpo_hf.artifacts import Fields, Journal
-from longvpo_hf.building.asking import Asker
+from longvpo_hf.artifacts import Fields, Journal, Log
+from longvpo_hf.building.asking import Answer, Asker, answer_from_json
 from longvpo_hf.building.method import Answered, Draft, Lost, Part
 from longvpo_hf.building.rows import Shares, question_id, row_of
 from longvpo_hf.building.work import work
@@ -122,7 +122,7 @@ class _Build:
         self.seed = seed
         self.funnel = funnel
         self.shares = Shares()
-        self._ask = Asker()
+        self._remembered: dict[str, Answer] = {}
         self._job = Journal(output.with_name(output.name + ".job"), [methods, identity(answerer), seed, follows_from])
         self._ids: set[str] = set()
         self._questions: set[str] = set()
@@ -150,17 +150,20 @@ class _Build:
         """What becomes of the drafts of a piece, asked now or by an earlier run."""
         known = {draft.timeline: self._known.get((part_index, draft.timeline), []) for draft in drafts}
         inputs = [[draft.to_fields(), known[draft.timeline]] for draft in drafts]
-        asked, *records = self._job.piece(name, inputs, partial(self._work, part_index, drafts, known))
-        self._ask.learn(asked)
+        remembered, *records = self._job.piece(name, inputs, partial(self._work, part_index, drafts, known))
+        for key, answer in remembered.items():
+            self._remembered.setdefault(key, answer_from_json(answer))
         return [
             Lost.from_fields(fields) if "drop" in fields else Answered.from_fields(draft, fields)
             for draft, fields in zip(drafts, records, strict=True)
         ]
 
-    def _work(self, part_index: int, drafts: Sequence[Draft], known: Mapping[Timeline, Sequence[str]]) -> list[Fields]:
-        method = self.parts[part_index].method
-        outcomes = work(method, drafts, known, self.answerer, self.seed, self._ask)
-        return [self._ask.take_new(), *(outcome.to_fields() for outcome in outcomes)]
+    def _work(
+        self, part_index: int, drafts: Sequence[Draft], known: Mapping[Timeline, Sequence[str]], log: Log
+    ) -> list[Fields]:
+        ask = Asker(log, self._remembered)
+        outcomes = work(self.parts[part_index].method, drafts, known, self.answerer, self.seed, ask)
+        return [ask.remembered, *(outcome.to_fields() for outcome in outcomes)]
 
     def _row(self, part_index: int, draft: Draft, outcome: Answered | Lost) -> VideoPreference | None:
         """The row that a draft became; None, and a named drop, if it became none."""
