@@ -53,26 +53,23 @@ _SENTENCE_END = re.compile(r"[.!?…][\"')\]]*(?=\s)|[。！？]")
 
 @dataclass(frozen=True, slots=True)
 class CaptioningSettings:
-    """How long captions, summaries and what comes before a scene may be. Each field's `help` says what it is.
+    """How long captions, summaries and what comes before a scene may be.
 
     The paper names none of these. Characters are bounded, not tokens, so that the captions do not depend on a
     tokenizer; four are about one token of English.
+
+    Args:
+        max_history_characters: Most characters of captions and summaries before a scene's own prompt: about 1,500
+            tokens, little beside the frames of a scene.
+        max_caption_characters: Longer captions are cut where a sentence or a word ends.
+        max_summary_characters: Longer summaries are cut where a sentence or a word ends.
+        captions_per_summary: Most neighbours that are summed up at once.
     """
 
-    max_history_characters: int = field(
-        default=6000,
-        metadata={
-            "help": "Most characters of captions and summaries before a scene's own prompt: about 1,500 tokens, little "
-            "beside the frames of a scene."
-        },
-    )
-    max_caption_characters: int = field(
-        default=600, metadata={"help": "Longer captions are cut where a sentence or a word ends."}
-    )
-    max_summary_characters: int = field(
-        default=800, metadata={"help": "Longer summaries are cut where a sentence or a word ends."}
-    )
-    captions_per_summary: int = field(default=8, metadata={"help": "Most neighbours that are summed up at once."})
+    max_history_characters: int = 6000
+    max_caption_characters: int = 600
+    max_summary_characters: int = 800
+    captions_per_summary: int = 8
 
     def __post_init__(self) -> None:
         for name in ("max_caption_characters", "max_summary_characters"):

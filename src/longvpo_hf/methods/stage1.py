@@ -7,7 +7,7 @@ answer given from the anchor alone, rejected the one given from the others, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -64,33 +64,28 @@ Embedder: TypeAlias = "Callable[[Sequence[Clip]], NDArray[np.floating]]"
 
 @dataclass(frozen=True, slots=True)
 class Stage1Settings:
-    """What a Stage-1 build is asked for. Each field's `help` says what it is and where its default is from."""
+    """What a Stage-1 build is asked for.
 
-    num_rows: int = field(default=10_000, metadata={"help": "Rows to make (LongVPO: 10k)."})
-    min_clips: int = field(default=2, metadata={"help": "Fewest clips of a timeline, at least 2."})
-    max_clips: int | None = field(
-        default=None,
-        metadata={"help": "Most clips of a timeline (LongVPO: several). None: as many as fill frame_budget."},
-    )
-    frame_budget: int = field(
-        default=128, metadata={"help": "Training frames that a row should span at 1 per second (LongVPO: 128)."}
-    )
-    questions_per_timeline: int = field(
-        default=1,
-        metadata={
-            "help": "Anchors, and so rows, of a timeline (LongVPO: 1). More let training share a video's forward pass "
-            "among its questions."
-        },
-    )
-    max_similarity: float = field(
-        default=0.6,
-        metadata={"help": "Highest cosine of a distractor's embedding with an anchor's (LongVPO: 0.6)."},
-    )
-    max_rounds: int = field(
-        default=8,
-        metadata={"help": "How often more timelines are drawn to make up for dropped rows before giving up."},
-    )
-    seed: int = field(default=0, metadata={"help": "Same seed, same clips, same models: same rows."})
+    Args:
+        num_rows: Rows to make (LongVPO: 10k).
+        min_clips: Fewest clips of a timeline, at least 2.
+        max_clips: Most clips of a timeline (LongVPO: several). None: as many as fill frame_budget.
+        frame_budget: Training frames that a row should span at 1 per second (LongVPO: 128).
+        questions_per_timeline: Anchors, and so rows, of a timeline (LongVPO: 1). More let training share a video's
+            forward pass among its questions.
+        max_similarity: Highest cosine of a distractor's embedding with an anchor's (LongVPO: 0.6).
+        max_rounds: How often more timelines are drawn to make up for dropped rows before giving up.
+        seed: Same seed, same clips, same models: same rows.
+    """
+
+    num_rows: int = 10_000
+    min_clips: int = 2
+    max_clips: int | None = None
+    frame_budget: int = 128
+    questions_per_timeline: int = 1
+    max_similarity: float = 0.6
+    max_rounds: int = 8
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "frame_budget", "questions_per_timeline", "max_rounds"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -72,47 +72,32 @@ _NUMBER = re.compile(r"(\bto\b|\bthrough\b|[-–])?\s*(?:scenes?\s*)?#?\s*(\d{1,
 
 @dataclass(frozen=True, slots=True)
 class Stage2Settings:
-    """What a Stage-2 build is asked for. Each field's `help` says what it is and where its default is from."""
+    """What a Stage-2 build is asked for.
 
-    num_rows: int = field(default=6_000, metadata={"help": "Rows to make (LongVPO: 6k)."})
-    chosen_from: Literal["evidence", "whole"] = field(
-        default="evidence",
-        metadata={
-            "help": "View of the chosen answer: the cited scenes (LongVPO, §4.1 and Fig. 3), or the whole video "
-            "(§3.4). A model that needs this training is at its best on few scenes."
-        },
-    )
-    reference: Literal["whole", "evidence"] = field(
-        default="whole",
-        metadata={
-            "help": "View the reference model is scored on (LongVPO: the whole video; the evidence is ours to measure)."
-        },
-    )
-    partial_share: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of rows whose rejected answer is given from a part of the evidence; that of the others is "
-            "given from the scenes that are not cited, or from a part too where all are cited (LongVPO has both and "
-            "names no share: ours)."
-        },
-    )
-    max_tries: int = field(
-        default=3,
-        metadata={"help": "How often a question is asked for where an answer is refused; each further try says why."},
-    )
-    max_context_characters: int = field(
-        default=24_000,
-        metadata={
-            "help": "Most characters of captions that the question writer and the judge read, about 6,000 tokens. Of a "
-            "longer video the writer reads a spread of scenes and the summaries of all; where the evidence is longer, "
-            "the judge reads the start of each caption."
-        },
-    )
-    max_rounds: int = field(
-        default=8,
-        metadata={"help": "How often more questions are asked for to make up for dropped ones before giving up."},
-    )
-    seed: int = field(default=0, metadata={"help": "Same seed, same videos, same models: same rows."})
+    Args:
+        num_rows: Rows to make (LongVPO: 6k).
+        chosen_from: View of the chosen answer: the cited scenes (LongVPO, §4.1 and Fig. 3), or the whole video (§3.4).
+            A model that needs this training is at its best on few scenes.
+        reference: View the reference model is scored on (LongVPO: the whole video; the evidence is ours to measure).
+        partial_share: Share of rows whose rejected answer is given from a part of the evidence; that of the others is
+            given from the scenes that are not cited, or from a part too where all are cited (LongVPO has both and names
+            no share: ours).
+        max_tries: How often a question is asked for where an answer is refused; each further try says why.
+        max_context_characters: Most characters of captions that the question writer and the judge read, about 6,000
+            tokens. Of a longer video the writer reads a spread of scenes and the summaries of all; where the evidence
+            is longer, the judge reads the start of each caption.
+        max_rounds: How often more questions are asked for to make up for dropped ones before giving up.
+        seed: Same seed, same videos, same models: same rows.
+    """
+
+    num_rows: int = 6_000
+    chosen_from: Literal["evidence", "whole"] = "evidence"
+    reference: Literal["whole", "evidence"] = "whole"
+    partial_share: float = 0.5
+    max_tries: int = 3
+    max_context_characters: int = 24_000
+    max_rounds: int = 8
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "max_tries", "max_rounds"):

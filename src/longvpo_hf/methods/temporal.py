@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -104,45 +104,31 @@ _DECLINED = ("none", "null")
 
 @dataclass(frozen=True, slots=True)
 class TemporalSettings:
-    """What a temporal build is asked for. Each field's `help` says what it is and where its default is from."""
+    """What a temporal build is asked for.
 
-    mode: Mode = field(
-        default="mixed",
-        metadata={
-            "help": "Which rows to make; `mixed` is both kinds (TPO trains LongVA on both, LLaVA-Video on "
-            "comprehensive rows only)."
-        },
-    )
-    num_rows: int = field(default=10_000, metadata={"help": "Rows to make (TPO: 10k)."})
-    localized_share: float = field(
-        default=0.5, metadata={"help": "Share of localized rows where both kinds are made (TPO: half)."}
-    )
-    chosen_from: Literal["segment", "whole"] = field(
-        default="segment",
-        metadata={
-            "help": "View of a localized row's chosen answer: the segment the question is about (TPO), or the whole "
-            "video."
-        },
-    )
-    sparse_frames: int = field(
-        default=4,
-        metadata={
-            "help": "Frames that a comprehensive row's rejected answer is given from (TPO: a sparse downsample, "
-            "without a number; an eighth of its 32 frames is ours)."
-        },
-    )
-    max_context_characters: int = field(
-        default=24_000,
-        metadata={
-            "help": "Most characters of captions that the question writer and the judge read, about 6,000 tokens; of a "
-            "longer video they read the summaries, each cut where these are too long together."
-        },
-    )
-    max_rounds: int = field(
-        default=8,
-        metadata={"help": "How often more questions are asked for to make up for dropped ones before giving up."},
-    )
-    seed: int = field(default=0, metadata={"help": "Same seed, same videos, same models: same rows."})
+    Args:
+        mode: Which rows to make; `mixed` is both kinds (TPO trains LongVA on both, LLaVA-Video on comprehensive rows
+            only).
+        num_rows: Rows to make (TPO: 10k).
+        localized_share: Share of localized rows where both kinds are made (TPO: half).
+        chosen_from: View of a localized row's chosen answer: the segment the question is about (TPO), or the whole
+            video.
+        sparse_frames: Frames that a comprehensive row's rejected answer is given from (TPO: a sparse downsample,
+            without a number; an eighth of its 32 frames is ours).
+        max_context_characters: Most characters of captions that the question writer and the judge read, about 6,000
+            tokens; of a longer video they read the summaries, each cut where these are too long together.
+        max_rounds: How often more questions are asked for to make up for dropped ones before giving up.
+        seed: Same seed, same videos, same models: same rows.
+    """
+
+    mode: Mode = "mixed"
+    num_rows: int = 10_000
+    localized_share: float = 0.5
+    chosen_from: Literal["segment", "whole"] = "segment"
+    sparse_frames: int = 4
+    max_context_characters: int = 24_000
+    max_rounds: int = 8
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in ("localized", "comprehensive", "mixed"):
