@@ -26,6 +26,7 @@ import sharded
 import tiny_models
 from conftest import make_dataset
 from longvpo_hf.preference import VideoPreference
+from longvpo_hf.shipped import shipped
 
 #: Runs of two steps, each step of four rows over both processes, in float32.
 SCENARIOS: dict[str, dict[str, object]] = {
@@ -96,7 +97,7 @@ def launch(file: str, precision: str, given: Path, folder: Path, scenarios: dict
     for name, changes in scenarios.items():
         (folder / f"{name}.json").write_text(json.dumps(words(given, folder / name, 2, changes)))
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(sharded.RECIPES / "accelerate" / f"{file}.yaml"), "--num_processes", "2"]
+    command += ["--config_file", str(shipped(f"recipes/accelerate/{file}.yaml")), "--num_processes", "2"]
     command += ["--mixed_precision", precision, "--main_process_port", "0"]
     done = subprocess.run(
         [*command, sharded.__file__, str(folder), *scenarios],
