@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from dataclasses import replace
@@ -82,20 +83,35 @@ def test_sampled_from_its_file_a_clip_looks_as_sampled_from_its_source(tmp_path:
     assert max(differences) <= 1
 
 
-def test_variable_rate_is_resampled_and_keeps_its_times(tmp_path: Path) -> None:
-    # 0 … 9 last 0.1 s each, 10 … 19 last 0.4 s each: 20 frames in 5 s, so 4 a second.
+def test_variable_rate_keeps_its_times_and_every_frame(tmp_path: Path) -> None:
+    # 0 … 9 last 0.1 s each, 10 … 19 about 0.4 s each: 20 frames in 5 s, the closest of them at 10 a second.
     setpts = "setpts='if(lt(N,10),N*0.1,1+(N-10)*0.4)/TB'"
     options = ["-vf", setpts, "-vsync", "vfr", "-video_track_timescale", "1000"]
     path = write_video(tmp_path / "v.mp4", 20, options=options)
     video = VideoFile(str(path))
     (clip,) = cut([Clip(str(path), 0.0, video.end_seconds)], tmp_path)
-    assert VideoFile(clip.path).fps == pytest.approx(video.fps, rel=1e-3)
+    assert VideoFile(clip.path).fps == pytest.approx(10, rel=1e-3)
+    starts = [float(frame["pts_time"]) for frame in probe(str(path), "-show_entries", "frame=pts_time")["frames"]]
     shown = all_frames(clip)
     for k, index in enumerate(shown):
-        middle = (k + 0.5) / video.fps
-        expected = int(middle / 0.1) if middle < 1 else min(19, 10 + int((middle - 1) / 0.4))
-        assert index == expected, (k, middle)
-    assert len(set(shown)) < 20  # of the fast frames some are left out
+        assert index == sum(start <= (k + 0.5) / 10 for start in starts) - 1, k
+    assert sorted(set(shown)) == list(range(20))
+
+
+def test_the_rate_is_the_clip_s_own(tmp_path: Path) -> None:
+    """A screen recording: still for a minute, then 20 frames a second. The file's average is one in 5 s."""
+    setpts = "setpts='if(eq(N,0),0,60+(N-1)*0.05)/TB'"
+    options = ["-vf", setpts, "-vsync", "vfr", "-video_track_timescale", "1000"]
+    path = write_video(tmp_path / "v.mp4", 13, fps=20, options=options)
+    for start in (60.0, 59.0, 30.0):
+        (clip,) = cut([Clip(str(path), start, 60.6)], tmp_path)
+        video = VideoFile(clip.path)
+        assert video.fps == pytest.approx(20, rel=1e-3)
+        assert [index for index, _ in itertools.groupby(all_frames(clip))] == list(range(start == 60.0, 13))
+    # "Beyond the end" is measured by the clip's rate, too: not by 5 s a frame.
+    (dropped,) = cut_clips([Clip(str(path), 60.0, 61.0)], tmp_path)
+    assert isinstance(dropped, Dropped)
+    assert dropped.reason == "beyond_end"
 
 
 def test_encoding(tmp_path: Path) -> None:
@@ -247,7 +263,7 @@ def test_processes_make_the_same_files_in_the_same_order(tmp_path: Path, source:
 
 
 def test_a_clip_longer_than_a_chunk_is_whole(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longvpo_hf.frames._CHUNK_BYTES", 7 * 3 * 32 * 48)
+    monkeypatch.setattr("longvpo_hf.frames.video._CHUNK_BYTES", 7 * 3 * 32 * 48)
     (clip,) = cut([Clip(str(source), 0.0, 10.0)], tmp_path)
     assert all_frames(clip) == list(range(100))
 

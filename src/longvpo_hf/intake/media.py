@@ -142,12 +142,9 @@ class _Source:
 def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) -> None:
     from torchcodec.encoders import Encoder
 
-    if clip.end_seconds > video.end_seconds + 1 / video.fps or clip.start_seconds >= video.end_seconds:
-        raise UnreadableVideo("beyond_end", clip, f"the video ends at {video.end_seconds} s; shorten the clip")
-    if clip.end_seconds <= video.begin_seconds:
-        raise UnreadableVideo("before_begin", clip, f"the video begins at {video.begin_seconds} s; move the clip")
+    video.check_span(clip)
     size = _even_size(video.size, settings.max_height)
-    fps = max(video.fps, _MIN_FPS)
+    fps = max(video.rate(clip.start_seconds, clip.end_seconds), _MIN_FPS)
     encoder = Encoder()
     stream = encoder.add_video(
         height=size[0],
