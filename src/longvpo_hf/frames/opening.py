@@ -24,7 +24,7 @@ Reason = Literal[
     "beyond_end",
     "before_begin",
     "untimed",
-    "too_large",
+    "too_many_pixels",
     "stretched",
     "unreachable",
 ]
@@ -43,8 +43,8 @@ class UnreadableVideo(VideoError):
 
     Args:
         reason: `missing_file`; `unreadable`: no video, truncated or corrupted; `beyond_end`, `before_begin`: the clip
-            is not within the file; `untimed`: frames without usable time stamps; `too_large`, `stretched`: the file
-            passes one of `Bounds`; `unreachable`: a remote file was not answered in time.
+            is not within the file; `untimed`: frames without usable time stamps; `too_many_pixels`, `stretched`: the
+            file passes one of `Bounds`; `unreachable`: a remote file was not answered in time.
         clip: The clip, or the path of the file.
         detail: What the decoder said, or the bound that was passed.
     """

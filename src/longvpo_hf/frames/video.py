@@ -383,7 +383,7 @@ class VideoFile:
             raise UnreadableVideo("unreadable", self.path, "the stream names no frame size")
         if height * width > self.bounds.max_frame_px:
             raise UnreadableVideo(
-                "too_large",
+                "too_many_pixels",
                 self.path,
                 f"its frames are {width}×{height}, more than {self.bounds.max_frame_px} pixels",
             )
