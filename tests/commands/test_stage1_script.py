@@ -129,14 +129,15 @@ def test_an_empty_corpus_ends_in_one_line(stage1, tmp_path: Path) -> None:
 
 def test_killed_while_cutting_it_goes_on_with_the_same_result(stage1, videos: Path, tmp_path: Path) -> None:
     stage1.main(arguments(videos, tmp_path / "whole"))
-    command = [sys.executable, str(SCRIPTS / "stage1.py"), *arguments(videos, tmp_path / "cut")]
+    cut = arguments(videos, tmp_path / "cut", "--cache", str(tmp_path / "cache"))
+    command = [sys.executable, str(SCRIPTS / "stage1.py"), *cut]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    clips = tmp_path / "cut.media" / "clips"
-    while process.poll() is None and len(list(clips.glob("*.mp4"))) < 3:
+    clips = tmp_path / "cache" / "clips"
+    while process.poll() is None and len(list(clips.rglob("*.mp4"))) < 3:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}
-    stage1.main(arguments(videos, tmp_path / "cut"))
-    assert {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}.items() >= before.items()
+    before = {path.name: path.stat().st_mtime_ns for path in clips.rglob("*.mp4")}
+    stage1.main(cut)
+    assert {path.name: path.stat().st_mtime_ns for path in clips.rglob("*.mp4")}.items() >= before.items()
     assert (tmp_path / "cut" / "train.parquet").read_bytes() == (tmp_path / "whole" / "train.parquet").read_bytes()

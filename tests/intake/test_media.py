@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_names_say_content_span_and_encoding(tmp_path: Path, source: Path) -> No
         cut([Clip(str(write_video(tmp_path / "w.mp4", 99)), 0.0, 1.0)], folder)[0],
     ]
     assert len({clip.path for clip in [one, *others]}) == 6
-    assert len(list(folder.glob("*.mp4"))) == 6
+    assert len(list(folder.rglob("*.mp4"))) == 6
 
 
 def test_what_is_there_is_not_cut_again(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +213,25 @@ def test_a_cut_that_breaks_off_leaves_nothing(tmp_path: Path, source: Path, monk
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "1-half.mp4").write_bytes(b"half a file")
+def test_what_a_killed_run_left_is_removed_and_what_another_run_writes_is_not(tmp_path: Path, source: Path) -> None:
     (clip,) = cut([Clip(str(source), 0.0, 1.0)], tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(clip.path)]
+    content = Path(clip.path).read_bytes()
+    Path(clip.path).write_bytes(content[: len(content) // 2])  # not as it was written: it is cut again
+    left, being_written = Path(f"{clip.path}.1.part"), Path(f"{clip.path}.2.part")
+    left.write_bytes(b"half a file")
+    being_written.write_bytes(b"half a file")
+    os.utime(left, (0, 0))
+    assert cut([Clip(str(source), 0.0, 1.0)], tmp_path) == [clip]
+    assert Path(clip.path).read_bytes() == content
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(clip.path), being_written]
+
+
+def test_builds_share_what_is_cut(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips: list[Clip | Dropped] = [Clip(str(source), float(i), i + 1.0, f"caption {i}") for i in range(3)]
+    found = cut(clips, tmp_path)
+    assert all(Path(clip.path).parent.name == Path(clip.path).name[:2] for clip in found)
+    monkeypatch.setattr(media, "_write", None)
+    assert cut(clips[::-1], tmp_path) == found[::-1]
 
 
 def test_a_clip_that_cannot_be_decoded_is_dropped_by_name(tmp_path: Path, source: Path) -> None:
@@ -245,7 +260,7 @@ def test_a_clip_that_cannot_be_decoded_is_dropped_by_name(tmp_path: Path, source
     assert [item.reason for item in dropped] == ["unreadable", "missing_file", "beyond_end", "beyond_end"]
     assert (dropped[0].path, dropped[0].source_id) == (str(broken), "b")
     assert dropped[0].detail.startswith("[8.0, 9.0) s: ")
-    assert len(list(folder.glob("*.mp4"))) == 2
+    assert len(list(folder.rglob("*.mp4"))) == 2
 
 
 def test_processes_make_the_same_files_in_the_same_order(tmp_path: Path, source: Path) -> None:
@@ -257,9 +272,9 @@ def test_processes_make_the_same_files_in_the_same_order(tmp_path: Path, source:
     together = list(cut_clips(clips, tmp_path / "together", num_workers=2))
     assert [Path(item.path).name for item in together] == [Path(item.path).name for item in alone]
     assert [type(item) for item in together] == [type(item) for item in alone] == [Clip, Clip, Dropped] * 3
-    files = {path.name: path.read_bytes() for path in (tmp_path / "alone").glob("*.mp4")}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "alone").rglob("*.mp4")}
     assert len(files) == 6
-    assert {path.name: path.read_bytes() for path in (tmp_path / "together").glob("*.mp4")} == files
+    assert {path.name: path.read_bytes() for path in (tmp_path / "together").rglob("*.mp4")} == files
 
 
 def test_a_clip_longer_than_a_chunk_is_whole(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ Models see `FrameSampler`'s frames; building examines sources and cuts clips wit
 or not be decoded rightly, is an `UnreadableVideo` with a named reason.
 """
 
-from longvpo_hf.frames.opening import Bounds, Reason, UnreadableVideo, need_ffmpeg
+from longvpo_hf.frames.opening import Bounds, Reason, UnreadableVideo, decoder, is_whole, need_ffmpeg
 from longvpo_hf.frames.sampler import Frames, FrameSampler, spread_frames
 from longvpo_hf.frames.timing import FrameTimes
 from longvpo_hf.frames.video import VideoFile, whole_clip
@@ -20,6 +20,8 @@ __all__ = [
     "Reason",
     "UnreadableVideo",
     "VideoFile",
+    "decoder",
+    "is_whole",
     "need_ffmpeg",
     "spread_frames",
     "whole_clip",

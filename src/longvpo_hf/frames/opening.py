@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import IO, Any, Literal
 
 from longvpo_hf.errors import ConfigError, VideoError
@@ -93,6 +93,23 @@ def need_ffmpeg() -> None:
             "them: apt-get install ffmpeg (Debian, Ubuntu), dnf install ffmpeg-free (Fedora), brew install ffmpeg "
             "(macOS) or conda install -c conda-forge ffmpeg."
         )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there, of a known container, and no shorter than that declares."""
+    try:
+        with path.open("rb") as file:
+            header = read_header(file)
+    except OSError:
+        return False
+    return header is not None and not header.missing_bytes
+
+
+def decoder() -> str:
+    """What decodes here, with its version: frames of a damaged file may differ from one to another."""
+    import torchcodec
+
+    return f"torchcodec {torchcodec.__version__}, FFmpeg {torchcodec.ffmpeg_major_version}"
 
 
 class Source:

@@ -108,6 +108,16 @@ class VideoFile:
         Raises:
             UnreadableVideo: If neither start nor end can be decoded, much of the file is missing, or a bound is passed.
         """
+        self.check_declared()
+        if self.times.key_frames:  # else all of it has been decoded
+            try:
+                self.times = self._without_lost_frames()
+            except Mistimed:
+                self.times = self._time_in_order()
+                self._can_seek, self._walk = False, None
+
+    def check_declared(self) -> None:
+        """Raises UnreadableVideo if much of the file is missing, or it declares what exceeds a bound."""
         header, times = self._source.header, self.times
         if header.missing_bytes > _MAX_MISSING * header.declared_bytes:
             raise UnreadableVideo(
@@ -125,12 +135,6 @@ class VideoFile:
                 f"one of its {len(times.starts_seconds)} frames is declared to last {longest:.6g} s, more than "
                 f"{self.bounds.max_frame_seconds:g} s",
             )
-        if times.key_frames:  # else all of it has been decoded
-            try:
-                self.times = self._without_lost_frames()
-            except Mistimed:
-                self.times = self._time_in_order()
-                self._can_seek, self._walk = False, None
 
     def _without_lost_frames(self) -> FrameTimes:
         times = self.times
@@ -207,7 +211,6 @@ class VideoFile:
         end_seconds: float,
         fps: float,
         size: tuple[int, int] | None = None,
-        skip_bad: bool = False,
     ) -> Iterator[tuple[tuple[float, ...], torch.Tensor]]:
         """Frames at a constant rate, in chunks of bounded memory: when each is shown, and uint8 `[N, C, *size]`.
 
@@ -220,7 +223,6 @@ class VideoFile:
             end_seconds: First instant after.
             fps: Frames per second.
             size: Height and width that the frames are fitted into; `None` keeps the file's.
-            skip_bad: Whether a frame that cannot be decoded is replaced by the one before; at the start, by black.
 
         Raises:
             UnreadableVideo: If a frame cannot be decoded.
@@ -232,18 +234,33 @@ class VideoFile:
         count = max(1, math.ceil((end_seconds - start_seconds) * fps - _ROUNDING_FRAMES))
         seconds = [min(max(start_seconds + (k + 0.5) / fps, self.begin_seconds), last) for k in range(count)]
         per_chunk = max(1, _CHUNK_BYTES // (3 * size[0] * size[1]))
-        shown, pixels = -1, torch.zeros(3, *size, dtype=torch.uint8)
+        shown, pixels = -1, torch.empty(0)
         for chunk in range(0, count, per_chunk):
             frames = []
             for index in map(self.index_at, seconds[chunk : chunk + per_chunk]):
                 if index != shown:
-                    try:
-                        shown, pixels = index, self._frame(index, size)
-                    except UnreadableVideo as error:
-                        if not skip_bad or error.reason != "unreadable":
-                            raise
+                    shown, pixels = index, self._frame(index, size)
                 frames.append(pixels)
             yield tuple(seconds[chunk : chunk + per_chunk]), torch.stack(frames)
+
+    def shown(self, max_fps: float, size: tuple[int, int]) -> Iterator[tuple[float, torch.Tensor]]:
+        """Every frame, when it starts and as uint8 `[C, *size]`, but those that follow one within 1 / `max_fps` s.
+
+        Frames that cannot be decoded are passed over.
+        """
+        next_seconds = -math.inf
+        for index in range(self.times.first, self.times.stop):
+            start = self.times.starts_seconds[index]
+            if start < next_seconds:
+                continue
+            try:
+                pixels = self._frame(index, size)
+            except UnreadableVideo as error:
+                if error.reason != "unreadable":
+                    raise
+                continue
+            next_seconds = start + (1 - _ROUNDING_FRAMES) / max_fps
+            yield start, pixels
 
     def _sought(self, wanted: Sequence[int], canvas: tuple[int, int]) -> torch.Tensor | None:
         """Frames by number, by seeking; None if the decoder fails or gives others than were asked for."""

@@ -1,9 +1,7 @@
 """From a corpus' videos to clips of bounded length.
 
-Takes `Source`s; gives `Clip`s of the source files, and a `Dropped` for each video or scene that yields none. Videos
-are cut where their corpus says scenes end; else those that are too long where a detector finds cuts, or into equal
-windows. Same sources, same settings: same clips. Nothing is written; `media.py` makes files of the clips. Knows nothing
-of models.
+Videos are cut where their corpus says scenes end; else where a detector finds that scenes change, or into equal
+windows. Same sources, same settings: same clips. No file is written for a clip; `media.py` does that.
 """
 
 from __future__ import annotations
@@ -12,31 +10,28 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from longvpo_hf.artifacts import file_digest
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.frames import UnreadableVideo, VideoFile
+from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, need_ffmpeg
 from longvpo_hf.funnel import Dropped
+from longvpo_hf.intake.examine import DETECTORS, content_digest, examine, scene_changes
 from longvpo_hf.intake.leakage import BenchmarkVideos
 from longvpo_hf.intake.records import Scene, Source
 from longvpo_hf.timeline import Clip
 
-#: What the detector is shown. Cuts are found to 1 / 8 s; its own default looks at every frame, at full decoding cost.
-_DETECTION_FPS = 8.0
-_DETECTION_HEIGHT = 90
-
 
 @dataclass(frozen=True, slots=True)
 class CuttingSettings:
-    """How long clips are, and where long videos are cut.
+    """How long clips are, and where videos are cut.
 
     Args:
         min_clip_seconds: A scene shorter than this is joined to the next, or dropped where it has no neighbour.
         max_clip_seconds: A scene longer than this is split into equal parts. 64 s is 64 frames at 1 per second, the
             most the paper samples of a clip.
-        cutting: Where a long video is cut whose corpus names no scenes: `scenes` (PySceneDetect's adaptive detector;
-            needs the extra `scenes`) or `windows` (equal parts).
+        cutting: Where a video is cut whose corpus names no scenes: `scenes` (where PySceneDetect finds that they
+            change; needs the extra `scenes`) or `windows` (only where it is too long, into equal parts).
     """
 
     min_clip_seconds: float = 3.0
@@ -52,19 +47,52 @@ class CuttingSettings:
         if self.cutting not in ("scenes", "windows"):
             raise ConfigError(f"cutting must be 'scenes' or 'windows', got {self.cutting!r}.")
 
+    def described(self) -> str:
+        """What is cut where, for a dataset's card."""
+        bounds = f"{self.min_clip_seconds:g} to {self.max_clip_seconds:g} s"
+        if self.cutting == "windows":
+            return f"windows, {bounds}"
+        return (
+            f"scenes, {bounds}: those that the corpus names, else those that {DETECTORS} find, which are cuts and "
+            "fades through black; slow dissolves are not found"
+        )
+
 
 def clips_of(
     sources: Iterable[Source | Dropped],
     cutting: CuttingSettings,
     benchmarks: BenchmarkVideos | None = None,
-    every_scene: bool = False,
+    bounds: Bounds | None = None,
+    cache: Path | None = None,
 ) -> Iterator[Clip | Dropped]:
     """Clips of each source, in order; what is dropped stands where its clips would.
 
-    A source is dropped that is in a benchmark, has the content of one before, cannot be decoded at its begin, middle or
-    end, or is a single frame. A caption goes to a clip that shows all it describes, and to no other. Held in memory is
-    one source at a time and the hash of each before it.
+    A source is dropped that is in a benchmark, has the content of one before, cannot be decoded at its start and end,
+    is a single frame or exceeds a bound. A few frames at its start or end that cannot be decoded are a drop of their
+    own; the source is used without them. A caption goes to a clip that shows all it describes, and to no other. Held in
+    memory is one source at a time and the hash of each before it.
+
+    Args:
+        sources: What a reader gives.
+        cutting: See `CuttingSettings`.
+        benchmarks: Videos that no row may show.
+        bounds: What a source may ask of this machine.
+        cache: Folder for what is found out about sources, shared by builds; None finds it out each time.
+
+    Raises:
+        VideoError: At once, if FFmpeg is missing.
     """
+    need_ffmpeg()
+    return _each(sources, cutting, benchmarks, bounds, cache)
+
+
+def _each(
+    sources: Iterable[Source | Dropped],
+    cutting: CuttingSettings,
+    benchmarks: BenchmarkVideos | None,
+    bounds: Bounds | None,
+    cache: Path | None,
+) -> Iterator[Clip | Dropped]:
     seen: set[bytes] = set()
     for source in sources:
         if isinstance(source, Dropped):
@@ -77,7 +105,11 @@ def clips_of(
         if not source.path.is_file():
             yield Dropped("missing_file", path, source_id, "no such file")
             continue
-        sha256 = source.sha256 or file_digest(source.path)
+        try:
+            sha256 = source.sha256 or content_digest(source.path)
+        except OSError as error:
+            yield Dropped("unreadable", path, source_id, error.strerror or str(error))
+            continue
         if benchmarks is not None and (found := benchmarks.match(source, sha256)):
             yield Dropped("benchmark_video", path, source_id, found)
             continue
@@ -87,23 +119,32 @@ def clips_of(
             continue
         seen.add(digest)
         try:
-            video = VideoFile(path)
-            video.probe()
+            video = examine(path, sha256, bounds, cache)
             if video.num_frames == 1:
                 yield Dropped("single_frame", path, source_id, f"one frame of {video.size[1]}×{video.size[0]}")
                 continue
-            yield from _clips(source, _scenes(source, video, cutting, every_scene), video, cutting)
+            if video.times.num_lost:
+                yield Dropped("lost_frames", path, source_id, _lost(video))
+            yield from _clips(source, _scenes(source, video, cutting, sha256, cache), video, cutting)
         except UnreadableVideo as error:
             yield Dropped(error.reason, path, source_id, error.detail)
 
 
-def _scenes(source: Source, video: VideoFile, cutting: CuttingSettings, every_scene: bool) -> list[Scene]:
-    begin, end = max(video.begin_seconds, 0.0), video.end_seconds
+def _lost(video: VideoFile) -> str:
+    times = video.times
+    return (
+        f"the first {times.first} and the last {len(times.starts_seconds) - times.stop} of its "
+        f"{len(times.starts_seconds)} frames cannot be decoded"
+    )
+
+
+def _scenes(source: Source, video: VideoFile, cutting: CuttingSettings, sha256: str, cache: Path | None) -> list[Scene]:
+    begin, end = video.begin_seconds, video.end_seconds
     if source.scenes:
         clamped = (Scene(max(s.start_seconds, begin), min(s.end_seconds, end), s.caption) for s in source.scenes)
         return sorted(clamped, key=lambda scene: (scene.start_seconds, scene.end_seconds))
-    if cutting.cutting == "scenes" and (every_scene or end - begin > cutting.max_clip_seconds):
-        cuts = _detected_cuts(video, begin, end)
+    if cutting.cutting == "scenes" and not source.film:  # of a film that the corpus has cut, the file is a scene
+        cuts = scene_changes(video, sha256, cache)
         return [Scene(*span, "" if cuts else source.caption) for span in itertools.pairwise([begin, *cuts, end])]
     return [Scene(begin, end, source.caption)]
 
@@ -154,28 +195,3 @@ def _both(first: Scene, second: Scene) -> Scene:
     # One without a caption leaves the pair without: the other's would describe only a part.
     caption = f"{first.caption} {second.caption}" if first.caption and second.caption else ""
     return Scene(first.start_seconds, max(first.end_seconds, second.end_seconds), caption)
-
-
-def _detected_cuts(video: VideoFile, begin: float, end: float) -> list[float]:
-    """Instants at which a new scene begins, from frames that `frames.py` decodes."""
-    try:
-        from scenedetect import FrameTimecode
-        from scenedetect.detectors import AdaptiveDetector
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Finding scenes needs PySceneDetect: pip install 'longvpo-hf[scenes]', or cut equal windows with "
-            "cutting=windows."
-        ) from error
-    # The adaptive one: at a few frames per second, motion alone changes more than a fixed threshold allows.
-    detector = AdaptiveDetector(min_scene_len=1)
-    fps = min(_DETECTION_FPS, video.fps)
-    height = min(_DETECTION_HEIGHT, video.size[0])
-    size = (height, max(1, round(video.size[1] * height / video.size[0])))
-    cuts: list[float] = []
-    index = 0
-    for _, pixels in video.frames(begin, end, fps, size):
-        for image in pixels[:, [2, 1, 0]].permute(0, 2, 3, 1).contiguous().numpy():
-            found = detector.process_frame(FrameTimecode(index, _DETECTION_FPS), image)
-            cuts += [begin + cut.frame_num / fps for cut in found]
-            index += 1
-    return [cut for cut in cuts if begin < cut < end]

@@ -1,14 +1,13 @@
-"""Clips as files of their own: cut once, shared by all rows, cheap to read at random ever after.
+"""Clips as files of their own: cut once, shared by all rows and all builds, cheap to read at random ever after.
 
-Takes clips of any source files; gives the same clips, each now the whole of a short mp4 (H.264, yuv420p, a key frame
-per second, bounded height, even sizes), and a `Dropped` for each that cannot be decoded. A file is named by the hash of
-its source's content, the span and the encoding, and appears whole or not at all: a run that broke off goes on where it
-was, and any number of processes make the same files. Knows nothing of corpora, rows or models.
+A clip becomes the whole of a short mp4 in one form: H.264, yuv420p, a key frame per second, no frame that leans on a
+later one, upright, square pixels, one even size of bounded height, times from 0 at a constant rate. A file is named by
+the hash of its source's content, the span and the encoding, and appears whole or not at all: a run that broke off goes
+on where it was, and any number of processes and builds make the same files.
 
-Times: a file begins at 0, and what it shows at t is what its source shows at `start_seconds` + t, to within half a
-frame. Its rate is the source's, constant. A source of variable rate is resampled to its average rate (1 per second at
-least): at each instant the file shows what the source showed to within half a frame of that rate, but frames that were
-closer together are left out, and longer ones repeated. Rotation is applied, sound and 10-bit depth are lost.
+What a file shows at t is what its source shows at `start_seconds` + t, to within half a frame. Its rate is that of the
+span: every frame of the span is shown; where the rate varies, the longer ones are repeated. Sound and 10-bit depth are
+lost.
 """
 
 from __future__ import annotations
@@ -16,28 +15,29 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import shutil
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from longvpo_hf.artifacts import PART, whole_file
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.frames import UnreadableVideo, VideoFile
+from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, is_whole, need_ffmpeg
 from longvpo_hf.funnel import Dropped
+from longvpo_hf.intake.examine import as_examined, content_digest
 from longvpo_hf.processes import workers
 from longvpo_hf.timeline import Clip
 
 #: Part of each name; changes with the way files are made.
-_VERSION = 2
+_VERSION = 3
 _KEY_FRAME_SECONDS = 1.0
 _MIN_FPS = 1.0
-#: Clips of one source that one task cuts: they share its decoder.
-_CLIPS_PER_TASK = 32
-#: Folder of files that are being written.
-_PARTS = "parts"
+#: Clips of one source that one task cuts: they share its decoder, and a file that is decoded in order is decoded once.
+_CLIPS_PER_TASK = 256
+#: After so long nobody is still writing a part of a file.
+_STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +60,38 @@ class MediaSettings:
 
 
 def cut_clips(
-    clips: Iterable[Clip | Dropped], folder: Path, settings: MediaSettings | None = None, num_workers: int = 0
+    clips: Iterable[Clip | Dropped],
+    cache: Path,
+    settings: MediaSettings | None = None,
+    num_workers: int = 0,
+    bounds: Bounds | None = None,
 ) -> Iterator[Clip | Dropped]:
     """Cuts clips into files; gives them in order, what was dropped passed through.
 
     Args:
         clips: Clips of source files; those of one file should follow each other, and are then read in one go.
-        folder: Where the files are; those that are there already are not cut again. One run at a time.
+        cache: Folder for `clips/ab/<name>.mp4` and for what is found out about sources. Any number of builds may share
+            it, also at the same time; what is there is not cut again.
         settings: See `MediaSettings`.
         num_workers: Processes that cut; 0 cuts in this one. The files are the same.
+        bounds: What a source may ask of this machine.
+
+    Raises:
+        VideoError: At once, if FFmpeg is missing.
     """
-    # What a killed run left here is of no use: files are written from their begin.
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
-    (folder / _PARTS).mkdir(parents=True)
-    settings = settings or MediaSettings()
-    tasks = _tasks(clips)
+    need_ffmpeg()
+    return _each(_tasks(clips), _Cutter(cache, settings or MediaSettings(), bounds), num_workers)
+
+
+def _each(tasks: Iterable[list[Clip | Dropped]], cutter: _Cutter, num_workers: int) -> Iterator[Clip | Dropped]:
     if num_workers < 1:
         for task in tasks:
-            yield from _cut(task, folder, settings)
+            yield from cutter(task)
         return
     with workers(num_workers) as pool:
         waiting: deque[Future[list[Clip | Dropped]]] = deque()
         for task in tasks:
-            waiting.append(pool.submit(_cut, task, folder, settings))
+            waiting.append(pool.submit(cutter, task))
             if len(waiting) > 2 * num_workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -96,47 +105,60 @@ def _tasks(clips: Iterable[Clip | Dropped]) -> Iterator[list[Clip | Dropped]]:
             yield task
 
 
-def _cut(clips: list[Clip | Dropped], folder: Path, settings: MediaSettings) -> list[Clip | Dropped]:
-    """One task: clips of one source file."""
-    source = _Source(clips[0].path)
-    return [clip if isinstance(clip, Dropped) else source.cut(clip, folder, settings) for clip in clips]
+@dataclass(frozen=True, slots=True)
+class _Cutter:
+    """Cuts the clips of one source file; what goes to the worker processes."""
 
+    cache: Path
+    settings: MediaSettings
+    bounds: Bounds | None
 
-class _Source:
-    """A source file, hashed and opened when a clip of it first needs that."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._sha256 = ""
-        self._video: VideoFile | None = None
-
-    def cut(self, clip: Clip, folder: Path, settings: MediaSettings) -> Clip | Dropped:
-        try:
-            path = folder / f"{self._name(clip, settings)}.mp4"
-            if not path.is_file():
-                self._video = self._video or VideoFile(self._path)
-                _write(self._video, clip, path, settings)
-        except UnreadableVideo as error:
-            span = f"[{clip.start_seconds}, {clip.end_seconds}) s: "
-            return Dropped(error.reason, clip.path, clip.source_id, span + error.detail)
-        return replace(
-            clip,
-            path=str(path),
-            start_seconds=0.0,
-            end_seconds=clip.duration_seconds,
-            source_start_seconds=clip.origin.start_seconds,
-        )
-
-    def _name(self, clip: Clip, settings: MediaSettings) -> str:
-        if not self._sha256:
+    def __call__(self, clips: list[Clip | Dropped]) -> list[Clip | Dropped]:
+        video: VideoFile | UnreadableVideo | None = None
+        cut: list[Clip | Dropped] = []
+        for clip in clips:
+            if isinstance(clip, Dropped):
+                cut.append(clip)
+                continue
             try:
-                with open(self._path, "rb") as file:
-                    self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            except FileNotFoundError:
-                raise UnreadableVideo("missing_file", clip, "no such file") from None
+                path = self._path(clip)
+                if not is_whole(path):
+                    video = video or self._open(clip.path)
+                    if isinstance(video, UnreadableVideo):
+                        raise video
+                    _write(video, clip, path, self.settings)
+            except UnreadableVideo as error:
+                span = f"[{clip.start_seconds}, {clip.end_seconds}) s: "
+                cut.append(Dropped(error.reason, clip.path, clip.source_id, span + error.detail))
+                continue
+            cut.append(
+                replace(
+                    clip,
+                    path=str(path),
+                    start_seconds=0.0,
+                    end_seconds=clip.duration_seconds,
+                    source_start_seconds=clip.origin.start_seconds,
+                )
+            )
+        return cut
+
+    def _open(self, path: str) -> VideoFile | UnreadableVideo:
+        try:
+            return as_examined(path, content_digest(path), self.bounds, self.cache)
+        except UnreadableVideo as error:  # once for all its clips: finding out may take a decode of the whole file
+            return error
+
+    def _path(self, clip: Clip) -> Path:
+        try:
+            content = content_digest(clip.path)
+        except FileNotFoundError:
+            raise UnreadableVideo("missing_file", clip, "no such file") from None
+        except OSError as error:
+            raise UnreadableVideo("unreadable", clip, error.strerror or str(error)) from error
         span = [clip.start_seconds, clip.end_seconds]
-        facts = json.dumps([_VERSION, self._sha256, span, asdict(settings)], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:32]
+        facts = json.dumps([_VERSION, content, span, asdict(self.settings)], sort_keys=True)
+        name = hashlib.sha256(facts.encode()).hexdigest()[:32]
+        return self.cache / "clips" / name[:2] / f"{name}.mp4"
 
 
 def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) -> None:
@@ -162,14 +184,13 @@ def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) ->
             "x264-params": "mbtree=0:rc-lookahead=0",
         },
     )
-    part = path.parent / _PARTS / f"{os.getpid()}-{path.name}"
-    try:
-        with encoder.open_file(part):
-            for _, pixels in video.frames(clip.start_seconds, clip.end_seconds, fps, size):
-                stream.add_frames(pixels)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for part in path.parent.glob(f"{path.name}.*{PART}"):  # of a killed run
+        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+            part.unlink(missing_ok=True)
+    with whole_file(path) as file, encoder.open_file_like(file, format="mp4"):
+        for _, pixels in video.frames(clip.start_seconds, clip.end_seconds, fps, size):
+            stream.add_frames(pixels)
 
 
 def _even_size(size: tuple[int, int], max_height: int) -> tuple[int, int]:

@@ -99,6 +99,8 @@ def add_output(parser: argparse.ArgumentParser, rows: Any) -> None:
     rows.add_argument("--output", required=True, type=Path)
     rows.add_argument("--media", choices=["embed", "reference"], default="embed",
                       help="`reference` publishes rows only, for corpora that may not be redistributed.")  # fmt: skip
+    rows.add_argument("--cache", type=Path, metavar="FOLDER", help="Cut clips and what is known of sources, for all "
+                      "builds. Default: longvpo in the cache of Hugging Face ($HF_HOME).")  # fmt: skip
     rows.add_argument("--num-workers", type=int, default=0, help="Processes that cut clips; 0 cuts in this one.")
     rows.add_argument("--dry-run", action="store_true", help="Estimate calls, tokens and disk; ask no model.")
     rows.add_argument("--push-to-hub", metavar="NAMESPACE/NAME")
@@ -113,10 +115,9 @@ def check_models(parser: argparse.ArgumentParser, names: Iterable[str | None], a
         parser.error("--responder endpoint needs --model, or write endpoint:MODEL")
 
 
-def read_videos(
-    args: argparse.Namespace, funnel: Funnel, every_scene: bool = False
-) -> tuple[list[Timeline], dict[str, object]]:
-    """Reads the corpus and cuts its videos: each the timeline of its clips. Files already cut are not cut again."""
+def read_videos(args: argparse.Namespace, funnel: Funnel) -> tuple[list[Timeline], dict[str, object]]:
+    """Reads the corpus and cuts its videos: each the timeline of its clips. Files already cut are not cut again, also
+    if another build of the corpus cut them."""
     lists = dict(item.split("=", 1) for item in args.benchmark_videos)
     benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
     cutting = CuttingSettings(args.min_clip_seconds, args.max_clip_seconds, args.cutting)
@@ -129,13 +130,13 @@ def read_videos(
             yield source
 
     def spans() -> Iterator[Clip | Dropped]:
-        for span in clips_of(sources(), cutting, benchmarks, every_scene):
+        for span in clips_of(sources(), cutting, benchmarks, cache=cache_folder(args)):
             origins.append(span.path)  # a cut clip no longer names its video
             yield span
 
     clips: Iterable[Clip | Dropped] = spans()
     if args.media == "embed":
-        clips = cut_clips(clips, work / "clips", MediaSettings(args.max_height), args.num_workers)
+        clips = cut_clips(clips, cache_folder(args), MediaSettings(args.max_height), args.num_workers)
     videos: dict[str, list[Clip]] = {}
     for index, item in enumerate(tqdm(clips, desc="clips", unit="clip")):
         if isinstance(item, Dropped):
@@ -146,7 +147,7 @@ def read_videos(
         raise ConfigError(f"no clip came out of {args.source}; see {_log(args) / 'dropped.jsonl'} for why.")
     return [Timeline(tuple(members)) for members in videos.values()], {
         "corpus": args.corpus,
-        "clips cut by": f"{cutting.cutting}, {cutting.min_clip_seconds:g} to {cutting.max_clip_seconds:g} s",
+        "clips cut by": cutting.described(),
         "benchmarks": benchmarks.checked() if benchmarks else "no list of benchmark videos was given: not checked",
     }
 
@@ -156,7 +157,7 @@ def scenes_of(args: argparse.Namespace, funnel: Funnel) -> tuple[list[Timeline],
     if args.captions and args.captions != "corpus":
         folder = Path(args.captions)
         return [video.timeline for video in read_captions(folder)], {"captions": folder.name}
-    videos, facts = read_videos(args, funnel, every_scene=True)
+    videos, facts = read_videos(args, funnel)
     most = args.max_scenes or args.frame_budget
     return [part for video in videos for part in video.parts(most)], {**facts, "scenes per timeline, at most": most}
 
@@ -191,8 +192,15 @@ def _log(args: argparse.Namespace) -> Path:
     return log_folder(output.with_name(f"{output.name}.dry-run") if args.dry_run else output)
 
 
+def cache_folder(args: argparse.Namespace) -> Path:
+    """Where cut clips are, and what is known of sources: shared by all builds, since both follow from content."""
+    from huggingface_hub.constants import HF_HOME
+
+    return args.cache or Path(HF_HOME) / "longvpo"
+
+
 def media_folder(args: argparse.Namespace) -> Path:
-    """Where what is extracted, cut and embedded lies, for this run and its resumption."""
+    """Where what is extracted and embedded lies, for this run and its resumption."""
     return args.output.with_name(args.output.name + ".media")
 
 
