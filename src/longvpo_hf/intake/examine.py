@@ -8,12 +8,12 @@ decodes nothing to know it.
 from __future__ import annotations
 
 import functools
+import json
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from longvpo_hf.artifacts import Fields, Journal, file_digest
+from longvpo_hf.artifacts import Fields, digest, file_digest, write_text
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import Bounds, FrameTimes, VideoFile, decoder
 
@@ -43,20 +43,18 @@ def examine(path: str, sha256: str, bounds: Bounds | None = None, cache: Path | 
     Raises:
         UnreadableVideo: If it cannot be used; that is not kept, so that the next run looks again.
     """
-    opened: list[VideoFile] = []
-
-    def look() -> list[Fields]:
-        video = VideoFile(path, bounds)
-        video.probe()
-        opened.append(video)
-        times = asdict(video.times)
-        if video.times.key_frames:  # a scan, which decodes nothing, finds these again
-            del times["starts_seconds"], times["key_frames"], times["given"]
-        return [times]
-
-    (found,) = _remembered(cache, "times", sha256, look)
-    video = opened[0] if opened else _as_found(path, bounds, found)
-    video.check_declared()
+    kept = _Kept(cache, "times", sha256)
+    found = kept.read()
+    if found is not None:
+        video = _as_found(path, bounds, found)
+        video.check_declared()
+        return video
+    video = VideoFile(path, bounds)
+    video.probe()
+    times = asdict(video.times)
+    if video.times.key_frames:  # a scan, which decodes nothing, finds these again
+        del times["starts_seconds"], times["key_frames"], times["given"]
+    kept.write(times)
     return video
 
 
@@ -66,19 +64,8 @@ def as_examined(path: str, sha256: str, bounds: Bounds | None = None, cache: Pat
     Raises:
         UnreadableVideo: If it is no video or exceeds a bound.
     """
-
-    def never() -> list[Fields]:
-        raise _NotExamined
-
-    try:
-        (found,) = _remembered(cache, "times", sha256, never)
-    except _NotExamined:
-        return VideoFile(path, bounds)
-    return _as_found(path, bounds, found)
-
-
-class _NotExamined(Exception):
-    pass
+    found = _Kept(cache, "times", sha256).read()
+    return VideoFile(path, bounds) if found is None else _as_found(path, bounds, found)
 
 
 def _as_found(path: str, bounds: Bounds | None, found: Fields) -> VideoFile:
@@ -95,10 +82,15 @@ def scene_changes(video: VideoFile, sha256: str, cache: Path | None = None) -> l
 
     Frames that cannot be decoded are passed over.
     """
-    return [found["seconds"] for found in _remembered(cache, "cuts", sha256, lambda: _changes(video))]
+    kept = _Kept(cache, "cuts", sha256)
+    found = kept.read()
+    if found is None:
+        found = {"seconds": _changes(video)}
+        kept.write(found)
+    return list(found["seconds"])
 
 
-def _changes(video: VideoFile) -> list[Fields]:
+def _changes(video: VideoFile) -> list[float]:
     try:
         from scenedetect import FrameTimecode
         from scenedetect.detectors import AdaptiveDetector, ContentDetector
@@ -123,7 +115,7 @@ def _changes(video: VideoFile) -> list[Fields]:
     for change in sorted(found):
         if change - changes[-1] >= _MIN_SCENE_SECONDS:
             changes.append(change)
-    return [{"seconds": change} for change in changes[1:]]
+    return changes[1:]
 
 
 def content_digest(path: str | Path) -> str:
@@ -137,7 +129,25 @@ def _digest(path: str, size: int, changed_ns: int) -> str:
     return file_digest(path)
 
 
-def _remembered(cache: Path | None, name: str, sha256: str, work: Callable[[], list[Fields]]) -> Sequence[Fields]:
-    if cache is None:
-        return work()
-    return Journal(cache / "examined" / sha256[:2], [_VERSION, decoder()]).piece(name, sha256, work)
+class _Kept:
+    """What was found out about a content, in a file of the cache; any number of builds may read and write it.
+
+    Args:
+        cache: The cache; None keeps nothing.
+        name: Of what is looked for.
+        sha256: Of the content.
+    """
+
+    def __init__(self, cache: Path | None, name: str, sha256: str) -> None:
+        key = digest([_VERSION, decoder(), sha256])
+        self._path = None if cache is None else cache / "examined" / sha256[:2] / f"{name}-{key}.json"
+
+    def read(self) -> Fields | None:
+        try:
+            return None if self._path is None else json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def write(self, found: Fields) -> None:
+        if self._path is not None:
+            write_text(self._path, json.dumps(found))
