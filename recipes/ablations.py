@@ -26,7 +26,7 @@ from typing import Any, Literal
 import yaml
 from datasets import load_dataset
 
-from longvpo_hf import Timeline, VideoPreference
+from longvpo_hf import Timeline, VideoPreference, papers
 from longvpo_hf.launch import load_recipe
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.miniature.asking import Describer
@@ -35,7 +35,8 @@ from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
 from longvpo_hf.miniature.temporal import base_responder, temporal_rows
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.record import DatasetRecord, MethodRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"
@@ -183,8 +184,7 @@ def _single_first(demo: Demo, output: Path) -> Any:
             clips = given.timeline.clips
             timeline = Timeline((clips[anchor], *clips[:anchor], *clips[anchor + 1 :]))
             writer.add(replace(given, timeline=timeline, evidence=(0,), reference=(0,), id=""))
-        card = dataset_card("Anchors first", "longvpo-stage1", writer.num_rows, {"stages": {}, "dropped": {}}, {})
-        writer.write_card(card)
+        writer.write_record(DatasetRecord("Anchors first", (MethodRecord("longvpo-stage1", citation=papers.LONGVPO),)))
         return {"rows": writer.num_rows}
 
 

@@ -148,6 +148,8 @@ _GROUND = (
     "papers",
     "shipped",
     "artifacts",
+    "papers",
+    "record",
     "funnel",
 )
 _ROWS = (*_GROUND, "preference", "captions", "frames")
@@ -159,6 +161,8 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "processes": (),
     "shipped": (),
     "artifacts": ("errors",),
+    "papers": (),
+    "record": ("artifacts", "public", "errors"),
     "funnel": ("artifacts", "errors"),
     "paths": ("errors",),
     "preference": ("timeline", "errors"),

@@ -15,7 +15,8 @@ from datasets import Dataset, Features, List, Value, Video, load_dataset
 from torchcodec.decoders import VideoDecoder
 
 from longvpo_hf.preference import TRAINING_COLUMNS, Provenance, VideoPreference, row_schema, undecoded
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.record import DatasetRecord, MethodRecord
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
 
@@ -118,7 +119,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, videos: list[str]) -> tupl
     with DatasetWriter(folder) as writer:
         for row in rows:
             writer.add(row)
-        writer.write_card(dataset_card("Rows", "test", len(rows), {"stages": {}, "dropped": {}}, {}))
+        writer.write_record(DatasetRecord("Rows", (MethodRecord("test"),)))
     return folder, rows
 
 

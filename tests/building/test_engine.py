@@ -364,7 +364,7 @@ def test_another_folder_is_not_replaced(videos: list[CaptionedVideo], tmp_path: 
     make(output, videos, [method()], 4)  # and a dataset
     (output / "train.parquet").unlink()
     before = sorted(output.rglob("*"))
-    with pytest.raises(ValueError, match=r"films holds something else than a dataset and would be replaced; name ano"):
+    with pytest.raises(ValueError, match=r"films is neither empty nor a dataset, and would be replaced; name ano"):
         make(output, videos, [method()], 2)
     assert sorted(output.rglob("*")) == before
 

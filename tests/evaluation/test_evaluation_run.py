@@ -31,9 +31,10 @@ import tiny_models
 from longvpo_hf.commands import app as cli
 from longvpo_hf.evaluation import adapter, preflight, run
 from longvpo_hf.evaluation.benchmarks import BENCHMARKS
-from longvpo_hf.evaluation.sampling import Sampling
+from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.frames import UnreadableVideo
-from longvpo_hf.publishing.model_card import CardFacts, Source, write_model_card
+from longvpo_hf.publishing.model_card import write_model_card
+from longvpo_hf.record import ModelRecord, Sampling, Source
 from longvpo_hf.responders import LocalResponder, Request
 from longvpo_hf.training.config import LongVPOConfig
 
@@ -442,12 +443,11 @@ def test_defaults_are_those_of_training() -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(256, 2.0, 336 * 336), Sampling(8, None, None)])
-def test_a_checkpoint_is_seen_as_its_card_says(model: Path, tmp_path: Path, sampling: Sampling) -> None:
-    assert Sampling.of_training(str(model)) is None
-    settings = {"num_frames": sampling.num_frames, "fps": sampling.fps, "max_pixels": sampling.max_pixels}
+def test_a_checkpoint_is_seen_as_its_record_says(model: Path, tmp_path: Path, sampling: Sampling) -> None:
+    assert trained_sampling(str(model)) is None
     folder = tmp_path / "trained"
-    write_model_card(folder, CardFacts("trained", "me/trained", Source("base"), settings))
-    assert Sampling.of_training(str(folder)) == sampling
+    write_model_card(folder, ModelRecord("trained", "me/trained", Source("base"), sampling))
+    assert trained_sampling(str(folder)) == sampling
     for file in model.iterdir():
         (folder / file.name).symlink_to(file)
     trained = adapter.LongVPO(str(folder))
@@ -459,7 +459,7 @@ def test_a_checkpoint_is_seen_as_its_card_says(model: Path, tmp_path: Path, samp
 
 @pytest.mark.parametrize("name", ["no-such/model", "no/such/folder", "./gone"])
 def test_no_card_says_nothing(name: str) -> None:
-    assert Sampling.of_training(name) is None
+    assert trained_sampling(name) is None
 
 
 def test_frame_times_are_known_without_decoding(root: Path) -> None:
@@ -467,7 +467,7 @@ def test_frame_times_are_known_without_decoding(root: Path) -> None:
     from longvpo_hf.timeline import Timeline
 
     timeline = Timeline((whole_clip(str(root / "videos/v2.mp4")), whole_clip(str(root / "videos/v0.mp4"))))
-    sampler = Sampling(5).sampler()
+    sampler = sampler_of(Sampling(5))
     assert sampler.timeline_seconds(timeline) == sampler(timeline).timeline_seconds
 
 

@@ -35,7 +35,8 @@ from longvpo_hf.families import family_of
 from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
 from longvpo_hf.miniature.temporal import _ask_about_a_marker
 from longvpo_hf.preference import Provenance
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.record import DatasetRecord, MethodRecord
 from longvpo_hf.responders import Request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +201,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, preferences: list[VideoPrefer
     with DatasetWriter(folder) as writer:
         for preference in preferences:
             writer.add(replace(preference, provenance=Provenance("longvpo-stage2"), id=""))
-        writer.write_card(dataset_card("Rows", "longvpo-stage2", len(preferences), {"stages": {}, "dropped": {}}, {}))
+        writer.write_record(DatasetRecord("Rows", (MethodRecord("longvpo-stage2"),)))
     return folder
 
 

@@ -136,9 +136,10 @@ def test_same_seed_same_bytes(pool: list[Clip], tmp_path: Path) -> None:
     assert sorted(contents["a"]) == [
         "README.md",
         *sorted(n for n in contents["a"] if n.startswith("clips/")),
+        "longvpo.json",
         "train.parquet",
     ]
-    assert len(contents["a"]) == 5, "three files of media, each once"
+    assert len(contents["a"]) == 6, "three files of media, each once"
 
 
 # --------------------------------------------------------------------------------------------- similarity filter

@@ -6,6 +6,7 @@ What talks to the Hub runs in a process of its own against `hub_double`; functio
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,16 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from hub_double import MAX_FILES_PER_FOLDER, TOKEN, HubDouble, card_errors
+from longvpo_hf import papers
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.preference import Provenance, VideoPreference, undecoded
 from longvpo_hf.public import markdown, public_name
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card, prepare_push, push_dataset
+from longvpo_hf.publishing.dataset import DatasetWriter, prepare_push, push_dataset
+from longvpo_hf.publishing.dataset_card import dataset_card
+from longvpo_hf.record import DatasetRecord, LicenceRecord, MethodRecord, read_record, write_record
 from longvpo_hf.timeline import Timeline
 
 REPO = "longvpo/stage1"
-FUNNEL = {"stages": {"rows": 8}, "dropped": {"answers_agree": 2}}
 
 
 def of_corpora(preferences: list[VideoPreference], licences: list[str]) -> list[VideoPreference]:
@@ -45,11 +48,19 @@ def of_corpora(preferences: list[VideoPreference], licences: list[str]) -> list[
     ]
 
 
-def write(folder: Path, preferences: list[VideoPreference], recipe: str = "longvpo-stage1", **facts: object) -> Path:
+RECORD = DatasetRecord(
+    "Rows",
+    (MethodRecord("longvpo-stage1", "stage1-1", papers.LONGVPO),),
+    funnel={"stages": {"rows": 8}, "dropped": {"answers_agree": 2}},
+    reasons={"answers_agree": "chosen and rejected say the same"},
+)
+
+
+def write(folder: Path, preferences: list[VideoPreference], record: DatasetRecord = RECORD) -> Path:
     with DatasetWriter(folder) as writer:
         for preference in preferences:
             writer.add(preference)
-        writer.write_card(dataset_card("Rows", recipe, writer.num_rows, FUNNEL, facts))
+        writer.write_record(record)
     return folder
 
 
@@ -85,19 +96,37 @@ def test_card_counts_clips_and_sources(tmp_path: Path, preferences: list[VideoPr
     assert f"| mit | 23 | 23 | {names}, … and 3 more |" in text
 
 
-@pytest.mark.parametrize(("recipe", "paper"), [("longvpo-stage1", "2602.02341"), ("temporal-localized", "2501.13919")])
-def test_card_cites_the_paper_of_the_recipe(tmp_path: Path, recipe: str, paper: str) -> None:
-    assert re.findall(r"https://arxiv.org/abs/([\d.]+)", dataset_card("Rows", recipe, 1, FUNNEL, {})) == [paper]
+def test_card_cites_each_paper_once() -> None:
+    cited = [("a", papers.TPO), ("b", papers.LONGVPO), ("c", papers.TPO)]
+    text = dataset_card(replace(RECORD, methods=tuple(MethodRecord(name, "1", paper) for name, paper in cited)))
+    assert re.findall(r"https://arxiv.org/abs/([\d.]+)", text) == ["2501.13919", "2602.02341"]
+    assert DatasetCard(text).data["tags"][-3:] == ["a", "b", "c"]
+
+
+def test_card_explains_the_funnel() -> None:
+    text = dataset_card(RECORD)
+    assert "| rows | 8 |\n| dropped: answers_agree (chosen and rejected say the same) | 2 |\n" in text
 
 
 def test_names_from_outside_cannot_break_the_card() -> None:
     nasty = "a | b\n---\n| c: [x](http://y) `z` <b> {{ 1 }}"
-    text = dataset_card(nasty, nasty, 1, FUNNEL, {nasty: nasty})
+    text = dataset_card(
+        DatasetRecord(
+            nasty,
+            (MethodRecord(nasty, nasty, f"{nasty}\n```\n<b>"),),
+            facts={nasty: nasty},
+            funnel={"stages": {nasty: 1}, "dropped": {nasty: 1}},
+            reasons={nasty: nasty},
+            licences=(LicenceRecord(nasty, 1, 2, (nasty,)),),
+        )
+    )
     assert card_errors(text) == []
     assert DatasetCard(text).data["tags"][-1] == nasty
-    (row,) = [line for line in text.splitlines() if line.startswith("| a ")]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    rows = [line for line in text.splitlines() if line.startswith(("| a ", "| dropped"))]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3, 3, 3, 5]
     body = text.split("\n---\n", 1)[1]
+    assert body.count("```") == 4
+    body = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
     assert "<b>" not in body
     assert "[x](" not in body
 
@@ -114,9 +143,11 @@ def test_names_from_outside_cannot_break_the_card() -> None:
         ("x" * 5000, "x" * 5000),
     ],
 )
-def test_local_paths_lose_their_folders(name: str, public: str) -> None:
+def test_local_paths_lose_their_folders(tmp_path: Path, name: str, public: str) -> None:
     assert public_name(name) == public
-    assert f"| model | {markdown(public)} |" in dataset_card("Rows", "longvpo-stage1", 1, FUNNEL, {"model": name})
+    write_record(tmp_path, replace(RECORD, facts={"model": name}))
+    assert (read_record(tmp_path, DatasetRecord) or RECORD).facts == {"model": public}
+    assert f"| model | {markdown(public)} |" in dataset_card(replace(RECORD, facts={"model": name}))
 
 
 def test_a_folder_here_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +322,14 @@ def test_from_folder_to_training_steps(tmp_path: Path, preferences: list[VideoPr
         assert repository.private
         assert told["revision"] == repository.commits[-1][0]
         names = {name for name in repository.files if name != ".gitattributes"}
+        recorded = json.loads(repository.files["longvpo.json"])
+        assert (recorded["num_rows"], recorded["num_clips"], recorded["methods"][0]["name"]) == (
+            8,
+            12,
+            "longvpo-stage1",
+        )
         assert names == {
+            "longvpo.json",
             "README.md",
             "train.parquet",
             *(f"clips/{path.name[:2]}/{path.name}" for path in (folder / "clips").glob("*/*")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.metadata
 import inspect
 import io
 import json
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,25 @@ from test_hub import of_corpora, write
 from torchcodec.encoders import VideoEncoder
 
 from hub_double import TOKEN, HubDouble, card_errors
+from longvpo_hf import papers
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.publishing.model_card import CURVE_FILE, CardFacts, Source, write_model_card
+from longvpo_hf.publishing.model_card import CURVE_FILE, write_model_card
+from longvpo_hf.record import (
+    RECORD_FILE,
+    AdapterRecord,
+    EvaluationRecord,
+    MethodRecord,
+    ModelRecord,
+    Sampling,
+    Source,
+    TrainedOn,
+    TrainingRecord,
+    read_record,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, DATASET, FULL, ADAPTER = "org/tiny_base", "longvpo/stage1", "someone/stage1-full", "someone/stage1-lora"
-SAMPLING = {"num_frames": 3, "fps": 1.0, "max_pixels": None}
+SAMPLING = Sampling(3, 1.0, None)
 LOGS = [
     {"step": 1, "loss": 0.7, "rewards/accuracies": 0.25, "rewards/margins": -0.01},
     {"step": 2, "loss": 0.5, "rewards/accuracies": 0.75, "rewards/margins": 0.125},
@@ -39,8 +54,8 @@ LOGS = [
 ]
 
 
-def result(dataset: str = "MLVU", value: float = 74.1) -> EvalResult:
-    return EvalResult(
+def result(dataset: str = "MLVU", value: float = 74.1) -> EvaluationRecord:
+    return EvaluationRecord(
         task_type="video-text-to-text",
         dataset_type=dataset.lower(),  # results of one type and split become one entry of the index
         dataset_name=dataset,
@@ -51,10 +66,17 @@ def result(dataset: str = "MLVU", value: float = 74.1) -> EvalResult:
     )
 
 
+def _fields(result: EvaluationRecord) -> dict[str, Any]:
+    return {name: value for name, value in asdict(result).items() if name != "extra"}
+
+
 def written(folder: Path, **facts: Any) -> str:
     """The card of these facts, checked as the Hub would."""
     known = {"name": "mine", "load_from": "me/mine", "base": Source.of(BASE), "sampling": SAMPLING}
-    write_model_card(folder, CardFacts(**{**known, **facts}))
+    log_history = facts.pop("log_history", ())
+    record = ModelRecord(**{**known, **facts})
+    write_model_card(folder, record, log_history)
+    assert read_record(folder, ModelRecord) == record
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert card_errors(text) == []
     return text
@@ -68,7 +90,7 @@ def code_blocks(text: str) -> list[str]:
 
 
 def test_evaluation_stands_in_the_table_and_in_the_model_index(tmp_path: Path) -> None:
-    text = written(tmp_path, eval_results=[result(), result("LVBench", 50.1)])
+    text = written(tmp_path, evaluations=(result(), result("LVBench", 50.1)))
     assert "| MLVU | dev | M-Avg | 74.1 |\n| LVBench | dev | M-Avg | 50.1 |\n" in text
     (index,) = ModelCard(text).data.to_dict()["model-index"]
     assert index["name"] == "mine"
@@ -82,7 +104,8 @@ def test_without_results_there_is_no_table(tmp_path: Path) -> None:
 
 
 def test_curve_stands_beside_the_card(tmp_path: Path) -> None:
-    text = written(tmp_path, log_history=LOGS)
+    progress = {"loss": (0.7, 0.5), "rewards/accuracies": (0.25, 0.75), "rewards/margins": (-0.01, 0.125)}
+    text = written(tmp_path, log_history=LOGS, progress=progress)
     assert f"]({CURVE_FILE})" in text
     assert "| loss | 0.7 | 0.5 |\n| reward accuracy | 0.25 | 0.75 |\n| reward margin | -0.01 | 0.125 |\n" in text
     picture = (tmp_path / CURVE_FILE).read_bytes()
@@ -119,7 +142,8 @@ def test_only_what_is_on_the_hub_is_a_base_model(
     tmp_path: Path, source: Source, name: str, on_hub: bool, load_from: str
 ) -> None:
     assert (source.name, source.on_hub, source.load_from) == (name, on_hub, load_from)
-    data = ModelCard(written(tmp_path, base=source, adapter="LoRA", datasets=(source,))).data.to_dict()
+    training = TrainingRecord(adapter=AdapterRecord("LoRA", 4, 8, ("q_proj",)))
+    data = ModelCard(written(tmp_path, base=source, training=training, data=(TrainedOn(source),))).data.to_dict()
     assert data.get("base_model") == (name if on_hub else None)
     assert data.get("datasets") == ([name] if on_hub else None)
     assert data.get("base_model_relation") == ("adapter" if on_hub else None)
@@ -144,15 +168,17 @@ def test_names_from_outside_cannot_break_the_card(tmp_path: Path, nasty: str) ->
         "name": nasty,
         "load_from": nasty,
         "base": Source(nasty, nasty),
-        "datasets": (Source.of(nasty),),
-        "methods": (nasty,),
-        "settings": ((nasty, nasty),),
+        "data": (TrainedOn(Source.of(nasty), (MethodRecord(nasty, nasty, f"{nasty}\n```\n{nasty}"),)),),
         "tags": (nasty,),
-        "runs": ((nasty, "javascript:x"), ("run", f"https://x.example/{nasty}")),
+        "runs": {nasty: "javascript:x", "run": f"https://x.example/{nasty}"},
+        "licence": {"license": "other", "license_name": nasty},
+        "citations": (papers.LONGVPO, papers.TRL),
+        "versions": {nasty: nasty},
     }
-    for adapter in ("", "LoRA"):
-        plain = written(tmp_path, eval_results=[result("plain")], **{**facts, "adapter": adapter})
-        text = written(tmp_path, eval_results=[result(nasty)], **{**facts, "adapter": adapter})
+    for adapter in (None, AdapterRecord(nasty, 4, 8, (nasty,))):
+        training = TrainingRecord({nasty: 1.0}, reference=nasty, lr_scheduler_type=nasty, optim=nasty, adapter=adapter)
+        plain = written(tmp_path, evaluations=(result("plain"),), **{**facts, "training": training})
+        text = written(tmp_path, evaluations=(result(nasty),), **{**facts, "training": training})
         data = ModelCard(text).data
         assert data.eval_results is not None
         assert (data.model_name, data.eval_results[0].dataset_name) == (nasty, nasty)
@@ -160,10 +186,11 @@ def test_names_from_outside_cannot_break_the_card(tmp_path: Path, nasty: str) ->
         # The same lines whatever the name is, each row of a table with the bars it should have.
         body = text.split("\n---\n", 1)[1]
         assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines())
-        rows = [line for line in body.splitlines() if line.startswith("|")]
+        shown = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+        rows = [line for line in shown.splitlines() if line.startswith("|")]
         bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows]
-        assert bars == [3] * 5 + [5] * 3
-        assert [line for line in body.splitlines() if line.startswith("#")][1:] == [
+        assert bars == [3] * 20 + [5] * 3
+        assert [line for line in shown.splitlines() if line.startswith("#")][1:] == [
             "## How to load it",
             "## Training",
             "## Evaluation",
@@ -171,8 +198,7 @@ def test_names_from_outside_cannot_break_the_card(tmp_path: Path, nasty: str) ->
             "## Versions",
             "## Citation",
         ]
-        assert body.count("```") == 2 * 4
-        shown = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+        assert body.count("```") == 2 * 5
         assert "<script>" not in shown
         assert not re.search(r"(?<!\\)\]\(http://evil", shown)
         assert "49" not in shown
@@ -200,8 +226,8 @@ def test_template_is_found_in_a_wheel_made_of_the_sdist(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "installed")
     program = (
         "import sys; from pathlib import Path; from longvpo_hf.publishing.model_card import *\n"
-        "write_model_card(Path('card'), CardFacts('mine', 'me/mine', Source.of('org/base'), "
-        "{'num_frames': 8, 'fps': None, 'max_pixels': None}))\n"
+        "from longvpo_hf.record import ModelRecord, Source\n"
+        "write_model_card(Path('card'), ModelRecord('mine', 'me/mine', Source.of('org/base')))\n"
         "print(sys.modules['longvpo_hf'].__file__)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
@@ -269,8 +295,11 @@ def train_and_push(rows: str) -> dict[str, Any]:
         )
         trainer.train()
         told[f"checkpoint {repo}"] = sorted(path.name for path in (output / "checkpoint-2").iterdir())
-        told[f"card at checkpoint {repo}"] = (output / "README.md").read_text(encoding="utf-8")
-        trainer.push_to_hub(eval_results=[result()])
+        told[f"README.md at checkpoint {repo}"] = (output / "README.md").read_text(encoding="utf-8")
+        told[f"{RECORD_FILE} at checkpoint {repo}"] = (output / "checkpoint-2" / RECORD_FILE).read_text(
+            encoding="utf-8"
+        )
+        trainer.push_to_hub(eval_results=[EvalResult(**_fields(result()))])
         told[f"losses {repo}"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         told[f"weight {repo}"] = _weight(trainer.model.merge_and_unload() if adapter else trainer.model)
         told[f"attention {repo}"] = trainer.model.get_decoder().config._attn_implementation
@@ -320,7 +349,7 @@ def test_card_tells_of_the_run(pushed: dict[str, Any], repo: str) -> None:
         ("peft", "adapter") if repo == ADAPTER else ("transformers", "finetune")
     )
     assert {"trl", "dpo", "longvpo"} <= set(data.tags or ())
-    assert data.eval_results == [result()]
+    assert data.eval_results == [EvalResult(**_fields(result()))]
     rows = dict(re.findall(r"^\| ([^|]*) \| ([^|]*) \|$", text, re.MULTILINE))
     assert told["base revision"] in text
     assert told["data revision"] in rows["dataset"]
@@ -328,7 +357,7 @@ def test_card_tells_of_the_run(pushed: dict[str, Any], repo: str) -> None:
     assert rows["loss"] == "1 × sigmoid + 1 × sft"
     assert rows["β"] == "0.01"
     assert rows["the reference model sees"] == "the row's reference clips, or its evidence where it names none"
-    assert rows["frames of the policy"] == "at most 3, 1 a second, 200704 pixels each"
+    assert rows["frames of the policy"] == "at most 3 frames, 1 a second, 200704 pixels each"
     assert rows["trained weights"] == ("LoRA of rank 4, α 8 on q_proj, v_proj" if repo == ADAPTER else "all")
     assert rows["learning rate"].startswith("0.03, constant, ")
     assert rows["batch"] == "2 rows = 2 (per device) × 1 (accumulated) × 1 (processes)"
@@ -342,9 +371,34 @@ def test_card_tells_of_the_run(pushed: dict[str, Any], repo: str) -> None:
 
 
 @pytest.mark.parametrize("repo", [FULL, ADAPTER])
+def test_record_says_what_the_card_says(pushed: dict[str, Any], repo: str, tmp_path: Path) -> None:
+    told = pushed["told"]
+    (tmp_path / RECORD_FILE).write_bytes(pushed[repo][RECORD_FILE])
+    record = read_record(tmp_path, ModelRecord)
+    assert record is not None
+    assert record.base == Source(BASE, told["base revision"], on_hub=True)
+    (data,) = record.data
+    assert data.source == Source(DATASET, told["data revision"], on_hub=True)
+    assert data.methods == (MethodRecord("longvpo-stage1", "stage1-1", papers.LONGVPO),)
+    assert record.sampling == Sampling(3, 1.0, 448 * 448)
+    assert record.training is not None
+    assert (record.training.losses, record.training.num_steps) == ({"sigmoid": 1.0, "sft": 1.0}, 2)
+    assert record.training.adapter == (AdapterRecord("LoRA", 4, 8, ("q_proj", "v_proj")) if repo == ADAPTER else None)
+    assert list(record.progress["loss"]) == told[f"losses {repo}"]
+    assert record.evaluations == (result(),)
+    assert record.versions["trl"] == importlib.metadata.version("trl")
+    at_checkpoint = json.loads(told[f"{RECORD_FILE} at checkpoint {repo}"])
+    assert at_checkpoint["training"]["num_steps"] == 2
+    assert at_checkpoint["base"]["revision"] == told["base revision"]
+
+
+@pytest.mark.parametrize("repo", [FULL, ADAPTER])
 def test_card_tells_nothing_of_the_machine(pushed: dict[str, Any], repo: str) -> None:
-    assert "from_pretrained" in pushed["told"][f"card at checkpoint {repo}"]
-    for text in (pushed[repo]["README.md"].decode(), pushed["told"][f"card at checkpoint {repo}"]):
+    assert "from_pretrained" in pushed["told"][f"README.md at checkpoint {repo}"]
+    published, told = pushed[repo], pushed["told"]
+    names = ("README.md", RECORD_FILE)
+    texts = [*(published[name].decode() for name in names), *(told[f"{name} at checkpoint {repo}"] for name in names)]
+    for text in texts:
         assert "hf_" not in text
         assert str(pushed["folder"]) not in text
         assert str(Path.home()) not in text

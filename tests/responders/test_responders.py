@@ -157,7 +157,7 @@ def test_names_and_settings(video: str) -> None:
         respond("internvl", [], batch_size=0)
 
 
-def test_what_answers_follow_from(video: str, tmp_path: Path) -> None:
+def test_what_answers_follow_from(video: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models in folders of one name are told apart by their files, and so are bounds; how a batch is cut is not."""
     model, processor = tiny_models.build("internvl")
     folders = [tmp_path / parent / "stage1" for parent in "abc"]
@@ -177,9 +177,17 @@ def test_what_answers_follow_from(video: str, tmp_path: Path) -> None:
     assert first == of(folders[1]) == of(folders[0], batch_size=2)
     others = [of(folders[2]), of(folders[0], max_new_tokens=9), of(folders[0], num_frames=5)]
     assert all(first != other for other in others)
+    # Of a model on the Hub it is the commit that lies in the Hub's cache.
     model.config.name_or_path = "org/model"
-    model.config._commit_hash = "abc"
-    assert weights(model.config) == "abc"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert weights(model.config) == ""
+    cached = tmp_path / "hub" / "models--org--model"
+    for commit in ("a" * 40, "b" * 40):
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("b" * 40)
+    assert weights(model.config) == "b" * 40
     assert identity(ScriptedResponder("script", str)) == ["script", None]
 
 

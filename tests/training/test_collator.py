@@ -19,7 +19,8 @@ from conftest import make_dataset, write_clip
 from longvpo_hf.families import context_tokens
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.record import DatasetRecord, MethodRecord
 from longvpo_hf.training.collator import BAD_VIDEO_REASONS, VideoPreferenceCollator
 from longvpo_hf.training.rows import TimelineSampler
 
@@ -75,7 +76,7 @@ def published(tmp_path: Path, preferences: list[VideoPreference]) -> Path:
     with DatasetWriter(folder) as writer:
         for preference in preferences:
             writer.add(preference)
-        writer.write_card(dataset_card("Rows", "longvpo-stage1", len(preferences), {"stages": {}, "dropped": {}}, {}))
+        writer.write_record(DatasetRecord("Rows", (MethodRecord("longvpo-stage1"),)))
     return folder
 
 

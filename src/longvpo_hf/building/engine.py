@@ -24,7 +24,8 @@ from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel, in_one_line, log_folder
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.publishing.dataset import DatasetWriter, dataset_card
+from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.record import DatasetRecord, MethodRecord, Source
 from longvpo_hf.responders import Responder, identity
 from longvpo_hf.timeline import Timeline
 
@@ -94,14 +95,34 @@ def build(
         counts = funnel.close()
         if writer.num_rows == 0:
             raise DatasetError(f"No row came out; dropped: {in_one_line(counts)}. See {log_folder(output)} for each.")
-        citations = "\n\n".join(dict.fromkeys(part.method.citation for part in parts if part.method.citation))
-        all_facts = {**facts, **run.shares.facts()}
-        writer.write_card(dataset_card(title, name, writer.num_rows, counts, all_facts, funnel.reasons, citations))
+        writer.write_record(
+            DatasetRecord(
+                title,
+                methods=tuple(_recorded(part) for part in {part.method.name: part for part in parts}.values()),
+                models=_models(parts, answerer),
+                facts={**facts, **run.shares.facts()},
+                funnel=counts,
+                reasons={reason: funnel.reasons[reason] for reason in counts["dropped"]},
+                seed=seed,
+            )
+        )
     if writer.num_rows < num_rows:
         tqdm.write(
             f"{writer.num_rows} of {num_rows} rows after {max_rounds} rounds; dropped: {in_one_line(counts)}. {remedy}"
         )
     return counts
+
+
+def _recorded(part: Part) -> MethodRecord:
+    return MethodRecord(part.method.name, part.method.prompt_version, part.method.citation)
+
+
+def _models(parts: Sequence[Part], answerer: Responder) -> dict[str, Source]:
+    """Who wrote the questions and who gave the answers."""
+    writers = {part.method.question_model for part in parts}
+    asked = {"question writer": Source.of_model(", ".join(sorted(writers)))} if writers else {}
+    weights = str((getattr(answerer, "settings", None) or {}).get("weights", ""))
+    return {**asked, "answers": Source.of_model(answerer.name, weights)}
 
 
 class _Build:

@@ -258,11 +258,12 @@ def _probed_model(
     checkpoint: str, num_frames: int, max_pixels: int | None, batch_size: int, max_new_tokens: int
 ) -> tuple[Responder, dict[str, Any]]:
     """The checkpoint as a responder, and what its answers depend on."""
-    from longvpo_hf.evaluation.sampling import Sampling
+    from longvpo_hf.evaluation.sampling import trained_sampling
+    from longvpo_hf.record import Sampling
     from longvpo_hf.responders.checkpoint import load_responder, weights_digest
 
     if max_pixels is None:
-        max_pixels = (Sampling.of_training(checkpoint) or Sampling()).max_pixels
+        max_pixels = (trained_sampling(checkpoint) or Sampling()).max_pixels
     responder = load_responder(checkpoint, num_frames, max_pixels, batch_size, max_new_tokens)
     return responder, {
         "weights": weights_digest(checkpoint),

@@ -23,10 +23,11 @@ from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.sampling import Sampling
+from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.evaluation.subtitles import shown_at
 from longvpo_hf.frames import whole_clip
 from longvpo_hf.public import public_name
+from longvpo_hf.record import Sampling
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
 from longvpo_hf.responders.checkpoint import load_checkpoint, weights_digest
 from longvpo_hf.timeline import Clip, Timeline
@@ -68,7 +69,7 @@ class LongVPO(lmms):
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._device = torch.device(device) if device else self.accelerator.device
-        trained = Sampling.of_training(self.pretrained) or Sampling()
+        trained = trained_sampling(self.pretrained) or Sampling()
         self.sampling = Sampling(
             num_frames=trained.num_frames if num_frames is None else num_frames,
             fps=trained.fps if fps is None else _bound(fps, float),
@@ -78,7 +79,7 @@ class LongVPO(lmms):
         self._responder = LocalResponder(
             model,
             processor,
-            self.sampling.sampler(),
+            sampler_of(self.sampling),
             batch_size=_whole_number(batch_size),
             name=public_name(self.pretrained),
         )
@@ -102,7 +103,7 @@ class LongVPO(lmms):
     def use(self, sampling: Sampling) -> None:
         """From now on, see videos as `sampling` says; the weights stay where they are."""
         self.sampling = sampling
-        self._responder.sampler = sampling.sampler()
+        self._responder.sampler = sampler_of(sampling)
 
     def clean(self) -> None:
         """Nothing: the weights serve the next evaluation. They go with this object."""

@@ -30,9 +30,10 @@ from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.benchmarks import DATA_ROOT_VARIABLE, Benchmark
 from longvpo_hf.evaluation.preflight import check
-from longvpo_hf.evaluation.sampling import Sampling
+from longvpo_hf.evaluation.sampling import trained_sampling
 from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, eval_results, to_markdown
 from longvpo_hf.public import markdown, public_name
+from longvpo_hf.record import Sampling
 
 if TYPE_CHECKING:
     from longvpo_hf.evaluation.adapter import LongVPO
@@ -104,7 +105,7 @@ def evaluate(
     labels = [contestant.label for contestant in contestants]
     if len({_safe(label) for label in labels}) < len(labels):
         raise ConfigError(f"Models of one name cannot be told apart in a table, got {labels}; write STAGE=MODEL.")
-    trained = [Sampling.of_training(contestant.checkpoint) for contestant in contestants]
+    trained = [trained_sampling(contestant.checkpoint) for contestant in contestants]
     default = next((sampling for sampling in trained if sampling), Sampling())
     plans = [
         [

@@ -1,135 +1,60 @@
-"""The model card of a training run, and its curve.
+"""The model card and the training curve, rendered from a model's record.
 
-Takes the `CardFacts` of a run, or gathers them from its trainer; gives `README.md` with the Hub's YAML, and
-`training_curve.png` beside it. The text stands in `model_cards/longvpo.md`. What comes from outside (names of models,
-datasets, benchmarks) is escaped wherever the template shows it; of a local path only the last name is told. Knows
-nothing of how training works.
+The text is in `model_cards/longvpo.md`. Whatever comes from outside (names of models, datasets, benchmarks) is escaped
+wherever the template shows it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from longvpo_hf.public import markdown, public_name
-from longvpo_hf.publishing.curves import save_curves
-from longvpo_hf.publishing.dataset import LONGVPO_CITATION, citation
+from longvpo_hf.public import markdown
+from longvpo_hf.publishing.curves import Logs, save_curves
+from longvpo_hf.publishing.dataset_card import fenced
+from longvpo_hf.record import AdapterRecord, EvaluationRecord, ModelRecord, Source, TrainingRecord, write_record
 from longvpo_hf.shipped import shipped
-
-if TYPE_CHECKING:
-    pass
 
 CURVE_FILE = "training_curve.png"
 
+_ADDRESS = re.compile(r"https?://[^\s()<>]+")
 _CURVES = {"loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin"}
-_PACKAGES = ("longvpo-hf", "trl", "transformers", "torch", "datasets", "peft", "torchcodec")
-_TRL_CITATION = """\
-@software{vonwerra2020trl,
-    title   = {{TRL: Transformers Reinforcement Learning}},
-    author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and
-               Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
-    license = {Apache-2.0},
-    url     = {https://github.com/huggingface/trl},
-    year    = {2020}
-}"""
+_REFERENCE_VIEWS = {
+    "row": "what each row says",
+    "anchor": "the row's reference clips, or its evidence where it names none",
+    "full": "the whole timeline",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model or dataset that others can find, or that lies on this machine alone.
+def write_model_card(folder: Path, record: ModelRecord, log_history: Logs = ()) -> None:
+    """Writes the record, the card made of it, and the training curve where anything was logged, into `folder`.
+
+    The card shows the curve that is in the folder, also one of an earlier run that logged it.
 
     Args:
-        name: Its name on the Hub, or the last part of its path; empty for a model built from a configuration.
-        revision: Commit on the Hub; empty where not known.
-        on_hub: Whether `name` is one on the Hub.
-    """
-
-    name: str
-    revision: str = ""
-    on_hub: bool = False
-
-    @classmethod
-    def of(cls, name: str, revision: str = "") -> Source:
-        """What `from_pretrained` or `load_dataset` would find under `name`."""
-        public = public_name(name)
-        try:
-            validate_repo_id(public)
-        except HFValidationError:
-            return cls(public)
-        return cls(public, revision, on_hub=True) if public == name else cls(public)
-
-    @property
-    def load_from(self) -> str:
-        """The name as it stands in code."""
-        return self.name if self.on_hub else f"path/to/{self.name or 'the/base/model'}"
-
-
-@dataclass(frozen=True, slots=True)
-class CardFacts:
-    """What a model card tells.
-
-    Args:
-        name: Heading.
-        load_from: What `from_pretrained` takes.
-        base: The model that was trained.
-        sampling: `num_frames`, `fps` and `max_pixels` of the policy's `FrameSampler`.
-        adapter: Kind of adapter, e.g. `LoRA`; empty where the model itself was trained.
-        datasets: What it was trained on, as far as it has a name.
-        methods: Names of the methods that made the rows.
-        settings: Label and value of each setting, in order; shown as a table.
-        licence: The base model's `license`, `license_name`, `license_link`, as far as known.
+        folder: Made where there is none.
+        record: See `ModelRecord`.
         log_history: As `TrainerState.log_history`.
-        eval_results: Measured after training.
-        tags: Beside those every card has.
-        runs: Name and address of where the run was logged.
-        method_citation: BibTeX of the method of TRL's that was used.
-    """
-
-    name: str
-    load_from: str
-    base: Source
-    sampling: Mapping[str, float | None]
-    adapter: str = ""
-    datasets: tuple[Source, ...] = ()
-    methods: tuple[str, ...] = ()
-    settings: tuple[tuple[str, str], ...] = ()
-    licence: Mapping[str, str] = field(default_factory=dict)
-    log_history: Sequence[Mapping[str, float]] = ()
-    eval_results: Sequence[EvalResult] = ()
-    tags: tuple[str, ...] = ()
-    runs: tuple[tuple[str, str], ...] = ()
-    method_citation: str = ""
-
-
-def write_model_card(folder: Path, facts: CardFacts) -> None:
-    """Writes `README.md`, and the training curve where anything was logged, into `folder`.
-
-    The card shows the curve that stands in the folder, also one of an earlier run that logged it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    logs = [entry for entry in facts.log_history if "loss" in entry]
-    if logs:
-        save_curves(facts.log_history, folder / CURVE_FILE)
-    _card(facts, logs, (folder / CURVE_FILE).is_file()).save(folder / "README.md")
+    if any("loss" in entry for entry in log_history):
+        save_curves(log_history, folder / CURVE_FILE)
+    write_record(folder, record)
+    _card(record, (folder / CURVE_FILE).is_file()).save(folder / "README.md")
 
 
-# ---------------------------------------------------------------------------------------------- the text
+# ---------------------------------------------------------------------------------------------------------- the text
 
 
 class _Verbatim(str):
     """Text the template shows unescaped: made here, not taken from outside."""
 
 
-def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool) -> ModelCard:
+def _card(record: ModelRecord, has_curve: bool) -> ModelCard:
     import jinja2
 
     environment = jinja2.Environment(
@@ -138,50 +63,99 @@ def _card(facts: CardFacts, logs: Sequence[Mapping[str, float]], has_curve: bool
         finalize=lambda value: value if isinstance(value, _Verbatim) else markdown(value),
     )
     environment.filters["code"] = _code
-    metadata = ModelCardData(
-        base_model=facts.base.name if facts.base.on_hub else None,
-        base_model_relation=("adapter" if facts.adapter else "finetune") if facts.base.on_hub else None,
-        datasets=[source.name for source in facts.datasets if source.on_hub] or None,
-        library_name="peft" if facts.adapter else "transformers",
-        pipeline_tag="video-text-to-text",
-        model_name=facts.name,
-        tags=["generated_from_trainer", *facts.tags],
-        eval_results=list(facts.eval_results) or None,
-    )
-    for field_name, value in facts.licence.items():
-        metadata[field_name] = value
+    methods = {method.name: method for data in record.data for method in data.methods if method.name}
+    citations = [*record.citations, *(method.citation for method in methods.values())]
     text = environment.from_string(shipped("model_cards/longvpo.md").read_text(encoding="utf-8")).render(
-        metadata=_Verbatim(metadata.to_yaml()),
-        name=facts.name,
-        load_from=facts.load_from,
-        base=facts.base,
-        base_link=_link(facts.base, ""),
-        adapter=facts.adapter,
-        sampling=facts.sampling,
+        metadata=_Verbatim(_metadata(record).to_yaml()),
+        name=record.name,
+        load_from=record.load_from,
+        base=record.base,
+        base_link=_link(record.base, ""),
+        adapter=record.adapter,
+        sampling=record.sampling,
         settings=[
-            *([("method", ", ".join(facts.methods))] if facts.methods else []),
-            *[("dataset", _link(source, "datasets/")) for source in facts.datasets],
-            *facts.settings,
+            *([("method", ", ".join(sorted(methods)))] if methods else []),
+            *[("dataset", _link(data.source, "datasets/")) for data in record.data if data.source.name],
+            *(_settings(record, record.training) if record.training else []),
         ],
-        runs=[(label, _Verbatim(url)) for label, url in facts.runs if re.fullmatch(r"https?://[^\s()<>]+", url)],
+        runs=[(label, _Verbatim(url)) for label, url in record.runs.items() if _ADDRESS.fullmatch(url)],
         curve=_Verbatim(CURVE_FILE) if has_curve else None,
         progress=[
-            (label, f"{values[0]:.4g}", f"{values[-1]:.4g}")
+            (label, *(f"{value:.4g}" for value in (values[0], values[-1])))
             for key, label in _CURVES.items()
-            if (values := [entry[key] for entry in logs if key in entry])
+            if (values := [value for value in record.progress.get(key, ()) if value is not None])
         ],
-        evaluations=facts.eval_results,
-        licence=facts.licence.get("license_name") or facts.licence.get("license"),
-        versions=[(package, version(package)) for package in _PACKAGES],
-        citations=[
-            _Verbatim(entry)
-            for entry in dict.fromkeys(
-                [LONGVPO_CITATION, *map(citation, facts.methods), facts.method_citation, _TRL_CITATION]
-            )
-            if entry
-        ],
+        evaluations=record.evaluations,
+        licence=record.licence.get("license_name") or record.licence.get("license"),
+        versions=list(record.versions.items()),
+        citations=[_Verbatim(fenced(entry)) for entry in dict.fromkeys(citations) if entry],
     )
     return ModelCard(text)
+
+
+def _metadata(record: ModelRecord) -> ModelCardData:
+    """The card's YAML."""
+    metadata = ModelCardData(
+        base_model=record.base.name if record.base.on_hub else None,
+        base_model_relation=("adapter" if record.adapter else "finetune") if record.base.on_hub else None,
+        datasets=list(dict.fromkeys(data.source.name for data in record.data if data.source.on_hub)) or None,
+        library_name="peft" if record.adapter else "transformers",
+        pipeline_tag="video-text-to-text",
+        model_name=record.name,
+        tags=["generated_from_trainer", *record.tags],
+        eval_results=[_eval_result(result) for result in record.evaluations] or None,
+    )
+    for name in ("license", "license_name", "license_link"):
+        if name in record.licence:
+            metadata[name] = record.licence[name]
+    return metadata
+
+
+def _eval_result(result: EvaluationRecord) -> EvalResult:
+    return EvalResult(**{field.name: getattr(result, field.name) for field in fields(result) if field.name != "extra"})
+
+
+def _settings(record: ModelRecord, training: TrainingRecord) -> list[tuple[str, str]]:
+    """Label and value of each setting, in the order of the table."""
+    frames = []
+    if (policy := record.sampling) is not None:
+        reference = replace(policy, num_frames=training.reference_num_frames or policy.num_frames)
+        frames = [("frames of the policy", str(policy)), ("frames of the reference", str(reference))]
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.num_processes
+    tower = ", vision tower frozen" if training.freeze_vision_tower else ""
+    packed = f"on, pairs_per_timeline = {training.pairs_per_timeline}" if training.tree_packing else "off"
+    return [
+        ("loss", " + ".join(f"{weight:g} × {kind}" for kind, weight in training.losses.items())),
+        ("β", f"{training.beta:g}"),
+        ("α (weight of the SFT term)", f"{training.sft_weight:g}"),
+        ("the reference model sees", _REFERENCE_VIEWS.get(training.reference, training.reference)),
+        *frames,
+        ("trained weights", (_adapter(training.adapter) if training.adapter else "all") + tower),
+        (
+            "learning rate",
+            f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
+        ),
+        (
+            "optimiser",
+            f"{training.optim}, weight decay {training.weight_decay:g}, gradient norm ≤ {training.max_grad_norm}",
+        ),
+        (
+            "batch",
+            f"{rows} rows = {training.per_device_train_batch_size} (per device) × "
+            f"{training.gradient_accumulation_steps} (accumulated) × {training.num_processes} (processes)",
+        ),
+        ("epochs", f"{training.num_epochs:.3g} ({training.num_steps} steps)"),
+        ("precision", training.precision),
+        ("gradient checkpointing", "on" if training.gradient_checkpointing else "off"),
+        ("tree packing", packed),
+        ("longest sequence", "unbounded" if training.max_length is None else f"{training.max_length} tokens"),
+        ("seed", f"{training.seed}"),
+    ]
+
+
+def _adapter(adapter: AdapterRecord) -> str:
+    rank = "" if adapter.rank is None else f" of rank {adapter.rank}, α {adapter.alpha:g}"
+    return f"{adapter.kind}{rank} on {', '.join(adapter.target_modules)}"
 
 
 def _code(value: object) -> _Verbatim:
@@ -197,6 +171,3 @@ def _link(source: Source, kind: str) -> _Verbatim:
     return _Verbatim(
         f"[{markdown(source.name)}](https://huggingface.co/{kind}{source.name})" + (at if source.revision else "")
     )
-
-
-__all__ = ["CURVE_FILE", "CardFacts", "Source", "write_model_card"]

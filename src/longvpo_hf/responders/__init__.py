@@ -7,13 +7,13 @@ function. Knows nothing of rows or filters.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longvpo_hf.frames import UnreadableVideo
+from longvpo_hf.record import hub_commit, weights_digest
 from longvpo_hf.responders.replies import CutOff
 from longvpo_hf.timeline import Timeline, View
 
@@ -38,10 +38,6 @@ __all__ = [
     "identity",
     "one_by_one",
 ]
-
-
-#: What a transformers model's answers follow from; a checkpoint also holds its optimizer's state.
-_MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +173,8 @@ def weights(config: Any) -> str:
     """Which weights a transformers model was loaded with: a hash of its folder's files, or the Hub's commit."""
     folder = Path(config.name_or_path or "")
     if not (config.name_or_path and folder.is_dir()):
-        return str(getattr(config, "_commit_hash", None) or "")
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _MODEL_FILES and path.is_file():
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+        return hub_commit(config.name_or_path or "")
+    return weights_digest(folder)
 
 
 @dataclass(frozen=True, slots=True)

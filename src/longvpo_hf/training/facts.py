@@ -1,161 +1,169 @@
-"""What a model card tells of a trainer's run."""
+"""The record of a model in training: what its trainer knows, in the form that is written beside the weights."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, model_info, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub import EvalResult, model_info, parse_hf_uri
+from huggingface_hub.errors import HfUriError
+from transformers import PreTrainedModel, TrainerState
 
+from longvpo_hf import papers
+from longvpo_hf.errors import LongVPOError
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.public import public_name
-from longvpo_hf.publishing.model_card import CardFacts, Source
+from longvpo_hf.record import (
+    RECORD_FILE,
+    AdapterRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    MethodRecord,
+    ModelRecord,
+    Sampling,
+    Source,
+    TrainedOn,
+    TrainingRecord,
+    hub_commit,
+    installed_versions,
+    read_record,
+    weights_digest,
+)
+from longvpo_hf.record.old_cards import parsed
+from longvpo_hf.training.config import LongVPOConfig
 
-if TYPE_CHECKING:
-    from longvpo_hf.training.trainer import LongVPOTrainer
+logger = logging.getLogger(__name__)
 
-_REFERENCE_VIEWS = {
-    "row": "what each row says",
-    "anchor": "the row's reference clips, or its evidence where it names none",
-    "full": "the whole timeline",
-}
+#: Metrics whose first and last value are recorded; all of them are in `trainer_state.json`.
+_PROGRESS = ("loss", "rewards/accuracies", "rewards/margins")
+_CLIPS_PER_READ = 1000
 
 
-def facts_of(
-    trainer: LongVPOTrainer,
-    model_name: str | None,
-    dataset_name: str | None,
-    tags: str | Sequence[str] | None,
+def record_of(
+    model: PreTrainedModel,
+    args: LongVPOConfig,
+    state: TrainerState,
+    rows: Any,
+    *,
+    is_packed: bool,
+    name: str | None = None,
+    hub_model_id: str | None = None,
+    dataset_name: str | None = None,
+    tags: Iterable[str] = (),
+    citation: str = "",
     eval_results: Sequence[EvalResult] = (),
-) -> CardFacts:
-    """What a card tells of a trainer's model; the arguments are those of `create_model_card`."""
-    args, path = trainer.args, trainer.model.config.name_or_path or ""
-    name = model_name or Path(args.output_dir).name
-    base = Source.of(path)
-    if base.on_hub:
-        base = replace(base, revision=_revision_of(path, (args.model_init_kwargs or {}).get("revision")))
-    datasets, methods = _data_of(trainer.train_dataset)
-    if dataset_name is not None:
-        known = {source.name: source for source in datasets}
-        datasets = (known.get(dataset_name, Source.of(dataset_name)),)
-    peft = next(iter(getattr(trainer.model, "peft_config", {}).values()), None)
-    return CardFacts(
+) -> ModelRecord:
+    """The record of a model in training.
+
+    Args:
+        model: The policy, or its adapter around it.
+        args: Settings of the run.
+        state: How far it came.
+        rows: The dataset that it is trained on.
+        is_packed: Whether the model is scored in packed sequences.
+        name: Heading of the card; by default the output folder's name.
+        hub_model_id: Where the model is pushed to.
+        dataset_name: What the model was trained on; by default found by the rows' media.
+        tags: For the card.
+        citation: BibTeX of the loss.
+        eval_results: Measured after training.
+    """
+    path = model.config.name_or_path or ""
+    base = _base(path, (args.model_init_kwargs or {}).get("revision"))
+    name = name or Path(args.output_dir).name
+    return ModelRecord(
         name=name,
-        load_from=trainer.hub_model_id or args.hub_model_id or f"path/to/{public_name(name)}",
+        load_from=hub_model_id or args.hub_model_id or f"path/to/{public_name(name)}",
         base=base,
-        adapter="" if peft is None else _kind(peft),
-        datasets=datasets,
-        methods=methods,
-        settings=tuple(_settings(trainer, peft)),
-        sampling={"num_frames": args.num_frames, "fps": args.fps, "max_pixels": args.max_pixels},
+        sampling=Sampling(args.num_frames, args.fps, args.max_pixels),
+        data=_trained_on(rows, dataset_name),
+        training=_training(model, args, state, is_packed),
+        progress={
+            metric: (_finite(values[0]), _finite(values[-1]))
+            for metric in _PROGRESS
+            if (values := [entry[metric] for entry in state.log_history if metric in entry])
+        },
+        evaluations=tuple(_evaluation(result) for result in eval_results),
         licence=_licence_of(path, base),
-        log_history=trainer.state.log_history,
-        eval_results=eval_results,
-        tags=tuple(dict.fromkeys([*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or ())])),
-        runs=tuple(_runs()),
-        method_citation=trainer._paper["citation"],
+        citations=(papers.LONGVPO, citation, papers.TRL),
+        tags=tuple(dict.fromkeys(tags)),
+        runs=_runs(),
+        versions=installed_versions(),
     )
 
 
-def _settings(trainer: LongVPOTrainer, peft: Any) -> list[tuple[str, str]]:
-    from longvpo_hf.training.packing import is_tree_packed
-
-    args = trainer.args
-    losses = [*args.preference_losses.items(), *([("sft", args.sft_weight)] if args.sft_weight else [])]
-    packed = args.tree_packing and is_tree_packed(trainer.model)
-    rate = "" if args.fps is None else f", {args.fps:g} a second"
-    pixels = "" if args.max_pixels is None else f", {args.max_pixels} pixels each"
-    accumulated = args.gradient_accumulation_steps
-    rows = args.per_device_train_batch_size * accumulated * args.world_size
-    tower = ", vision tower frozen" if args.freeze_vision_tower else ""
-    return [
-        ("loss", " + ".join(f"{weight:g} × {name}" for name, weight in losses)),
-        ("β", f"{args.beta:g}"),
-        ("α (weight of the SFT term)", f"{args.sft_weight:g}"),
-        ("the reference model sees", _REFERENCE_VIEWS[args.reference]),
-        ("frames of the policy", f"at most {args.num_frames}{rate}{pixels}"),
-        ("frames of the reference", f"at most {args.reference_num_frames or args.num_frames}{rate}{pixels}"),
-        ("trained weights", (_adapter_settings(peft) if peft is not None else "all") + tower),
-        ("learning rate", f"{args.learning_rate:g}, {_value(args.lr_scheduler_type)}, warm-up {args.warmup_steps:g}"),
-        (
-            "optimiser",
-            f"{_value(args.optim)}, weight decay {args.weight_decay:g}, gradient norm ≤ {args.max_grad_norm}",
-        ),
-        (
-            "batch",
-            f"{rows} rows = {args.per_device_train_batch_size} (per device) × {accumulated} (accumulated) × "
-            f"{args.world_size} (processes)",
-        ),
-        ("epochs", f"{trainer.state.epoch or 0:.3g} ({trainer.state.global_step} steps)"),
-        ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
-        ("gradient checkpointing", "on" if args.gradient_checkpointing else "off"),
-        ("tree packing", f"on, pairs_per_timeline = {args.pairs_per_timeline}" if packed else "off"),
-        ("longest sequence", "unbounded" if args.max_length is None else f"{args.max_length} tokens"),
-        ("seed", f"{args.seed}"),
-    ]
+def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: bool) -> TrainingRecord:
+    peft = next(iter(getattr(model, "peft_config", {}).values()), None)
+    sft = {"sft": args.sft_weight} if args.sft_weight else {}
+    return TrainingRecord(
+        losses={**args.preference_losses, **sft},
+        beta=args.beta,
+        sft_weight=args.sft_weight,
+        reference=args.reference,
+        reference_num_frames=args.reference_num_frames,
+        adapter=None if peft is None else _adapter(peft),
+        freeze_vision_tower=args.freeze_vision_tower,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=_value(args.lr_scheduler_type),
+        warmup_steps=args.warmup_steps,
+        optim=_value(args.optim),
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_processes=args.world_size,
+        precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        gradient_checkpointing=args.gradient_checkpointing,
+        tree_packing=is_packed,
+        pairs_per_timeline=args.pairs_per_timeline,
+        max_length=args.max_length,
+        seed=args.seed,
+        num_steps=state.global_step,
+        num_epochs=state.epoch or 0.0,
+    )
 
 
-def _adapter_settings(peft: Any) -> str:
+def _adapter(peft: Any) -> AdapterRecord:
     modules = peft.target_modules
-    shown = modules if isinstance(modules, str) else ", ".join(sorted(modules or ()))
-    rank = f" of rank {peft.r}, α {peft.lora_alpha}" if hasattr(peft, "lora_alpha") else ""
-    return f"{_kind(peft)}{rank} on {shown}"
-
-
-def _kind(peft: Any) -> str:
     kind = _value(peft.peft_type)
-    return "LoRA" if kind == "LORA" else kind
+    return AdapterRecord(
+        "LoRA" if kind == "LORA" else kind,
+        getattr(peft, "r", None),
+        getattr(peft, "lora_alpha", None),
+        (modules,) if isinstance(modules, str) else tuple(sorted(modules or ())),
+    )
+
+
+def _evaluation(result: EvalResult) -> EvaluationRecord:
+    names = [field.name for field in fields(EvaluationRecord) if field.name != "extra"]
+    return EvaluationRecord(**{name: getattr(result, name) for name in names})
 
 
 def _value(choice: Any) -> str:
     return str(getattr(choice, "value", choice))
 
 
-def _data_of(dataset: Any) -> tuple[tuple[Source, ...], tuple[str, ...]]:
-    """The Hub datasets that rows are from, with their revisions, and the methods they were made by."""
-    from datasets import Dataset
-
-    recorded = isinstance((dataset.features or {}).get("provenance"), dict)
-    if isinstance(dataset, Dataset):
-        # Files of the cache: <namespace>___<name>/<config>/<version>/<commit>/<name>-train.arrow
-        paths = [file["filename"] for file in dataset.cache_files]
-        found = [re.search(r"[/\\]([^/\\]+)___([^/\\]+)[/\\].*?([0-9a-f]{40})[/\\]", path) for path in paths]
-        methods: list[str] = []
-        if recorded:
-            column = dataset.select_columns("provenance").with_format("arrow")[:]["provenance"]
-            names = [field.name for field in column.type]
-            methods = column.combine_chunks().field("method" if "method" in names else "recipe").unique().to_pylist()
-    else:
-        row = _first_row(dataset)
-        media = json.dumps([clip.get("video") for clip in row.get("clips") or ()], default=str)
-        found = list(re.finditer(r"hf://datasets/([^/@]+)/([^/@]+)@([0-9a-f]{40})/", media))
-        methods = [VideoPreference.from_row(row).provenance.method] if recorded else []
-    sources = (Source.of(f"{match[1]}/{match[2]}", match[3]) for match in found if match)
-    return tuple(dict.fromkeys(sources)), tuple(sorted({method for method in methods if method}))
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-@functools.lru_cache(maxsize=1)
-def _first_row(dataset: Any) -> dict[str, Any]:
-    """First row of a stream; read once, since a card is written with every checkpoint."""
-    return next(iter(dataset), {})
+# ------------------------------------------------------------------------------------------------------------ the base
 
 
-def _revision_of(name: str, asked: str | None) -> str:
-    """Commit of a Hub model in this machine's cache. Empty where it holds several: nobody knows which was loaded."""
-    if asked is not None:
-        file = try_to_load_from_cache(name, "config.json", revision=asked)
-        return Path(file).parent.name if isinstance(file, str) else asked
-    snapshots = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
-    commits = [folder.name for folder in snapshots.iterdir()] if snapshots.is_dir() else []
-    return commits[0] if len(commits) == 1 else ""
+@functools.lru_cache(maxsize=8)
+def _base(path: str, revision: str | None) -> Source:
+    """The model that training started from. Of a folder, its files are read once for their digest."""
+    folder = Path(path)
+    if path and folder.is_dir():
+        return Source.of(path, digest=weights_digest(folder))
+    return Source.of(path, hub_commit(path, revision) or revision or "")
 
 
 def _licence_of(path: str, base: Source) -> dict[str, str]:
@@ -164,9 +172,10 @@ def _licence_of(path: str, base: Source) -> dict[str, str]:
     if base.on_hub:
         data: Any = _hub_metadata(base.name, base.revision or None)
     else:
-        data = ModelCard.load(readme, ignore_metadata_errors=True).data if path and readme.is_file() else {}
-    fields = ("license", "license_name", "license_link")
-    return {name: value for name in fields if isinstance(value := data.get(name), str)}
+        text = readme.read_text(encoding="utf-8", errors="replace") if path and readme.is_file() else ""
+        _, data = parsed(text)
+    names = ("license", "license_name", "license_link")
+    return {name: value for name in names if isinstance(value := data.get(name), str)}
 
 
 @functools.lru_cache
@@ -177,7 +186,110 @@ def _hub_metadata(name: str, revision: str | None) -> Any:
         return {}
 
 
-def _runs() -> list[tuple[str, str]]:
+# ------------------------------------------------------------------------------------------------------------ the data
+
+
+def _trained_on(rows: Any, dataset_name: str | None) -> tuple[TrainedOn, ...]:
+    """The datasets that rows are from, with their revisions, and the methods that made the rows."""
+    found, methods = _data_of(rows)
+    if dataset_name is not None:
+        known = {data.source.name: data for data in found}
+        found = (known.get(public_name(dataset_name)) or _described(Source.of(dataset_name), dataset_name),)
+    if not found:
+        return (TrainedOn(Source(""), tuple(map(MethodRecord, methods))),) if methods else ()
+    named = {method.name for data in found for method in data.methods}
+    missing = tuple(MethodRecord(method) for method in methods if method not in named)
+    first, *others = found
+    return (TrainedOn(first.source, (*first.methods, *missing)), *others)
+
+
+@functools.lru_cache(maxsize=1)
+def _data_of(rows: Any) -> tuple[tuple[TrainedOn, ...], tuple[str, ...]]:
+    """Datasets and methods of rows. Read once, since a record is written with every checkpoint."""
+    from datasets import Dataset
+
+    if rows is None:
+        return (), ()
+    recorded = isinstance((rows.features or {}).get("provenance"), dict)
+    if isinstance(rows, Dataset):
+        folders = _media_folders(rows)
+        methods = _methods_of(rows) if recorded else []
+    else:
+        row: Mapping[str, Any] = next(iter(rows), {})
+        clips = row.get("clips") or ()
+        folders = {_folder_of(media["path"] if isinstance(media, Mapping) else media) for media in map(_media, clips)}
+        methods = [VideoPreference.from_row(row).provenance.method] if recorded else []
+    sources = dict(_dataset_at(folder) for folder in sorted(folders) if folder)
+    data = tuple(_described(source, where) for source, where in sources.items() if source is not None)
+    return data, tuple(sorted({method for method in methods if method}))
+
+
+def _media(clip: Mapping[str, Any]) -> Any:
+    return clip.get("video") or clip.get("file_name")
+
+
+def _folder_of(path: Any) -> str:
+    return path.replace("\\", "/").rpartition("/")[0] if isinstance(path, str) else ""
+
+
+def _media_folders(rows: Any) -> set[str]:
+    """The folders that the media of all rows are in."""
+    if "clips" not in rows.column_names:
+        return set()
+    folders: set[str] = set()
+    for batch in rows.select_columns("clips").with_format("arrow").iter(_CLIPS_PER_READ):
+        clips = batch["clips"].combine_chunks().flatten()
+        media = clips.field("video" if "video" in [field.name for field in clips.type] else "file_name")
+        paths = media.field("path") if hasattr(media.type, "fields") and media.type.num_fields else media
+        folders.update(_folder_of(path) for path in paths.unique().to_pylist())
+    return folders
+
+
+def _methods_of(rows: Any) -> list[str]:
+    column = rows.select_columns("provenance").with_format("arrow")[:]["provenance"].combine_chunks()
+    names = [field.name for field in column.type]
+    found: list[str] = column.field("method" if "method" in names else "recipe").unique().to_pylist()
+    return found
+
+
+def _dataset_at(folder: str) -> tuple[Source | None, str]:
+    """The dataset that a folder of media belongs to, and where its record is: a folder, or a name on the Hub."""
+    with suppress(HfUriError):
+        uri = parse_hf_uri(folder)
+        return Source.of(uri.id, uri.revision or ""), uri.id
+    for root in (Path(folder), *Path(folder).parents[:2]):  # media lie in clips/ab/
+        if (root / RECORD_FILE).is_file() or (root / "train.parquet").is_file():
+            cached = _in_hub_cache(root)
+            return cached or Source.of(str(root)), cached.name if cached else str(root)
+    return None, ""
+
+
+def _in_hub_cache(root: Path) -> Source | None:
+    """The Hub's name of a snapshot in its cache, laid out as `datasets--namespace--name/snapshots/commit`."""
+    kind, *name = root.parent.parent.name.split("--")
+    if kind != "datasets" or not name or root.parent.name != "snapshots":
+        return None
+    return Source.of("/".join(name), root.name)
+
+
+def _described(source: Source, where: str) -> TrainedOn:
+    """A dataset with what its record says; without where it has none that can be read."""
+    try:
+        record = read_record(where, DatasetRecord, source.revision or None)
+    except LongVPOError as error:  # must not cost a checkpoint
+        logger.warning(f"What {source.name} was made by is not recorded: {error}")
+        record = None
+    if record is None:
+        return TrainedOn(source)
+    if not source.on_hub:
+        source = Source(source.name, digest=record.digest)
+    return TrainedOn(source, record.methods)
+
+
+# --------------------------------------------------------------------------------------------------------- where logged
+
+
+def _runs() -> dict[str, str]:
     """Where the run was logged, as TRL finds it."""
     from transformers import is_wandb_available
     from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
@@ -186,4 +298,4 @@ def _runs() -> list[tuple[str, str]]:
     if is_wandb_available():
         run = importlib.import_module("wandb").run
         urls["Weights & Biases"] = run.url if run is not None else None
-    return [(label, url) for label, url in urls.items() if url]
+    return {label: url for label, url in urls.items() if url}

@@ -30,6 +30,8 @@ from trl.trainer.utils import get_config_model_id
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import context_tokens
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
+from longvpo_hf.publishing.model_card import write_model_card
+from longvpo_hf.record import ModelRecord, write_record
 from longvpo_hf.training.collator import (
     BAD_VIDEO_REASONS,
     SCORE_COLUMNS,
@@ -37,10 +39,11 @@ from longvpo_hf.training.collator import (
     VideoPreferenceCollator,
 )
 from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.training.facts import record_of
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
 from longvpo_hf.training.models import check_head, prepare_tower, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error, nonfinite_weight
-from longvpo_hf.training.packing import enable_tree_packing
+from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed
 from longvpo_hf.training.reference import (
     FINGERPRINT_COLUMN,
     config_facts,
@@ -514,7 +517,7 @@ class LongVPOTrainer(DPOTrainer):
         tags: str | list[str] | None = None,
         eval_results: Sequence[EvalResult] = (),
     ) -> None:
-        """Writes the model card and its training curve into the output folder, in place of TRL's card.
+        """Writes the record, the model card and its training curve into the output folder, in place of TRL's card.
 
         Args:
             model_name: Its heading; by default the output folder's name.
@@ -523,8 +526,26 @@ class LongVPOTrainer(DPOTrainer):
             eval_results: What was measured after training: `push_to_hub(eval_results=[...])`.
         """
         if self.is_world_process_zero():
-            from longvpo_hf.publishing.model_card import write_model_card
-            from longvpo_hf.training.facts import facts_of
+            more = [tags] if isinstance(tags, str) else tags or []
+            record = self._record_of(
+                name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *more], eval_results=eval_results
+            )
+            write_model_card(Path(self.args.output_dir), record, self.state.log_history)
 
-            facts = facts_of(self, model_name, dataset_name, tags, eval_results)
-            write_model_card(Path(self.args.output_dir), facts)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers', with the record beside the weights."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            write_record(Path(output_dir or self.args.output_dir), self._record_of(tags=self._tag_names))
+
+    def _record_of(self, **facts: Any) -> ModelRecord:
+        return record_of(
+            self.model,
+            self.args,
+            self.state,
+            self.train_dataset,
+            is_packed=self.args.tree_packing and is_tree_packed(self.model),
+            hub_model_id=self.hub_model_id,
+            citation=self._paper["citation"],
+            **facts,
+        )
