@@ -148,7 +148,6 @@ _GROUND = (
     "papers",
     "shipped",
     "artifacts",
-    "papers",
     "record",
     "funnel",
 )
@@ -161,7 +160,6 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "processes": (),
     "shipped": (),
     "artifacts": ("errors",),
-    "papers": (),
     "record": ("artifacts", "public", "errors"),
     "funnel": ("artifacts", "errors"),
     "paths": ("errors",),
@@ -401,7 +399,7 @@ def test_wheel_holds_the_whole_package(wheel: Path) -> None:
     sources = {str(path.relative_to(SOURCE)) for path in product_files()}
     assert sources <= names
     assert "longvpo_hf/py.typed" in names
-    assert "longvpo_hf/publishing/inspect_page.html" in names
+    assert {f"longvpo_hf/publishing/inspect_page/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert "longvpo = longvpo_hf.commands.app:main" in entry_points
     assert {name.split("/")[0] for name in names} == {
         "longvpo_hf",

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import random
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -29,9 +30,10 @@ from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.commands.app import app
 from longvpo_hf.preference import Provenance, VideoPreference, row_schema
-from longvpo_hf.publishing import inspect_page
 from longvpo_hf.publishing.dataset import DatasetWriter
-from longvpo_hf.publishing.inspect_page import MAX_ROWS, write_inspect_page
+from longvpo_hf.publishing.inspect_page import MAX_ROWS, captions, write_inspect_page
+from longvpo_hf.publishing.inspect_page.parts import clips_to_show, sample
+from longvpo_hf.publishing.inspect_page.plots import histogram
 from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -47,10 +49,11 @@ HOSTILE = (
 HOSTILE_NAME = "<img src=x onerror=document.title='hurt'> \"&amp;{{data}}"
 
 
-def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """A dataset's `train.parquet` as it stands, without media."""
+def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema | None = None) -> Path:
+    """A dataset's `train.parquet` without media, by default with the columns of today."""
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=row_schema()), folder / "train.parquet")
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema or row_schema())
+    pq.write_table(table, folder / "train.parquet")
     return folder
 
 
@@ -230,7 +233,7 @@ def test_row_shows_every_clip_with_its_middle_frame(tmp_path: Path, clips: Mappi
         "seed": "0",
     }
     assert [(clip["index"], clip["start"], clip["end"]) for clip in row["clips"]] == [(0, 0, 4), (1, 4, 7), (2, 7, 11)]
-    assert [(clip["source_start"], clip["source_end"]) for clip in row["clips"]] == [(0, 4), (1, 4), (0, 4)]
+    assert [(clip["file_start"], clip["file_end"]) for clip in row["clips"]] == [(0, 4), (1, 4), (0, 4)]
     assert [clip["similarity"] for clip in row["clips"]] == [0.1, 1.0, -0.2]
     assert row["thirds"] == [1]
     assert row["evidence_spans"] == row["reference_spans"] == [[0.3636, 0.6364]]
@@ -242,6 +245,41 @@ def test_row_shows_every_clip_with_its_middle_frame(tmp_path: Path, clips: Mappi
         brightness = 0.5 + 0.5 * middles[name] / CLIP_SECONDS
         for seen, wanted in zip(image.getpixel((32, 32)), COLOURS[name], strict=True):
             assert abs(seen - wanted * brightness) < 14, (name, image.getpixel((32, 32)))
+
+
+def test_row_says_where_in_its_source_a_clip_is_from(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    cut_out = replace(clips["red"], source_id="film", source_start_seconds=3723.4)
+    unnamed = replace(clips["blue"], source_start_seconds=9.0)
+    preference = VideoPreference(Timeline((cut_out, unnamed)), "Q?", "yes", "no", (0,))
+    (row,) = inspected(write_dataset(tmp_path / "rows", [preference]))["rows"]
+    spans = [(clip["source"], clip["source_start"], clip["source_end"]) for clip in row["clips"]]
+    assert spans == [("film", 3723.4, 3727.4), ("", None, None)]
+    # Rows of before knew the source, and not where in it.
+    older = preference.to_row(lambda clip: "clips/gone.mp4")
+    for clip in older["clips"]:
+        clip["source_id"] = clip.pop("origin")["source_id"]
+    write_rows(tmp_path / "older", [older], schema=pa.Table.from_pylist([older]).schema)
+    (row,) = inspected(tmp_path / "older")["rows"]
+    assert [(clip["source"], clip["source_start"]) for clip in row["clips"]] == [("film", None), ("", None)]
+
+
+def test_rows_of_any_numbers_are_shown_or_say_what_is_wrong(tmp_path: Path, preferences: list[VideoPreference]) -> None:
+    rng = random.Random(1)
+    rows = []
+    for number in range(200):
+        row = preferences[number % len(preferences)].to_row(lambda clip: "clips/gone.mp4")
+        for clip in row["clips"]:
+            bounds = [0.0, 1.0, -1.0, 5e-324, 1e-300, 1e300, 1.7e308, math.inf, math.nan]
+            clip["start_seconds"], clip["end_seconds"] = rng.choice(bounds), rng.choice(bounds)
+            clip["origin"]["start_seconds"] = rng.choice(bounds)
+        row["evidence"] = rng.choice([[0], [-1], [2**31 - 1], [0, 0], []])
+        row["provenance"]["similarities"] = rng.choice([[], [math.nan], [1e308, -1e308], [0.5] * 9])
+        rows.append(row)
+    write_rows(tmp_path / "rows", rows)
+    data = inspected(tmp_path / "rows")
+    wrong = [row for row in data["rows"] if "error" in row]
+    assert len(data["rows"]) == 200
+    assert 20 < len(wrong) == data["invalid"] < 200
 
 
 def test_stage_2_row_has_several_evidence_clips_and_the_whole_as_reference(
@@ -389,7 +427,7 @@ def test_captions_are_shown_as_timelines_under_their_summaries(tmp_path: Path, c
     assert video["scenes"][0]["caption"] == ""
     scene = video["scenes"][3]
     assert (scene["start"], scene["end"], scene["span"]) == (8, 12, [0.1333, 0.2])
-    assert (scene["source_start"], scene["source_end"], scene["file"], scene["licence"]) == (0, 4, "white.mp4", "MIT")
+    assert (scene["file_start"], scene["file_end"], scene["file"], scene["licence"]) == (0, 4, "white.mp4", "MIT")
     assert scene["path"] == [summary.id for summary in captioned.summary_path(3)] != []
     assert [(one["level"], one["first"], one["last"], one["text"]) for one in video["summaries"]] == [
         (summary.level, summary.first_scene, summary.last_scene, "Colours follow on colours.")
@@ -408,8 +446,8 @@ def test_captions_are_bounded_whatever_their_scenes(
 ) -> None:
     videos = [scenes(clips, 50) for _ in range(10)]
     captions_of(tmp_path / "captions", videos)
-    monkeypatch.setattr(inspect_page, "_SCENES", 100)
-    monkeypatch.setattr(inspect_page, "_PICTURES", 20)
+    monkeypatch.setattr(captions, "_SCENES", 100)
+    monkeypatch.setattr(captions, "PICTURES", 20)
     data = inspected(tmp_path / "captions", num_rows=5)
     assert len(data["rows"]) == 5
     for video in data["rows"]:
@@ -475,7 +513,7 @@ def test_rows_are_drawn_evenly_and_by_the_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("total", "wanted"), [(3, 2), (7, 5), (10, 10), (2, 200), (0, 5)])
 def test_no_row_is_drawn_twice(total: int, wanted: int) -> None:
     for seed in range(20):
-        drawn = inspect_page._sample(total, wanted, seed)
+        drawn = sample(total, wanted, seed)
         assert len(set(drawn)) == len(drawn) == min(total, wanted)
         assert drawn == sorted(drawn)
         assert all(0 <= number < total for number in drawn)
@@ -503,11 +541,11 @@ def test_page_is_bounded_by_its_rows_not_by_theirs(tmp_path: Path) -> None:
 
 
 def test_clips_to_show_are_evidence_then_reference_then_others() -> None:
-    assert inspect_page._clips_to_show(4, (1,), (), 9) == [0, 1, 2, 3]
-    assert inspect_page._clips_to_show(100, (7, 93), (40,), 3) == [7, 40, 93]
-    assert inspect_page._clips_to_show(100, (7, 93), (40, 41), 3) == [7, 41, 93]
-    assert inspect_page._clips_to_show(100, tuple(range(100)), (), 2) == [25, 75]
-    assert inspect_page._clips_to_show(100, (0,), (), 3) == [0, 25, 75]
+    assert clips_to_show(4, (1,), (), 9) == [0, 1, 2, 3]
+    assert clips_to_show(100, (7, 93), (40,), 3) == [7, 40, 93]
+    assert clips_to_show(100, (7, 93), (40, 41), 3) == [7, 41, 93]
+    assert clips_to_show(100, tuple(range(100)), (), 2) == [25, 75]
+    assert clips_to_show(100, (0,), (), 3) == [0, 25, 75]
 
 
 def test_dataset_without_rows_is_a_page(tmp_path: Path) -> None:
@@ -556,7 +594,7 @@ def test_plots_count_all_rows_also_those_not_shown(tmp_path: Path) -> None:
     ],
 )
 def test_histogram_has_round_bounds(numbers: dict[float, int], expected: dict[str, Any]) -> None:
-    assert inspect_page._histogram(numbers) == expected
+    assert histogram(numbers) == expected
 
 
 def test_some_drops_of_each_reason_are_shown_and_all_counted(tmp_path: Path) -> None:

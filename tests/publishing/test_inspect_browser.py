@@ -174,12 +174,12 @@ def test_every_clip_is_drawn_and_marks_are_words(browser: Chromium, page: Path) 
     assert strips[1] == ["", "★ anchor◆ reference", ""]
     assert strips[3] == ["", "★ evidence", "", "", "", "", "★ evidence", ""]
     assert browser.run("document.querySelectorAll('.strip')[1].querySelectorAll('img')[1].alt") == (
-        "Clip 1, 4–8 s of the timeline, anchor and reference"
+        "Clip 1, 0:04–0:08 of the timeline, anchor and reference"
     )
     top = browser.run("[...document.querySelectorAll('.top')].map((top) => top.textContent)")
     assert "★ anchor: clip 1, middle third◆ reference: clip 1" in top[1]
     assert "★ evidence: clips 1, 6, first and last third◆ reference: the whole timeline" in top[3]
-    assert browser.run("document.querySelectorAll('.strip')[1].children[0].textContent") == "0 · 0–4 scosine 0.25"
+    assert browser.run("document.querySelectorAll('.strip')[1].children[0].textContent") == "0 · 0:00–0:04cosine 0.25"
     browser.run("document.querySelectorAll('details')[1].open = true")
     browser.wait("document.querySelectorAll('td').length > 0")
     provenance = browser.run("document.querySelectorAll('details')[1].textContent")
@@ -264,7 +264,7 @@ def test_scenes_and_summaries_are_read_with_the_keyboard(browser: Chromium, capt
     assert whole.startswith("The whole videoScenes #1 to #")
     browser.run("document.querySelectorAll('.scenes button')[3].focus()")
     browser.press("Enter")
-    assert browser.run(read).startswith("Scene 3 · 8–12 s · summed up in 1-")
+    assert browser.run(read).startswith("Scene 3 · 0:08–0:12 · summed up in 1-")
     assert browser.run(read).endswith("Scene 3 shows a colour.")
     assert browser.run("document.querySelectorAll('[aria-pressed=true]').length") == 1
     browser.press("Enter")
@@ -273,7 +273,7 @@ def test_scenes_and_summaries_are_read_with_the_keyboard(browser: Chromium, capt
     browser.press("Enter")
     assert browser.run(read).endswith("Colours follow on colours.")
     browser.run("document.querySelectorAll('.scenes button')[0].click()")
-    assert browser.run(read) == "Scene 0 · 0–2 sThis scene has no caption."
+    assert browser.run(read) == "Scene 0 · 0:00–0:02This scene has no caption."
     browser.run("document.querySelectorAll('details')[0].open = true")
     browser.wait("document.querySelectorAll('tbody tr').length === 40")
     assert "gone.mp4" in browser.run("document.querySelectorAll('tbody tr')[39].textContent")

@@ -1,221 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src '{{style_hash}}'; script-src '{{script_hash}}'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<link rel="icon" href="data:,">
-<title>{{title}} · longvpo inspect</title>
-<style>
-:root {
-  color-scheme: light dark;
-  --page: #f3f4f7; --card: #ffffff; --well: #f3f4f7; --ink: #191d24; --soft: #5a6472; --line: #d9dee5;
-  --evidence: #b8430c; --evidence-wash: #fdf0e8; --reference: #0a5fd0; --chosen: #14744a; --chosen-wash: #ecf7f1;
-  --rejected: #93305f; --rejected-wash: #fbeff5; --bar: #3b76dd; --on: #ffffff;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #0d1015; --card: #161a21; --well: #0f1319; --ink: #e7eaef; --soft: #9ba6b4; --line: #2c333d;
-    --evidence: #ffa163; --evidence-wash: #2b1d13; --reference: #79b5ff; --chosen: #62cf97; --chosen-wash: #12241b;
-    --rejected: #f092bd; --rejected-wash: #2a1620; --bar: #5c93f5; --on: #0d1015;
-  }
-}
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-html { scroll-padding-top: 7.5rem; -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-main, header { max-width: 78rem; margin: 0 auto; padding: 0 1.25rem; }
-h1, h2, h3, p, dl, dd, ol, figure { margin: 0; }
-h1 { font-size: 1.75rem; line-height: 1.2; letter-spacing: -0.02em; overflow-wrap: anywhere; }
-h2:focus { outline: none; }
-h2 { font-size: 1.15rem; margin: 2.25rem 0 0.75rem; letter-spacing: -0.01em; }
-a { color: var(--reference); }
-:focus-visible { outline: 3px solid var(--reference); outline-offset: 2px; border-radius: 4px; }
-.skip { position: absolute; left: -100vw; }
-.skip:focus { left: 1rem; top: 0.5rem; background: var(--card); padding: 0.5rem 1rem; z-index: 9; }
-header { padding-top: 2rem; }
-.over { color: var(--soft); font-size: 0.8rem; letter-spacing: 0.08em; text-transform: uppercase; margin-bottom: 0.25rem; }
-.lead { color: var(--soft); margin-top: 0.35rem; }
-.lead strong { color: var(--ink); font-weight: 600; }
-.jumps { display: flex; gap: 1.25rem; margin-top: 0.6rem; font-size: 0.92rem; }
-.soft { color: var(--soft); }
-.said { unicode-bidi: plaintext; overflow-wrap: anywhere; white-space: pre-wrap; }
-.notice { border-left: 4px solid var(--evidence); background: var(--evidence-wash); padding: 0.5rem 0.75rem; margin-top: 0.75rem; border-radius: 4px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
-
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 0.9rem; }
-.plots .card { padding: 0.85rem 1rem 0.7rem; }
-figcaption { font-weight: 600; font-size: 0.92rem; }
-figcaption small { display: block; font-weight: 400; color: var(--soft); }
-.plots svg { display: block; width: 100%; height: auto; margin-top: 0.4rem; overflow: visible; }
-.plots text { fill: var(--soft); font-size: 10.5px; font-variant-numeric: tabular-nums; }
-.plots text.name { fill: var(--ink); font-size: 11.5px; }
-.plots .bar { fill: var(--bar); }
-.plots .bar:hover { opacity: 0.75; }
-.plots .lost { fill: var(--rejected); }
-.plots .grid { stroke: var(--line); stroke-width: 1; }
-.plots .even { stroke: var(--evidence); stroke-width: 1.5; stroke-dasharray: 5 4; }
-.even-name { color: var(--evidence); }
-
-.filters { position: sticky; top: 0; z-index: 5; display: flex; flex-wrap: wrap; gap: 0.5rem 0.75rem; align-items: end;
-  background: var(--page); padding: 0.65rem 0; border-bottom: 1px solid var(--line); }
-.filters label, .filters fieldset { display: block; min-width: 0; font-size: 0.78rem; color: var(--soft); }
-.filters .wide { flex: 1 1 14rem; }
-.filters fieldset { border: 0; padding: 0; margin: 0; }
-.filters legend { padding: 0; }
-.pair { display: flex; gap: 0.3rem; align-items: center; }
-input, select, button { font: inherit; font-size: 0.92rem; color: var(--ink); background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; padding: 0.32rem 0.55rem; min-height: 2.35rem; }
-.filters input[type=search], .filters select { width: 100%; }
-.filters input[type=number] { width: 4.4rem; }
-button { cursor: pointer; font-weight: 600; }
-button:hover { border-color: var(--soft); }
-#status { flex-basis: 100%; font-size: 0.88rem; color: var(--soft); font-variant-numeric: tabular-nums; }
-.legend { display: flex; flex-wrap: wrap; gap: 0.35rem 1.1rem; font-size: 0.85rem; color: var(--soft); margin: 0.75rem 0; }
-.legend span { display: inline-flex; gap: 0.4rem; align-items: center; }
-
-.row { padding: 1rem 1.15rem 0.9rem; margin-bottom: 1rem; content-visibility: auto; contain-intrinsic-size: auto 32rem; }
-.top { display: flex; flex-wrap: wrap; gap: 0.3rem 0.6rem; align-items: baseline; font-size: 0.85rem; color: var(--soft); }
-.top h3 { font-size: 0.85rem; font-weight: 600; }
-.top code { font-size: 0.92em; }
-.chip { border: 1px solid var(--line); border-radius: 99px; padding: 0 0.55rem; font-size: 0.8rem; overflow-wrap: anywhere; }
-.question { font-size: 1.16rem; line-height: 1.4; font-weight: 600; margin: 0.45rem 0 0.7rem; letter-spacing: -0.005em; }
-.rail { display: block; width: 100%; height: 14px; margin-bottom: 0.55rem; }
-.rail .track { fill: var(--line); }
-.rail .evidence { fill: var(--evidence); }
-.rail .reference { fill: var(--reference); }
-
-.strip { list-style: none; padding: 0; display: grid; gap: 0.5rem; grid-template-columns: repeat(auto-fill, minmax(7.4rem, 1fr)); }
-.clip { position: relative; min-width: 0; border-radius: 8px; border: 1px solid var(--line); background: var(--well); overflow: hidden; font-size: 0.75rem; line-height: 1.35; }
-.clip img, .clip .blank { display: block; width: 100%; aspect-ratio: 16 / 9; object-fit: contain; background: #000; }
-.clip .blank { display: grid; place-content: center; text-align: center; background: repeating-linear-gradient(135deg, var(--well) 0 7px, var(--line) 7px 8px); color: var(--ink); font-weight: 600; padding: 0.3rem; overflow-wrap: anywhere; }
-.clip .under { padding: 0.25rem 0.4rem 0.35rem; color: var(--soft); font-variant-numeric: tabular-nums; }
-.clip .under b { color: var(--ink); }
-.clip.is-evidence { border-color: var(--evidence); box-shadow: 0 0 0 2px var(--evidence); background: var(--evidence-wash); }
-.clip.is-reference:not(.is-evidence) { border: 1px dashed var(--reference); box-shadow: 0 0 0 1px var(--reference); }
-.badges { display: flex; flex-wrap: wrap; gap: 0.2rem; margin-top: 0.2rem; }
-.badge { border-radius: 5px; padding: 0 0.35rem; font-size: 0.7rem; font-weight: 700; line-height: 1.55; white-space: nowrap; background: var(--reference); color: var(--on); }
-.badge.evidence { background: var(--evidence); }
-.like { display: block; width: 100%; height: 4px; margin-top: 0.25rem; }
-.like .track { fill: var(--line); }
-.like .bar { fill: var(--bar); }
-.gap { display: grid; place-content: center; text-align: center; color: var(--soft); border: 1px dashed var(--line); border-radius: 8px; font-size: 0.78rem; padding: 0.4rem; min-height: 4rem; }
-.told { margin-top: 0.6rem; font-size: 0.88rem; color: var(--soft); }
-.told b { color: var(--evidence); font-weight: 600; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 0.7rem; margin-top: 0.8rem; }
-.answer { border-radius: 8px; border-left: 4px solid; padding: 0.5rem 0.8rem 0.6rem; }
-.answer h4 { margin: 0; font-size: 0.78rem; letter-spacing: 0.02em; }
-.answer h4 small { font-weight: 400; color: var(--soft); font-size: 1em; }
-.answer .cut { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 8; overflow: hidden; }
-.answer button { margin-top: 0.5rem; font-size: 0.82rem; min-height: 2rem; padding: 0.15rem 0.6rem; }
-.answer.chosen { border-color: var(--chosen); background: var(--chosen-wash); }
-.answer.chosen h4 { color: var(--chosen); }
-.answer.rejected { border-color: var(--rejected); background: var(--rejected-wash); }
-.answer.rejected h4 { color: var(--rejected); }
-.film { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--well); margin-top: 0.6rem; }
-.film > div { position: relative; min-width: 100%; padding: 0.35rem 0 0; }
-.lane { position: relative; height: 1.75rem; }
-.lane button, .scenes button { position: absolute; overflow: hidden; text-align: left; font-weight: 400; min-height: 0; color: var(--ink); }
-.lane button { top: 0; height: 1.55rem; padding: 0 0.5rem; border-radius: 5px; border-color: var(--bar); font-size: 0.76rem; line-height: 1.45rem; white-space: nowrap; text-overflow: ellipsis; }
-.lane button span { position: sticky; left: 0.5rem; }
-.scenes { position: relative; height: 10.4rem; list-style: none; padding: 0; }
-.scenes button { top: 0; height: 10.1rem; width: 100%; padding: 0; border-radius: 0; border-width: 0 1px 0 0; font-size: 0.75rem; line-height: 1.35; display: flex; flex-direction: column; align-items: stretch; }
-.scenes li { position: absolute; top: 0; height: 100%; }
-.scenes .is-uncaptioned button { background: var(--evidence-wash); }
-.scenes img, .scenes .blank { flex: none; width: 100%; height: 5.4rem; object-fit: cover; padding: 0.3rem; overflow: hidden; font-weight: 600; overflow-wrap: anywhere; }
-.scenes img { padding: 0; }
-.scenes [aria-pressed=true] img { height: calc(5.4rem - 6px); margin: 3px 3px 3px; width: calc(100% - 6px); }
-.scenes .blank { background: repeating-linear-gradient(135deg, var(--well) 0 7px, var(--line) 7px 8px); }
-.scenes .under { display: block; padding: 0.2rem 0.4rem; color: var(--soft); font-variant-numeric: tabular-nums; white-space: nowrap; }
-.scenes .under b { color: var(--ink); }
-.scenes .under .said { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; white-space: normal; color: var(--ink); }
-.film button:hover, .film button[aria-pressed=true] { background: var(--chosen-wash); border-color: var(--chosen); }
-.film button[aria-pressed=true] { box-shadow: inset 0 0 0 3px var(--chosen); }
-.read { min-height: 3.6rem; margin-top: 0.6rem; border-left: 4px solid var(--chosen); background: var(--chosen-wash); border-radius: 8px; padding: 0.5rem 0.8rem; }
-.read p { font-size: 0.92rem; }
-.read h4 { margin: 0; font-size: 0.78rem; color: var(--chosen); }
-.problems { margin: 0.7rem 0 0; padding: 0.5rem 0.75rem 0.5rem 1.75rem; background: var(--evidence-wash); border-radius: 8px; font-size: 0.85rem; }
-details { margin-top: 0.75rem; font-size: 0.88rem; }
-summary { cursor: pointer; color: var(--soft); width: fit-content; }
-summary:hover { color: var(--ink); }
-.facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr); gap: 0.15rem 1rem; margin: 0.6rem 0; }
-.facts dt { color: var(--soft); }
-.facts dd { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: 0.82rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-td.number { white-space: nowrap; }
-td.long { min-width: 9rem; }
-.drop { padding: 0.6rem 0.9rem; margin-bottom: 0.5rem; font-size: 0.88rem; }
-.drop .facts { margin: 0.3rem 0 0; }
-.drops-head { display: flex; flex-wrap: wrap; gap: 0.75rem; align-items: end; margin-bottom: 0.75rem; }
-.drops-head label { min-width: 0; font-size: 0.78rem; color: var(--soft); }
-.drops-head select { display: block; max-width: 100%; }
-.foot { color: var(--soft); font-size: 0.82rem; padding: 2rem 0 3rem; }
-@media (max-width: 40rem) {
-  body { font-size: 14.5px; }
-  main, header { padding-left: 0.85rem; padding-right: 0.85rem; }
-  .filters { position: static; }
-  html { scroll-padding-top: 0.5rem; }
-  .row { padding: 0.85rem 0.85rem 0.75rem; }
-  .strip { grid-template-columns: repeat(auto-fill, minmax(6.1rem, 1fr)); gap: 0.4rem; }
-  .facts { grid-template-columns: 1fr; }
-  .facts dd { margin-bottom: 0.35rem; }
-}
-@media print { .filters { position: static; } .row { content-visibility: visible; break-inside: avoid; } }
-</style>
-</head>
-<body>
-<a class="skip" href="#rows" data-jump>Skip to the {{things}}</a>
-<noscript><p class="notice">This page shows its {{things}} with its own JavaScript, which is switched off here.</p></noscript>
-<header>
-  <p class="over">longvpo inspect</p>
-  <h1 class="said">{{title}}</h1>
-  <p class="lead" id="lead"></p>
-  <nav class="jumps" aria-label="Parts of the page"><a href="#plots-title" data-jump>Plots</a><a href="#rows" data-jump>{{Things}}</a><a href="#drops" data-jump id="to-drops" hidden>Dropped</a></nav>
-  <div id="notices"></div>
-</header>
-<main>
-  <section aria-labelledby="plots-title">
-    <h2 id="plots-title" tabindex="-1">The whole dataset</h2>
-    <div class="plots" id="plots"></div>
-  </section>
-  <section aria-labelledby="rows">
-    <h2 id="rows" tabindex="-1">{{Things}}</h2>
-    <form class="filters" id="filters" role="search" aria-label="Filter the {{things}}">
-      <label class="wide">Search<input type="search" name="q" placeholder="words of any text that is shown, and of files" autocomplete="off"></label>
-      <label data-kind="rows">Method<select name="method"><option value="">all</option></select></label>
-      <label data-kind="rows">Evidence stands<select name="third"><option value="">anywhere</option><option value="begin">in the first third</option><option value="middle">in the middle third</option><option value="end">in the last third</option></select></label>
-      <fieldset><legend>{{Parts}}</legend><span class="pair"><input type="number" name="min" min="1" placeholder="from" aria-label="At least so many {{parts}}"><span aria-hidden="true">–</span><input type="number" name="max" min="1" placeholder="to" aria-label="At most so many {{parts}}"></span></fieldset>
-      <button type="reset">Clear</button>
-      <p id="status" role="status"></p>
-    </form>
-    <p class="legend" data-kind="rows">
-      <span><span class="badge evidence">★ anchor</span> or <span class="badge evidence">★ evidence</span> holds the answer</span>
-      <span><span class="badge">◆ reference</span> what the reference model is scored on</span>
-      <span>Pictures are the middle frame of each clip. Rows and clips count from 0.</span>
-    </p>
-    <p class="legend" data-kind="videos">
-      <span>Below: the scenes, as wide as they are long, with the middle frame of some. Above: what summaries cover, the widest on top. Press one to read it whole. Scenes count from 0.</span>
-    </p>
-    <div id="list"></div>
-  </section>
-  <section aria-labelledby="drops" id="drops-section" hidden>
-    <h2 id="drops" tabindex="-1">Dropped</h2>
-    <div class="drops-head">
-      <label>Reason<select id="reason"><option value="">all</option></select></label>
-      <p class="soft" id="drops-status" role="status"></p>
-    </div>
-    <div id="drop-list"></div>
-  </section>
-  <p class="foot">The filters stand in this page's address: share the link with the file.</p>
-</main>
-<script type="application/json" id="data">{{data}}</script>
-<script>
 "use strict";
 // Everything that comes from the dataset becomes text nodes or the values of harmless attributes, never HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -237,16 +19,13 @@ const svg = (name, attributes = {}, ...children) =>
   put(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 const said = (name, text, attributes = {}) => el(name, { dir: "auto", ...attributes, class: `said ${attributes.class ?? ""}`.trim() }, text);
 
-function clock(seconds) {
-  if (seconds < 60) return `${number(seconds, 1)} s`;
-  const whole = Math.round(seconds), two = (value) => String(value).padStart(2, "0");
-  const minutes = Math.floor(whole / 60);
-  return minutes < 60 ? `${minutes}:${two(whole % 60)}` : `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${two(whole % 60)}`;
+function clock(seconds) { // 0:04, 1:05.5, 2:03:04
+  const tenths = Math.round(seconds * 10), whole = Math.floor(tenths / 10), two = (value) => String(value).padStart(2, "0");
+  const minutes = Math.floor(whole / 60), rest = two(whole % 60) + (tenths % 10 ? `.${tenths % 10}` : "");
+  return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${rest}`;
 }
 
-function between(start, end) {
-  return end < 60 ? `${number(start, 1)}–${number(end, 1)} s` : `${start < 60 ? `0:${String(Math.floor(start)).padStart(2, "0")}` : clock(start)}–${clock(end)}`;
-}
+const between = (start, end) => (start === null ? "" : `${clock(start)}–${clock(end)}`);
 
 // --------------------------------------------------------------------------------------------------------- plots
 
@@ -361,11 +140,12 @@ function provenance(row) {
   const table = [
     ["clip", (clip) => String(clip.index), "number"],
     ["on the timeline", (clip) => between(clip.start, clip.end), "number"],
-    ["in its file", (clip) => between(clip.source_start, clip.source_end), "number"],
+    ["in its file", (clip) => between(clip.file_start, clip.file_end), "number"],
     used("similarity") && ["cosine", (clip) => (clip.similarity === null ? "–" : signed(clip.similarity, 3)), "number"],
     used("caption") && ["caption", (clip) => clip.caption, "long"],
     ["file", (clip) => clip.file, "long"],
     used("source") && ["source", (clip) => clip.source, "long"],
+    used("source_start") && ["in its source", (clip) => between(clip.source_start, clip.source_end), "number"],
     used("licence") && ["licence", (clip) => clip.licence, ""],
   ].filter(Boolean);
   const cells = row.clips.map((clip) => el("tr", {}, ...table.map(([, text, kind]) => said("td", text(clip), { class: kind }))));
@@ -383,7 +163,8 @@ function article(row) {
     card.append(el("p", { class: "problems" }, "⚠ This row is no preference: ", said("span", row.error)));
     return card;
   }
-  const word = (row.facts.method ?? "").startsWith("longvpo-stage1") && row.evidence.length === 1 ? "anchor" : "evidence";
+  // One clip that holds the answer and that the reference model is scored on: what LongVPO calls the anchor.
+  const word = row.evidence.length === 1 && row.reference.length === 1 && row.evidence[0] === row.reference[0] ? "anchor" : "evidence";
   const where = row.thirds.map((third) => ["first", "middle", "last"][third]).join(" and ");
   top.append(
     row.facts.method ? el("span", { class: "chip" }, row.facts.method) : "",
@@ -481,11 +262,12 @@ function scenesTable(video) {
   const columns = [
     ["scene", (scene) => String(scene.index), "number"],
     ["on the timeline", (scene) => between(scene.start, scene.end), "number"],
-    ["in its file", (scene) => between(scene.source_start, scene.source_end), "number"],
+    ["in its file", (scene) => between(scene.file_start, scene.file_end), "number"],
     ["caption", (scene) => scene.caption, "long"],
     ["summed up in", (scene) => scene.path.join(" › "), ""],
     ["file", (scene) => scene.file, "long"],
     ["source", (scene) => scene.source, "long"],
+    ["in its source", (scene) => between(scene.source_start, scene.source_end), "number"],
     ["licence", (scene) => scene.licence, ""],
   ].filter(([, text]) => video.scenes.some((scene) => text(scene) !== ""));
   const cells = video.scenes.map((scene) => el("tr", {}, ...columns.map(([, text, kind]) => said("td", text(scene), { class: kind }))));
@@ -605,6 +387,3 @@ for (const jump of document.querySelectorAll("[data-jump]")) {
   });
 }
 recall();
-</script>
-</body>
-</html>
