@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from corpora import read, sources, write_jsonl, write_tar, write_zip
 from longvpo_hf.artifacts import file_digest as sha256_of
 from longvpo_hf.errors import CorpusError
 from longvpo_hf.funnel import Dropped
@@ -37,42 +38,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_video(folder / f"{i}.mp4", 4, first=10 * i) for i in range(4)]
 
 
-def read(corpus: str, root: Path) -> list[Source | Dropped]:
-    return list(read_corpus(corpus, root, root.parent / "cache"))
-
-
-def sources(found: Iterable[Source | Dropped]) -> list[Source]:
-    found = list(found)
-    assert [item for item in found if isinstance(item, Dropped)] == []
-    return [item for item in found if isinstance(item, Source)]
-
-
 def same_content(source: Source, video: Path) -> bool:
     return sha256_of(source.path) == sha256_of(video) and source.sha256 in ("", sha256_of(video))
-
-
-def write_jsonl(path: Path, records: Iterable[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 # -------------------------------------------------------------------------------------------------- a folder of videos

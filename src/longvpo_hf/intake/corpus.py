@@ -13,7 +13,7 @@ from longvpo_hf.intake.archives import Archive
 from longvpo_hf.intake.limits import IntakeLimits
 from longvpo_hf.intake.record_files import read_records
 from longvpo_hf.intake.records import BadRecord, Record, Scene, Source, Sources
-from longvpo_hf.intake.store import VideoStore, walk
+from longvpo_hf.intake.store import VideoStore, is_macos_file, walk
 
 
 class Corpus:
@@ -35,6 +35,7 @@ class Corpus:
         self.cache = cache
         self.limits = limits or IntakeLimits()
         self._store: VideoStore | None = None
+        self._problems: list[Dropped] = []
 
     def open_store(self, archives: Sequence[Archive] | None = None) -> VideoStore:
         """The corpus' videos.
@@ -54,12 +55,16 @@ class Corpus:
         """Its files whose names match, in order; hidden ones and those in hidden folders are passed over.
 
         Args:
-            patterns: As in a shell; upper and lower case are the same.
+            patterns: As in a shell, in lower case; the case of names does not matter.
         """
         found = []
         for path in walk(self.root, self.cache):
-            is_hidden = any(part.startswith(".") for part in path.relative_to(self.root).parts)
-            if not is_hidden and not path.is_dir() and any(fnmatch(path.name.lower(), name) for name in patterns):
+            if path.is_dir() or not any(fnmatch(path.name.lower(), pattern) for pattern in patterns):
+                continue
+            name = path.relative_to(self.root).as_posix()
+            if is_macos_file(name):
+                self._problems.append(Dropped("macos_file", str(path)))
+            elif not any(part.startswith(".") for part in name.split("/")):
                 found.append(path)
         return found
 
@@ -87,8 +92,13 @@ class Corpus:
                 yield from make(record)
             except BadRecord as error:
                 yield error.dropped()
-            yield from self.store.take_problems()
-        yield from self.store.take_problems()
+            yield from self.take_problems()
+        yield from self.take_problems()
+
+    def take_problems(self) -> list[Dropped]:
+        """Drops of files and archives that are no record's, since the last call."""
+        problems, self._problems = self._problems, []
+        return problems + self.store.take_problems()
 
     def source(
         self,

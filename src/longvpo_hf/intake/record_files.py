@@ -41,6 +41,8 @@ _LONGEST_TOKEN = 16
 #: A row group that unpacks to more than this is refused if it is that much larger than on disk.
 _SUSPICIOUS_BYTES = 256 * MIB
 _MEMBER_BYTES = 16
+#: What the rows that are held at once may take, if each is as large as its row group.
+_BATCH_BYTES = 64 * MIB
 _ROWS_AT_A_TIME = 1_000
 _MESSAGE_CHARACTERS = 300
 #: Ends of a Parquet file: the length of its own index, and its mark.
@@ -324,7 +326,7 @@ def _parquet(path: Path, limits: IntakeLimits, columns: tuple[str, ...]) -> Iter
                 yield place, BadRecord(str(path), place, problem)
             else:
                 # No value is larger than its row group.
-                rows = max(1, min(_ROWS_AT_A_TIME, _SUSPICIOUS_BYTES // max(1, unpacked)))
+                rows = max(1, min(_ROWS_AT_A_TIME, _BATCH_BYTES // max(1, unpacked)))
                 try:
                     yield from _rows(file, index, names, rows, first, str(path), limits)
                 except (pa.ArrowException, OSError) as error:

@@ -16,6 +16,8 @@ from longvpo_hf.funnel import Dropped
 _CLOCK = re.compile(r"(?:(?:(\d{1,6}):)?(\d{1,8}):)?(\d{1,10}(?:[.,]\d{1,12})?)")
 #: Longer than any video, and exact as a float.
 _MAX_SECONDS = 10**9
+#: Of a name of a file or a video: the longest path that Linux has.
+MAX_NAME_CHARACTERS = 4096
 _SHOWN_CHARACTERS = 60
 _SHOWN_FIELDS = 12
 _REPR = reprlib.Repr()
@@ -148,6 +150,17 @@ class Record:
         text = self.get(name, str).strip()
         if not text:
             raise self.error(name, "is empty")
+        return text
+
+    def name(self, name: str) -> str:
+        """The field `name`, text that names something: a file, a video.
+
+        Raises:
+            BadRecord: If it is absent, not text, empty, or longer than any name.
+        """
+        text = self.text(name)
+        if len(text) > MAX_NAME_CHARACTERS:
+            raise self.error(name, f"has {len(text)} characters; a name has {MAX_NAME_CHARACTERS} at most")
         return text
 
     def items(self, name: str) -> Iterator[Record]:

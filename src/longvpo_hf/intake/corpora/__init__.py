@@ -66,7 +66,8 @@ def _checked(name: str, root: Path, cache: Path, limits: IntakeLimits) -> Source
 
 def _where(drop: Dropped) -> str:
     """A drop as a sentence that starts with its file."""
-    if drop.detail.startswith(drop.path):
-        return drop.detail
-    is_of_file = drop.detail.startswith(("is ", "must ", "cannot "))
-    return f"{drop.path}{' ' if is_of_file else ', '}{drop.detail}"
+    detail = drop.detail.rstrip(".")
+    if detail.startswith(drop.path):
+        return f"{detail}."
+    is_of_file = detail.startswith(("is ", "must ", "cannot "))
+    return f"{drop.path}{' ' if is_of_file else ', '}{detail}."

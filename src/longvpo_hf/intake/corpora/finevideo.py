@@ -28,7 +28,7 @@ def read(corpus: Corpus) -> Sources:
 
     def video(record: Record) -> Sources:
         content = record.get("mp4", bytes)
-        name = record.text("json.original_video_filename")
+        name = record.name("json.original_video_filename")
         scenes = tuple(_scene(scene) for scene in record.items("json.content_metadata.scenes"))
         caption = record.find("json.content_metadata.description", str) or ""
         source_id = PurePosixPath(name).stem

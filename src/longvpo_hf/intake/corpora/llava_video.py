@@ -9,19 +9,20 @@ from __future__ import annotations
 from longvpo_hf.intake.corpus import Corpus
 from longvpo_hf.intake.records import Record, Sources
 
+_PATTERNS = ("*.json", "*.jsonl")
+
 
 def read(corpus: Corpus) -> Sources:
     """A video for each record."""
-    files = corpus.files("*.json", "*.jsonl")
+    files = corpus.files(*_PATTERNS)
     captions = [path for path in files if "cap" in path.stem.split("_")]
 
     def video(record: Record) -> Sources:
-        source_id = record.text("id")
+        source_id = record.name("id")
         caption = _answer(record) if captions else ""
-        yield corpus.source(record, record.text("video"), source_id, caption=caption)
+        yield corpus.source(record, record.name("video"), source_id, caption=caption)
 
-    records = corpus.records(paths=captions) if captions else corpus.records("*.json", "*.jsonl")
-    yield from corpus.each(records, video)
+    yield from corpus.each(corpus.records(*_PATTERNS, paths=captions or files), video)
 
 
 def _answer(record: Record) -> str:

@@ -17,7 +17,7 @@ def read(corpus: Corpus) -> Sources:
 
     def video(record: Record) -> Sources:
         nonlocal before
-        name = record.text("video")
+        name = record.name("video")
         if name != before:
             yield corpus.source(record, name, PurePosixPath(name).stem, licence="MIT")
         before = name

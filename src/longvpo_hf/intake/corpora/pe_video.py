@@ -53,7 +53,7 @@ def read(corpus: Corpus) -> Sources:
                 yield pair if isinstance(pair, Dropped) else _source(corpus, archive, *pair, ids)
             except BadRecord as error:
                 yield error.dropped()
-        yield from store.take_problems()
+        yield from corpus.take_problems()
 
 
 def _content(member: Member, where: str, limits: IntakeLimits) -> bytes:

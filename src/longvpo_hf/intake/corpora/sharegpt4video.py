@@ -13,17 +13,17 @@ def read(corpus: Corpus) -> Sources:
     """A video for each record."""
 
     def video(record: Record) -> Sources:
-        video_id = record.text("video_id")
+        video_id = record.name("video_id")
         captions = {str(item.get("idx", object)): item.text("content") for item in record.items("captions")}
         if "-1" not in captions:
             raise record.error("captions", f"has no idx '-1', the whole video's caption, but {sorted(captions)[:9]}")
         yield corpus.source(
             record,
-            record.text("video_path"),
+            record.name("video_path"),
             video_id,
             caption=captions["-1"],
             licence="CC-BY-NC-4.0",
-            archive=record.text("zip_folder"),
+            archive=record.name("zip_folder"),
         )
 
     yield from corpus.each(corpus.records("*.jsonl"), video)

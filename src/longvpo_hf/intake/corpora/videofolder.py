@@ -79,8 +79,10 @@ class _Described:
             yield Dropped(*columns)
 
     def _add(self, record: Record, corpus: Corpus) -> Dropped | None:
-        name = record.text("file_name")
+        name = record.name("file_name")
         values = [record.find(field, str) or record.find(_ALIASES.get(field, field), str) or "" for field in _FIELDS]
+        if values[1]:
+            values[1] = record.name("source_id")
         place = corpus.store.locate(name, values[1] or name, record.folder)
         if isinstance(place, Dropped):
             return place

@@ -34,13 +34,13 @@ def read(corpus: Corpus) -> Sources:
     videos = [archive for archive in archives if archive not in captions]
     # The zips of whole films hold no scene; they have hundreds of gigabytes.
     videos = [archive for archive in videos if "clip" in archive.name] or videos
-    store = corpus.open_store(videos)
+    corpus.open_store(videos)
     starts = _Starts(corpus, videos)
 
     def film(record: Record) -> Sources:
         for clip_id, clip in sorted(record.named("data"), key=lambda named: _order(named[0])):
             try:
-                film_id = clip.text("video_id")
+                film_id = clip.name("video_id")
                 camera = [clip.find(f"caption.{name}", str) or "" for name in ("shot_type", "camera_movement")]
                 yield corpus.source(
                     record,
@@ -55,7 +55,7 @@ def read(corpus: Corpus) -> Sources:
                 yield error.dropped()
 
     yield from corpus.each(_records(corpus, captions), film)
-    yield from store.take_problems()
+    yield from corpus.take_problems()
 
 
 def _records(corpus: Corpus, captions: Sequence[Archive]) -> Iterator[Record | Dropped]:
@@ -119,7 +119,7 @@ class _Starts:
         # It adds times to scenes that are complete without them: what cannot be read of it costs nothing.
         try:
             for clip in [] if isinstance(record, Dropped) else record.items("clips"):
-                clip_id = PurePosixPath(clip.text("clip_id")).name.removesuffix(".mp4")
+                clip_id = PurePosixPath(clip.name("clip_id")).name.removesuffix(".mp4")
                 seconds = clip.seconds("start_time" if "start_time" in clip.fields else "start")
                 self._table.execute("INSERT OR REPLACE INTO starts VALUES (?, ?)", (clip_id, seconds))
         except BadRecord:
