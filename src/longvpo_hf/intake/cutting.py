@@ -165,7 +165,8 @@ def _clips(source: Source, scenes: list[Scene], video: VideoFile, cutting: Cutti
         bounds = [scene.start_seconds + seconds * k / parts for k in range(parts)] + [scene.end_seconds]
         for start, end in itertools.pairwise(bounds):
             caption = scene.caption if parts == 1 else ""
-            yield Clip(str(source.path), start, end, caption, source.source_id, source.licence)
+            in_film = None if source.film_start_seconds is None else source.film_start_seconds + start
+            yield Clip(str(source.path), start, end, caption, source.source_id, source.licence, in_film)
 
 
 def _joined(scenes: list[Scene], min_seconds: float) -> list[Scene]:

@@ -96,6 +96,7 @@ class CorpusSurvey:
         benchmarks: BenchmarkVideos | None = None,
     ) -> None:
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as this object
+        self._films: dict[str, str] = {}
         videos, dropped, suffixes = Counter[str](), Counter[str](), Counter[str]()
         examples: dict[str, list[str]] = {}
         before = ""
@@ -108,6 +109,8 @@ class CorpusSurvey:
                 videos["scenes"] += len(item.scenes)
                 videos["in benchmarks"] += benchmarks is not None and benchmarks.match(item) is not None
                 before = item.film
+                if item.film:
+                    self._films[str(item.path)] = item.film
                 continue
             dropped[item.reason] += 1
             if item.reason == "unknown_suffix":
@@ -127,6 +130,10 @@ class CorpusSurvey:
             unknown_suffixes=dict(suffixes.most_common()),
             examples={reason: tuple(some) for reason, some in examples.items()},
         )
+
+    def video_of(self, path: str) -> str:
+        """The video that a file of the corpus is, or is one scene of: the same for all scenes of a film."""
+        return self._films.get(path, path)
 
     def __iter__(self) -> Sources:
         """The corpus' videos and drops, as `read_corpus` gives them."""
