@@ -272,7 +272,7 @@ def test_a_piece_is_worked_out_once_and_whole(tmp_path: Path) -> None:
 def test_a_dataset_built_again_is_loaded_anew_and_one_file_is_enough(tmp_path: Path) -> None:
     video = tmp_path / "one.mp4"
     VideoEncoder(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), frame_rate=4).to_file(str(video))
-    pool = [Clip(str(video), 0.0, 1.0), Clip(str(video), 1.0, 2.0)]
+    pool = [Clip(str(video), 0.0, 1.0, source_id="one"), Clip(str(video), 1.0, 2.0, source_id="two")]
     settings = Stage1Settings(num_rows=2, max_clips=2, seed=1)
     answers = []
     for word in ("old", "new"):

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from longvpo_hf.building.captioning import caption_videos
 from longvpo_hf.building.rehearsal import rehearsal
@@ -19,6 +22,7 @@ from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.responders import Request, ScriptedResponder
+from longvpo_hf.timeline import Clip
 from scenes import unfilmed
 
 _REHEARSED = rehearsal()
@@ -39,17 +43,29 @@ def _hash(output: Path, funnel: dict[str, dict[str, int]]) -> str:
     return hashlib.sha256(json.dumps([rows, funnel], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _embed(clips: Sequence[Clip]) -> NDArray[np.float64]:
+    """Twelve kinds of clips, any two of them at a cosine of 0.5."""
+    kinds = 0.5**0.5 * np.concatenate([np.eye(12), np.ones((12, 1))], axis=1)
+    return kinds[np.arange(len(clips)) % 12]
+
+
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("stage1", "66db871914cf5d9c"), ("stage2", "ec6e15160759f974"), ("temporal", "ac2a44526e7a5901")],
+    [
+        ("stage1", "2332cefc838cb6f4"),
+        ("stage1-embedded", "dd51d72d8d0aa707"),
+        ("stage2", "ec6e15160759f974"),
+        ("temporal", "ac2a44526e7a5901"),
+    ],
 )
 def test_a_scripted_build_gives_the_same_rows(tmp_path: Path, method: str, expected: str) -> None:
     timelines = [video.timeline for video in unfilmed(tmp_path / "media", [6, 9, 2, 14, 5, 7, 3, 11] * 4)]
     model, output = ScriptedResponder("fickle", _fickle), tmp_path / "rows"
-    if method == "stage1":
+    if method.startswith("stage1"):
         pool = [clip for timeline in timelines for clip in timeline.clips]
         settings = Stage1Settings(num_rows=150, max_clips=7, questions_per_timeline=2, seed=5)
-        funnel = build_stage1(pool, model, model, output, settings, judge=model)
+        embed = _embed if method == "stage1-embedded" else None
+        funnel = build_stage1(pool, model, model, output, settings, embed, judge=model)
         assert _hash(output, funnel) == expected
         return
     videos = caption_videos(timelines, model, model, tmp_path / "scenes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from datasets import load_dataset
 from numpy.typing import NDArray
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.preference import VideoPreference, undecoded
@@ -42,6 +44,11 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
             for i in range(NUM_CLIPS // 3)
         ]
     return clips
+
+
+def unrelated(pool: Sequence[Clip]) -> list[Clip]:
+    """The clips as if each were of a video of its own."""
+    return [replace(clip, source_id=f"video of clip {number}") for number, clip in enumerate(pool)]
 
 
 def seen(request: Request) -> list[int]:
@@ -105,7 +112,7 @@ def test_every_question_of_a_timeline_has_its_own_anchor(
     pool: list[Clip], tmp_path: Path, questions_per_timeline: int
 ) -> None:
     settings = {"num_rows": 24, "min_clips": 3, "max_clips": 6, "questions_per_timeline": questions_per_timeline}
-    rows, _ = build(pool, tmp_path / "rows", **settings)
+    rows, _ = build(unrelated(pool), tmp_path / "rows", **settings)
     anchors: dict[Any, list[int]] = {}
     for row in rows:
         anchors.setdefault(row.timeline, []).extend(row.evidence)
@@ -164,6 +171,29 @@ def test_no_distractor_is_like_an_anchor_and_rows_say_how_like(pool: list[Clip],
     assert "not applied" in (tmp_path / "unfiltered" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_without_an_embedder_no_distractor_is_of_the_anchor_s_video(
+    pool: list[Clip], tmp_path: Path, seed: int
+) -> None:
+    settings = {"num_rows": 30, "max_clips": 8, "questions_per_timeline": 2, "seed": seed}
+    rows, funnel = build(pool, tmp_path / "rows", **settings)
+    assert len(rows) == 30
+    for row in rows:
+        videos = [clip.source_id for clip in row.timeline.clips]
+        assert videos.count(videos[row.evidence[0]]) == 1
+    assert set(funnel["dropped"]) <= {"no_distractors", "duplicate_row", "duplicate_question"}
+    assert "clips of one video are not distractors of each other" in (tmp_path / "rows" / "README.md").read_text()
+    named_by_path, _ = build([replace(clip, source_id="") for clip in pool], tmp_path / "paths", **settings)
+    assert [shown_by(row) for row in named_by_path] == [shown_by(row) for row in rows]
+
+
+def test_clips_of_one_video_alone_need_an_embedder(pool: list[Clip], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"All clips are of one video.*give an embedder"):
+        build(pool[:8], tmp_path / "rows", num_rows=2, max_clips=2)
+    rows, _ = build(pool[:8], tmp_path / "rows", embed, num_rows=2, max_clips=2)
+    assert len(rows) == 2
+
+
 def test_too_few_unlike_clips_are_counted_and_said(pool: list[Clip], tmp_path: Path) -> None:
     alike = {"num_rows": 10, "min_clips": 2, "max_clips": 3, "max_similarity": 0.4, "max_rounds": 2}
     # All clips are alike at a bound of 0.4.
@@ -195,7 +225,7 @@ def test_an_unreadable_clip_is_dropped_and_its_batch_is_not_lost(pool: list[Clip
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(Path(pool[0].path).read_bytes()[:700])
     bad = [Clip(str(broken), 0.0, 0.3), Clip(str(tmp_path / "no.mp4"), 0.0, 0.3), Clip(pool[0].path, 2.3, 9.0)]
-    rows, funnel = build([*bad, *pool[:9]], tmp_path / "rows", num_rows=25, max_clips=3, max_rounds=20)
+    rows, funnel = build([*bad, *unrelated(pool)[:9]], tmp_path / "rows", num_rows=25, max_clips=3, max_rounds=20)
     assert len(rows) == 25 == funnel["stages"]["rows"]
     paths = {(clip.start_seconds, clip.end_seconds) for row in rows for clip in row.timeline.clips}
     assert paths <= {(clip.start_seconds, clip.end_seconds) for clip in pool[:9]}

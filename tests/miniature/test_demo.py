@@ -187,7 +187,7 @@ def test_truth_of_the_rows_is_what_the_media_show(finished: Path) -> None:
     right = wrong = exact = 0
     for row in rows.with_format("arrow")[:].to_pylist():
         markers = re.findall(r"[a-z]+-[a-z]+", row["prompt"][0]["content"])
-        scenes = [truth[clip["source_id"]] for clip in row["clips"]]
+        scenes = [truth[clip["origin"]["source_id"]] for clip in row["clips"]]
         found = [[scene.colour for scene in scenes if scene.marker == marker] for marker in markers]
         answer = " ".join(colours[0] for colours in found) if all(len(colours) == 1 for colours in found) else None
         right += row["chosen"][0]["content"] == answer

@@ -221,6 +221,11 @@ def build_stage1(
         )
     funnel = funnel or Funnel(log_folder(output))
     funnel.count("clips", len(clips))
+    if embed is None and len({clip.source_id or clip.path for clip in clips}) == 1:
+        raise ConfigError(
+            "All clips are of one video, and clips of one video are not distractors of each other unless their "
+            "similarity is measured: add videos, or give an embedder."
+        )
     timelines = _Timelines(clips, settings, most, funnel, _unit(embed(clips), len(clips)) if embed else None)
     return build(
         [Part(method(question_writer, judge), timelines, settings.num_rows)],
@@ -241,7 +246,9 @@ def build_stage1(
             "question model": question_writer.name,
             "answer model": answerer.name,
             "judge": judge.name if judge else "none",
-            "similarity filter": f"cosine ≤ {settings.max_similarity}" if embed else "not applied",
+            "similarity filter": f"cosine ≤ {settings.max_similarity}"
+            if embed
+            else "not applied: no embedder; clips of one video are not distractors of each other",
             "prompt version": PROMPT_VERSION,
             "seed": settings.seed,
             **(facts or {}),
@@ -269,6 +276,8 @@ class _Timelines:
         self.max_clips = max_clips
         self.funnel = funnel
         self.vectors = vectors
+        #: What cannot be told apart without embeddings: clips of one video look alike.
+        self.videos = [clip.source_id or clip.path for clip in clips]
 
     def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
         """Timelines that could give `missing` rows, each as its drafts; an empty one where distractors are lacking."""
@@ -305,12 +314,17 @@ class _Timelines:
         for index in order:
             if len(members) == length:
                 break
-            if self.vectors is not None and members:
-                others = members if len(members) < num_anchors else members[:num_anchors]
-                if (self.vectors[others] @ self.vectors[index]).max() > self.settings.max_similarity:
-                    continue
+            anchors = members[:num_anchors]
+            if anchors and self._is_like(int(index), anchors):
+                continue
             members.append(int(index))
         return members if len(members) == length else None
+
+    def _is_like(self, index: int, anchors: Sequence[int]) -> bool:
+        """Whether a clip may show what an anchor shows: it is too similar or, unmeasured, of the same video."""
+        if self.vectors is None:
+            return any(self.videos[anchor] == self.videos[index] for anchor in anchors)
+        return bool((self.vectors[anchors] @ self.vectors[index]).max() > self.settings.max_similarity)
 
     def _similarities(self, drawn: Sequence[int], anchor: int) -> tuple[float, ...]:
         if self.vectors is None:
