@@ -42,7 +42,7 @@ NAME = "longvpo-stage1"
 PROMPT_VERSION = "stage1-1"
 #: Drops of this method's own.
 REASONS = {
-    "no_distractors": "not enough clips are unlike the anchor (embedding cosine above the bound)",
+    "no_distractors": "not enough clips are unlike the anchor: embedding cosine above the bound, or of the same video",
     "not_specific": "the judge: the question can be answered without its anchor, or asks for too little of it",
     "rejected_is_right": "the judge: the rejected answer is right too",
 }
