@@ -38,7 +38,7 @@ from longvpo_hf.miniature.demo import processor_name
 from longvpo_hf.planning import Rows, make_plan
 from longvpo_hf.planning.memory import FRAGMENTED, RESERVE_GIB
 from longvpo_hf.planning.settings import GIB
-from longvpo_hf.planning.tokens import CHAT_TOKENS, frame_grid
+from longvpo_hf.planning.tokens import CHAT_TOKENS, frame_shapes
 from longvpo_hf.planning.trace import FlopCounter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -119,7 +119,7 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]
     question = len(trainer.processing_class.tokenizer(trainer.train_dataset[0]["prompt"][-1]["content"]).input_ids)
     beside = prompt - int(batch["visual_tokens"]) - question - CHAT_TOKENS
-    units = frame_grid(trainer.model.config, trainers.MAX_PIXELS, (56, 56)).units(frames)
+    units = frame_shapes(trainer.model.config, trainers.MAX_PIXELS, (56, 56)).units(frames)
     guessed = Rows(
         question,
         *answers,

@@ -27,7 +27,7 @@ from longvpo_hf.planning.bases import known_bases, starting_point
 from longvpo_hf.planning.memory import RESERVE_GIB, activations, frames_that_fit, memory_gib, states
 from longvpo_hf.planning.run import Run, build_model
 from longvpo_hf.planning.settings import GIB
-from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_grid
+from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_shapes
 from longvpo_hf.planning.trace import FlopCounter
 from longvpo_hf.shipped import shipped
 from longvpo_hf.training.collator import VideoPreferenceCollator
@@ -115,7 +115,7 @@ def test_work_and_saved_bytes_are_those_of_a_real_step(
     batch = trainers.batch_of(trainer, dataset.select([0]))
     answers = batch["completion_mask"].sum(1).tolist()
     prompt = int(batch["attention_mask"][0].sum()) - answers[0]
-    grid = frame_grid(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
+    grid = frame_shapes(trainer.model.config, trainers.MAX_PIXELS, SOURCE_PX)
     beside = prompt - grid.visual_tokens(frames) - 1 - CHAT_TOKENS
     guessed = Rows(1, *answers, label_tokens=round(beside / grid.units(frames)), source_px=SOURCE_PX)
     found = make_plan(trainer.model.config, model_settings(), trainer.args, rows=guessed)
@@ -158,12 +158,12 @@ def test_work_and_saved_bytes_are_those_of_a_real_step(
 def _attention(config: Any, found: Any, grid: Any, frames: int, checkpointing: bool) -> float:
     """Work of all attention, by hand: 4 × queries × keys × width, half of it where causal; 3.5 times that with its
     backward pass, once more with checkpointing, once more for the reference."""
-    text, vision = config.get_text_config(), config.vision_config
+    text = config.get_text_config()
     times = 4.5 + checkpointing
     tokens = found.tokens.packed
     width = text.num_attention_heads * getattr(text, "head_dim", text.hidden_size // text.num_attention_heads)
     causal = 4 * tokens**2 * width * text.num_hidden_layers / 2
-    seen = sum(4 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.windows)
+    seen = sum(4 * grid.patches * span * grid.hidden * layers for span, layers in grid.windows)
     return times * (causal + seen * grid.units(frames))
 
 

@@ -12,10 +12,10 @@ from pkgutil import iter_modules
 from typing import Any
 
 from longvpo_hf.errors import ModelError
-from longvpo_hf.families.family import TEXT_LAYERS, Family, FrameGrid, context_tokens, model_config
+from longvpo_hf.families.family import TEXT_LAYERS, Family, FrameShapes, context_tokens, model_config
 from longvpo_hf.families.frame_sizes import known_settings
 
-__all__ = ["TEXT_LAYERS", "Family", "FrameGrid", "context_tokens", "families", "family_of", "model_config"]
+__all__ = ["TEXT_LAYERS", "Family", "FrameShapes", "context_tokens", "families", "family_of", "model_config"]
 
 
 @cache
@@ -34,7 +34,7 @@ def family_of(source: Any) -> Family:
     Returns:
         The family. Of a kind of model that has none, one with what is safe for all: frames keep their size where the
         processor's rule is a known one, the vision tower takes all frames at once, adapters are on `TEXT_LAYERS`, and
-        `frame_grid` raises a `ModelError` that names the model type.
+        `frame_shapes` raises a `ModelError` that names the model type.
     """
     model_type = source if isinstance(source, str) else getattr(source, "model_type", None)
     if isinstance(model_type, str):
@@ -47,7 +47,7 @@ def family_of(source: Any) -> Family:
 
 
 def _unknown(name: str) -> Family:
-    def frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
+    def frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
         known = ", ".join(family.model_type for family in families())
         raise ModelError(f"What a frame of a {name!r} costs is not known; known families: {known}.")
 
@@ -55,7 +55,7 @@ def _unknown(name: str) -> Family:
         model_type=name,
         processor="",
         video_settings=known_settings,
-        frame_grid=frame_grid,
+        frame_shapes=frame_shapes,
         label_tokens=0,
         connectors=(),
         pieces=None,

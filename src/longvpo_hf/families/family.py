@@ -21,25 +21,29 @@ TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
 
 
 @dataclass(frozen=True, slots=True)
-class FrameGrid:
-    """How a family cuts frames into tokens. A unit is the frames that share tokens: one, or a pair.
+class FrameShapes:
+    """What frames become on their way through a model. A unit is the frames that share tokens: one, or a pair.
 
     Args:
         frames: Frames of a unit.
-        patches: Tokens of a unit in the vision tower.
-        tokens: Tokens of a unit in the text model.
-        projected: Rows of a unit in the projector's input.
         pixels: Elements of a unit in the pixel tensor.
-        windows: Pairs of (patches that a layer's attention spans, number of such layers).
+        patches: Tokens of a unit in the vision tower.
+        hidden: Width of a patch's hidden state in the tower.
+        mlp: Width inside the tower's MLP.
+        windows: Pairs of (patches that a layer's attention spans, number of such layers), of all layers.
+        projected: Rows of a unit in the projector's input.
+        tokens: Tokens of a unit in the text model.
         extra: Tokens of a video besides those of its units.
     """
 
     frames: int
-    patches: int
-    tokens: int
-    projected: int
     pixels: int
+    patches: int
+    hidden: int
+    mlp: int
     windows: tuple[tuple[int, int], ...]
+    projected: int
+    tokens: int
     extra: int = 0
 
     def units(self, frames: int) -> int:
@@ -53,8 +57,8 @@ class FrameGrid:
 
 #: Settings for a video processor that keep the size of frames; None where it would change them in another way.
 VideoSettings = Callable[[Any], dict[str, Any] | None]
-#: From a model's config and a frame's height and width in pixels.
-FrameGridOf = Callable[[Any, int, int], FrameGrid]
+#: Shapes from a model's config and a frame's height and width in pixels.
+FrameShapesOf = Callable[[Any, int, int], FrameShapes]
 #: From the tensors of a tower's call, by argument, and the most pixel elements of a piece: the tensors of each piece.
 #: None where this call cannot be cut.
 Pieces = Callable[[Mapping[Any, "Tensor"], int], list[dict[Any, "Tensor"]] | None]
@@ -68,7 +72,7 @@ class Family:
         model_type: `config.model_type`.
         processor: Class name of its processor.
         video_settings: See `VideoSettings`.
-        frame_grid: See `FrameGridOf`.
+        frame_shapes: See `FrameShapesOf`; an upper bound for families that leave out tokens which repeat.
         label_tokens: Text tokens that the processor writes around each unit of frames, with tokenizers like Qwen's.
         connectors: Modules between vision tower and text model, by their name in the base model; they may lie inside
             the tower.
@@ -83,7 +87,7 @@ class Family:
     model_type: str
     processor: str
     video_settings: VideoSettings
-    frame_grid: FrameGridOf
+    frame_shapes: FrameShapesOf
     label_tokens: int
     connectors: tuple[str, ...]
     pieces: Pieces | None

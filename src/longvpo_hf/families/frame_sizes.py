@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longvpo_hf.families.family import FrameGrid
+from longvpo_hf.families.family import FrameShapes
 
 #: More pixels than any video has, for processors that insist on a bound.
 _UNBOUNDED_PIXELS = 2**53
@@ -48,21 +48,63 @@ def tile_side(vision_config: Any) -> tuple[int, int]:
     return image_px, image_px // patch_px
 
 
-def rounded_grid(vision_config: Any, height_px: int, width_px: int) -> FrameGrid:
-    """Frames whose sides are rounded to whole merged patches; every layer of the tower attends to one unit."""
-    patch_px, merge, frames = (
-        getattr(vision_config, name) for name in ("patch_size", "spatial_merge_size", "temporal_patch_size")
+def tile_shapes(vision_config: Any, tokens: int, projected: int | None = None, class_tokens: int = 0) -> FrameShapes:
+    """Frames scaled to the tower's square tile, each of so many tokens; every layer attends to one frame.
+
+    Args:
+        vision_config: The tower's config.
+        tokens: Tokens of a frame in the text model.
+        projected: Rows of a frame in the projector's input, where they are not the tokens.
+        class_tokens: Tokens of a frame in the tower besides its patches.
+    """
+    image_px, side = tile_side(vision_config)
+    patches = side**2 + class_tokens
+    return FrameShapes(
+        frames=1,
+        pixels=3 * image_px**2,
+        patches=patches,
+        hidden=vision_config.hidden_size,
+        mlp=vision_config.intermediate_size,
+        windows=((patches, vision_config.num_hidden_layers),),
+        projected=tokens if projected is None else projected,
+        tokens=tokens,
     )
+
+
+def rounded_shapes(
+    vision_config: Any, height_px: int, width_px: int, merge: int, frames: int, layers: int
+) -> FrameShapes:
+    """Frames whose sides are rounded to whole merged patches; every layer attends to one unit.
+
+    Args:
+        vision_config: The tower's config.
+        height_px: Height of a frame.
+        width_px: Width of a frame.
+        merge: Patches along a side of a token.
+        frames: Frames of a unit.
+        layers: Layers of the tower.
+    """
+    patch_px = vision_config.patch_size
     rows, columns = (max(1, round(side / (patch_px * merge))) * merge for side in (height_px, width_px))
     patches = rows * columns
     tokens = patches // merge**2
-    return FrameGrid(
+    return FrameShapes(
         frames=frames,
-        patches=patches,
-        tokens=tokens,
-        projected=tokens,
         pixels=patches * 3 * frames * patch_px**2,
-        windows=((patches, vision_config.depth),),
+        patches=patches,
+        hidden=vision_config.hidden_size,
+        mlp=vision_config.intermediate_size,
+        windows=((patches, layers),),
+        projected=tokens,
+        tokens=tokens,
+    )
+
+
+def paired_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+    """`rounded_shapes` of models whose tower's config has the Qwens' names."""
+    vision = config.vision_config
+    return rounded_shapes(
+        vision, height_px, width_px, vision.spatial_merge_size, vision.temporal_patch_size, vision.depth
     )
 
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from longvpo_hf.families.family import Family, FrameGrid
-from longvpo_hf.families.frame_sizes import tile_settings, tile_side
+from longvpo_hf.families.family import Family, FrameShapes
+from longvpo_hf.families.frame_sizes import tile_settings, tile_shapes
 from longvpo_hf.families.pieces import by_frames
 
 
-def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
-    image_px, side = tile_side(config.vision_config)
-    patches = side**2 + 1  # and the class token
-    tokens = int(config.image_seq_length)
-    windows = ((patches, config.vision_config.num_hidden_layers),)
-    return FrameGrid(
-        frames=1, patches=patches, tokens=tokens, projected=tokens, pixels=3 * image_px**2, windows=windows
-    )
+def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+    return tile_shapes(config.vision_config, tokens=int(config.image_seq_length), class_tokens=1)
 
 
 FAMILY = Family(
     model_type="internvl",
     processor="InternVLProcessor",
     video_settings=tile_settings,
-    frame_grid=_frame_grid,
+    frame_shapes=_frame_shapes,
     label_tokens=9,  # "Frame1: <img>…</img>\n"
     connectors=("multi_modal_projector",),
     pieces=by_frames,

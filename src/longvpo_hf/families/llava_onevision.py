@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from longvpo_hf.families.family import Family, FrameGrid
-from longvpo_hf.families.frame_sizes import tile_settings, tile_side
+from longvpo_hf.families.family import Family, FrameShapes
+from longvpo_hf.families.frame_sizes import tile_settings, tile_shapes, tile_side
 from longvpo_hf.families.pieces import by_frames
 
 
-def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
-    image_px, side = tile_side(config.vision_config)
-    return FrameGrid(
-        frames=1,
-        patches=side**2,
-        tokens=math.ceil(side / 2) ** 2,  # all patches are projected, then pooled
-        projected=side**2,
-        pixels=3 * image_px**2,
-        windows=((side**2, config.vision_config.num_hidden_layers),),
-        extra=1,  # a newline ends the video
-    )
+def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+    _, side = tile_side(config.vision_config)
+    # All patches are projected, then pooled; a newline ends the video.
+    shapes = tile_shapes(config.vision_config, tokens=math.ceil(side / 2) ** 2, projected=side**2)
+    return replace(shapes, extra=1)
 
 
 FAMILY = Family(
     model_type="llava_onevision",
     processor="LlavaOnevisionProcessor",
     video_settings=tile_settings,
-    frame_grid=_frame_grid,
+    frame_shapes=_frame_shapes,
     label_tokens=0,
     connectors=("multi_modal_projector",),
     pieces=by_frames,

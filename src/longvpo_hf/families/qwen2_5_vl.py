@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from longvpo_hf.families.family import Family, FrameGrid
-from longvpo_hf.families.frame_sizes import grid_settings, rounded_grid
+from longvpo_hf.families.family import Family, FrameShapes
+from longvpo_hf.families.frame_sizes import grid_settings, paired_shapes
 from longvpo_hf.families.pieces import by_grid
 
 
-def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
-    vision = config.vision_config
-    grid = rounded_grid(vision, height_px, width_px)
+def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+    vision, shapes = config.vision_config, paired_shapes(config, height_px, width_px)
     whole = len(vision.fullatt_block_indexes)
-    window = min(grid.patches, (vision.window_size // vision.patch_size) ** 2)
-    return replace(grid, windows=((grid.patches, whole), (window, vision.depth - whole)))
+    window = min(shapes.patches, (vision.window_size // vision.patch_size) ** 2)
+    return replace(shapes, windows=((shapes.patches, whole), (window, vision.depth - whole)))
 
 
 FAMILY = Family(
     model_type="qwen2_5_vl",
     processor="Qwen2_5_VLProcessor",
     video_settings=grid_settings,
-    frame_grid=_frame_grid,
+    frame_shapes=_frame_shapes,
     label_tokens=0,
     connectors=("visual.merger",),
     pieces=by_grid,

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from longvpo_hf.families.family import Family, FrameGrid
-from longvpo_hf.families.frame_sizes import grid_settings, rounded_grid
+from longvpo_hf.families.family import Family
+from longvpo_hf.families.frame_sizes import grid_settings, paired_shapes
 from longvpo_hf.families.pieces import by_grid
-
-
-def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
-    return rounded_grid(config.vision_config, height_px, width_px)
-
 
 FAMILY = Family(
     model_type="qwen3_vl",
     processor="Qwen3VLProcessor",
     video_settings=grid_settings,
-    frame_grid=_frame_grid,
+    frame_shapes=paired_shapes,
     label_tokens=11,  # "<4.5 seconds><|vision_start|>…<|vision_end|>"
     connectors=("visual.merger", "visual.deepstack_merger_list"),
     pieces=by_grid,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from longvpo_hf.families.family import Family, FrameGrid
-from longvpo_hf.families.frame_sizes import tile_side
+from longvpo_hf.families.family import Family, FrameShapes
+from longvpo_hf.families.frame_sizes import tile_shapes, tile_side
 from longvpo_hf.families.pieces import by_frames
 
 
@@ -16,20 +16,16 @@ def _video_settings(video_processor: Any) -> dict[str, Any] | None:
     return {} if is_square and not getattr(video_processor, "do_center_crop", None) else None
 
 
-def _frame_grid(config: Any, height_px: int, width_px: int) -> FrameGrid:
-    image_px, side = tile_side(config.vision_config)
-    tokens = (side // int(config.scale_factor)) ** 2
-    windows = ((side**2, config.vision_config.num_hidden_layers),)
-    return FrameGrid(
-        frames=1, patches=side**2, tokens=tokens, projected=tokens, pixels=3 * image_px**2, windows=windows
-    )
+def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+    _, side = tile_side(config.vision_config)
+    return tile_shapes(config.vision_config, tokens=(side // int(config.scale_factor)) ** 2)
 
 
 FAMILY = Family(
     model_type="smolvlm",
     processor="SmolVLMProcessor",
     video_settings=_video_settings,
-    frame_grid=_frame_grid,
+    frame_shapes=_frame_shapes,
     label_tokens=14,  # "Frame from 00:04:<fake_token_around_image><global-img>…<fake_token_around_image>"
     connectors=("connector",),
     pieces=by_frames,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from longvpo_hf.families import FrameShapes
 from longvpo_hf.families.vision import CHUNK_ELEMENTS
 from longvpo_hf.planning.run import Run
 from longvpo_hf.planning.settings import GIB, Sharding
@@ -151,26 +152,26 @@ def _hidden_elements(run: Run, frames: int) -> int:
 
 def _pixel_bytes(run: Run, frames: int) -> float:
     """Bytes of the frames as the model takes them, in float32."""
-    return run.batch.trees * run.batch.grid.units(frames) * run.batch.grid.pixels * 4.0
+    return run.batch.trees * run.batch.shapes.units(frames) * run.batch.shapes.pixels * 4.0
 
 
 def _tower_bytes(run: Run, frames: int) -> tuple[float, float]:
     """What vision keeps for the backward pass, and what it needs besides while it runs."""
-    training, grid, width = run.training, run.batch.grid, run.compute_bytes
-    units = run.batch.trees * grid.units(frames) * (1 if training.tree_packing else 2 * run.batch.pairs)
-    vision: Any = run.config.vision_config
-    depth = sum(layers for _, layers in grid.windows)
-    block = _kept_by_block(run.tower, vision.hidden_size, vision.intermediate_size) * width * grid.patches
-    projector = units * grid.projected * width * _projector_width(run)
+    training, shapes, width = run.training, run.batch.shapes, run.compute_bytes
+    units = run.batch.trees * shapes.units(frames) * (1 if training.tree_packing else 2 * run.batch.pairs)
+    layers = sum(layers for _, layers in shapes.windows)
+    block = _kept_by_block(run.tower, shapes) * width * shapes.patches
+    projector = units * shapes.projected * width * _projector_width(run)
     if not run.is_tower_trained:
-        chunk = math.ceil(CHUNK_ELEMENTS / grid.pixels)
-        return projector, block * (min(units, chunk) if run.machine.sharding == Sharding.none else units)
+        chunk = math.ceil(CHUNK_ELEMENTS / shapes.pixels)
+        is_cut = run.machine.sharding == Sharding.none and run.batch.family.pieces is not None
+        return projector, block * (min(units, chunk) if is_cut else units)
     if training.gradient_checkpointing:
-        return projector + units * grid.patches * width * vision.hidden_size * depth, units * block
-    return projector + units * block * depth, units * block if training.activation_offloading else 0.0
+        return projector + units * shapes.patches * width * shapes.hidden * layers, units * block
+    return projector + units * block * layers, units * block if training.activation_offloading else 0.0
 
 
-def _kept_by_block(tower: nn.Module, hidden: int, middle: int) -> int:
+def _kept_by_block(tower: nn.Module, shapes: FrameShapes) -> int:
     """Elements that a block of a vision transformer keeps of a patch for its backward pass.
 
     What goes into the two norms and the two groups of layers behind them, query, key and value, what attention and its
@@ -180,7 +181,7 @@ def _kept_by_block(tower: nn.Module, hidden: int, middle: int) -> int:
     is_gated = any("gate_proj" in name for name, _ in tower.named_modules())
     is_scaled = any("lambda_" in name for name, _ in tower.named_parameters())
     has_rms_norms = any("RMSNorm" in type(part).__name__ for part in tower.modules())
-    return (8 + 6 * has_rms_norms + 2 * is_scaled) * hidden + (4 if is_gated else 2) * middle
+    return (8 + 6 * has_rms_norms + 2 * is_scaled) * shapes.hidden + (4 if is_gated else 2) * shapes.mlp
 
 
 def _projector_width(run: Run) -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longvpo_hf.families import FrameGrid, context_tokens, family_of
+from longvpo_hf.families import FrameShapes, context_tokens, family_of
 from longvpo_hf.planning.settings import Rows
 from longvpo_hf.training.config import LongVPOConfig
 
@@ -68,7 +68,7 @@ class DeviceBatch:
     def __init__(self, config: PreTrainedConfig, training: LongVPOConfig, rows: Rows) -> None:
         self.training, self.rows = training, rows
         self.family = family_of(config)
-        self.grid = frame_grid(config, training.max_pixels, rows.source_px)
+        self.shapes = frame_shapes(config, training.max_pixels, rows.source_px)
         self.context = context_tokens(config)
         #: Timelines: as few as `pairs_per_timeline` allows.
         self.trees = -(-training.per_device_train_batch_size // training.pairs_per_timeline)
@@ -94,7 +94,7 @@ class DeviceBatch:
 
     def trunk(self, frames: int) -> int:
         """Tokens that all answers about a timeline share."""
-        return self.grid.visual_tokens(frames) + self._label_tokens * self.grid.units(frames) + CHAT_TOKENS
+        return self.shapes.visual_tokens(frames) + self._label_tokens * self.shapes.units(frames) + CHAT_TOKENS
 
     def sequences(self, frames: int, reference: bool = False) -> list[tuple[int, int]]:
         """`[start, stop)` of each tree of the packed batch, or of each sequence where nothing is packed."""
@@ -115,7 +115,7 @@ class DeviceBatch:
     def tokens(self) -> Tokens:
         """Tokens of the timeline that the configuration asks for."""
         frames = self.training.num_frames
-        visual = self.grid.visual_tokens(frames)
+        visual = self.shapes.visual_tokens(frames)
         reference = self.sequences(self.reference_frames, reference=True)
         return Tokens(
             frames=frames,
@@ -137,7 +137,7 @@ class DeviceBatch:
         fixed = self.rows.reference_frames or self.training.reference_num_frames or 0
         if self.trunk(fixed) > free + self.trunk(0):
             return 0  # the reference's view is too long, however few the policy's frames are
-        return max(0, free // (self.grid.tokens + self._label_tokens)) * self.grid.frames
+        return max(0, free // (self.shapes.tokens + self._label_tokens)) * self.shapes.frames
 
     @property
     def _allowed(self) -> int | None:
@@ -154,10 +154,10 @@ class DeviceBatch:
         return self.rows.question_tokens + max(self.rows.chosen_tokens, self.rows.rejected_tokens)
 
 
-def frame_grid(config: PreTrainedConfig, max_pixels: int | None, source_px: tuple[int, int] | None) -> FrameGrid:
-    """How the family cuts a frame of the source (height, width); of a 16:9 one that fills `max_pixels` without it."""
+def frame_shapes(config: PreTrainedConfig, max_pixels: int | None, source_px: tuple[int, int] | None) -> FrameShapes:
+    """Shapes of frames of the source (height, width); without it of 16:9 frames that fill `max_pixels`."""
     height, width = source_px or UNBOUNDED_FRAME_PX
     if max_pixels is not None and (source_px is None or height * width > max_pixels):
         scale = math.sqrt(max_pixels / (height * width))
         height, width = math.floor(height * scale), math.floor(width * scale)
-    return family_of(config).frame_grid(config, height, width)
+    return family_of(config).frame_shapes(config, height, width)

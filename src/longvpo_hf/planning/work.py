@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import nn
 
 from longvpo_hf.planning.memory import is_connector_trained
@@ -28,21 +30,22 @@ def tflop(run: Run) -> dict[str, float]:
 
 
 def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> float:
-    grid, vision = run.batch.grid, run.config.vision_config
+    shapes = run.batch.shapes
     if not run.training.tree_packing:
         timelines *= 2 * run.batch.pairs
-    projecting = sum(_linear_elements(part) for part in run.projectors)
     connecting = sum(_linear_elements(part) for part in run.connectors)
-    pixels = sum(part.weight.numel() for part in run.tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
-    blocks = _linear_elements(run.tower) - (connecting - projecting) - pixels
-    linear = 2.0 * (blocks * grid.patches)
-    attention = sum(4.0 * grid.patches * span * vision.hidden_size * layers for span, layers in grid.windows)
+    inside = [part for connector in run.connectors if connector not in run.projectors for part in connector.modules()]
+    convolutions = [part for part in run.tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
+    pixels = sum(part.weight.numel() for part in convolutions if part not in inside)
+    blocks = _linear_elements(run.tower) - sum(_linear_elements(part) for part in inside if _is_linear(part)) - pixels
+    linear = 2.0 * (blocks * shapes.patches)
+    attention = sum(4.0 * shapes.patches * span * shapes.hidden * layers for span, layers in shapes.windows)
     again = 1 if is_policy and run.training.gradient_checkpointing else 0
     is_trained = is_policy and run.is_tower_trained
     passes = (3 + again, 3.5 + again) if is_trained else (1, 1)
-    connector = 2.0 * connecting * grid.projected * (3 if is_policy and is_connector_trained(run) else 1)
-    embedded = 2.0 * pixels * grid.patches * (2 if is_trained else 1)  # pixels have no gradient
-    units = timelines * grid.units(frames)
+    connector = 2.0 * connecting * shapes.projected * (3 if is_policy and is_connector_trained(run) else 1)
+    embedded = 2.0 * pixels * shapes.patches * (2 if is_trained else 1)  # pixels have no gradient
+    units = timelines * shapes.units(frames)
     return units * (embedded + linear * passes[0] + attention * passes[1] + connector)
 
 
@@ -56,5 +59,8 @@ def _head_flops(run: Run, has_backward: bool) -> float:
 
 
 def _linear_elements(module: nn.Module) -> int:
-    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
+    return sum(part.weight.numel() for part in module.modules() if _is_linear(part))
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d | nn.Conv3d]:
+    return isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
