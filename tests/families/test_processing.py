@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    LlavaNextVideoVideoProcessor,
-)
+from transformers import LlavaNextVideoVideoProcessor
 from transformers.video_utils import VideoMetadata
-from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
-import trainers
+from longvpo_hf.families import family_of
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
-from longvpo_hf.frames import Frames, FrameSampler
-from longvpo_hf.responders import LocalResponder, Request
-from longvpo_hf.timeline import Clip, Timeline, View
-from longvpo_hf.training.packing import enable_tree_packing, plain_forward, tree_forward
-from media import write_video
+from longvpo_hf.frames import Frames
 
 torch.set_num_threads(1)
 
 FAMILIES = list(tiny_models.ALL)
-GRID_PX = {"qwen2_5_vl": 28, "qwen3_vl": 32}  # patch × merge: what a frame's sides are rounded to
+GRIDDED = [name for name in FAMILIES if family_of(name).is_sized_by_frames]
 NEAR_BOUND_SECONDS = (0.5, 1.5, 4.25, 4.75, 9.0, 61.5)  # not uniform, and past a minute
 QUESTIONS = ["What is it?", "  two spaces", "\n\nlines", "", "Wer weiß?", "Frame3: <img>", "<|im_end|>?", ":"]
 
@@ -97,7 +88,7 @@ def test_every_prompt_is_what_the_processor_itself_makes_of_it(name: str, count:
     conversations += [[user("Who?"), {"role": "assistant", "content": "Me."}, user("And then?")]]
     encoded = PromptEncoder(processor).encode(frames, conversations)
     padded = frames
-    if name == "qwen3_vl" and count == 1:  # it refuses a single frame; two equal ones at one time are the same to it
+    if count == 1 and refuses_a_single_frame(name):  # two equal ones at one time are the same to it
         padded = Frames(frames.pixels.repeat(2, 1, 1, 1), frames.timeline_seconds * 2, (0, 0), frames.duration_seconds)
     for i, conversation in enumerate(conversations):
         expected = own(processor, padded, rendered(conversation), **grid_settings(name))
@@ -113,11 +104,29 @@ def test_every_prompt_is_what_the_processor_itself_makes_of_it(name: str, count:
         assert encoded.mm_token_type_ids is None
 
 
+def refuses_a_single_frame(name: str) -> bool:
+    _, processor = family(name)
+    try:
+        own(processor, make_frames((0.5,)), rendered([user("?")]))
+    except ValueError:
+        return True
+    return False
+
+
 def grid_settings(name: str) -> dict[str, Any]:
     """Sizes that leave 56 × 56 as it is, up to the family's grid."""
-    if name not in GRID_PX:
+    if name not in GRIDDED:
         return {}
-    return {"size": {"shortest_edge": 28 * 28, "longest_edge": 10**9}, "cap_pixels_per_frame": False}
+    settings: dict[str, Any] = {"size": {"shortest_edge": 28 * 28, "longest_edge": 10**9}}
+    if "cap_pixels_per_frame" in family(name)[1].video_processor.valid_kwargs.__annotations__:
+        settings["cap_pixels_per_frame"] = False
+    return settings
+
+
+def grid_px(name: str) -> int:
+    """What a frame's sides are rounded to: patch × merge."""
+    video_processor = family(name)[1].video_processor
+    return video_processor.patch_size * video_processor.merge_size
 
 
 @pytest.mark.parametrize("name", tiny_models.FAMILIES)
@@ -250,20 +259,20 @@ def grids(visual: dict[str, Tensor]) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------- pixel budget
 
 
-@pytest.mark.parametrize(("name", "grid"), GRID_PX.items())
+@pytest.mark.parametrize("name", GRIDDED)
 @pytest.mark.parametrize(("count", "size"), [(1, (20, 20)), (3, (100, 200)), (40, (96, 160)), (2, (448, 448))])
-def test_a_patch_grid_only_rounds_the_frames(name: str, grid: int, count: int, size: tuple[int, int]) -> None:
+def test_a_patch_grid_only_rounds_the_frames(name: str, count: int, size: tuple[int, int]) -> None:
     _, processor = family(name)
+    grid, patch = grid_px(name), processor.video_processor.patch_size
     frames = make_frames(tuple(i + 0.5 for i in range(count)), size, duration=float(count))
     t, h, w = PromptEncoder(processor).encode(frames, [[user("?")]]).visual["video_grid_thw"][0].tolist()
-    assert t == (count + 1) // 2
-    patch = grid // 2
+    assert t == -(-count // processor.video_processor.temporal_patch_size)
     assert [h * patch, w * patch] == [max(1, round(side / grid)) * grid for side in size]
 
 
 def test_the_processors_own_bounds_would_have_changed_the_size() -> None:
     """The frames above are such that the test before this one can fail."""
-    for name in GRID_PX:
+    for name in GRIDDED:
         _, processor = family(name)
         frames = make_frames(tuple(i + 0.5 for i in range(40)), (96, 160), duration=40.0)
         theirs = own(processor, frames, rendered([user("?")]))["video_grid_thw"][0, 1:].prod()
@@ -271,7 +280,7 @@ def test_the_processors_own_bounds_would_have_changed_the_size() -> None:
         assert theirs < ours
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(GRID_PX)))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(GRIDDED)))
 def test_a_fixed_tile_is_the_processors_own(name: str) -> None:
     _, processor = family(name)
     visual = PromptEncoder(processor).encode(make_frames(size=(40, 120)), [[user("?")]]).visual
@@ -280,86 +289,7 @@ def test_a_fixed_tile_is_the_processors_own(name: str) -> None:
     assert pixels.shape[-4:] == (6, 3, 56, 56)
 
 
-# ------------------------------------------------------------------------------------------ models take what is made
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_the_model_takes_it_and_sees_every_frame(name: str, count: int) -> None:
-    model, processor = family(name)
-    frames = make_frames(tuple(i + 0.5 for i in range(count)), duration=float(count))
-
-    def logits(pixels: Tensor) -> Tensor:
-        seen = Frames(pixels, frames.timeline_seconds, frames.clip_indices, frames.duration_seconds)
-        encoded = PromptEncoder(processor).encode(seen, [[user("Who?")]])
-        types = encoded.mm_token_type_ids
-        more = {} if types is None else {"mm_token_type_ids": torch.tensor(types)}
-        with torch.no_grad():
-            return model(input_ids=torch.tensor(encoded.input_ids), **encoded.visual, **more).logits[0, -1]
-
-    plain = logits(frames.pixels)
-    assert plain.isfinite().all()
-    for i in range(count):
-        changed = frames.pixels.clone()
-        changed[i] = 255 - changed[i]
-        assert (logits(changed) - plain).abs().max() > 1e-4, f"frame {i} changes nothing"
-
-
-def test_smolvlm_can_be_tree_packed() -> None:
-    """The other families are in `test_packing.py`."""
-    model, processor = family("smolvlm")
-    add_fused_lm_head(model)
-    encoder = PromptEncoder(processor)
-    encoded = encoder.encode(make_frames(), [[user("Who?")], [user("What then?")]])
-    answers = [encoder.encode_answer("?", answer) for answer in ("Me.", "A dog", "You!", "A black cat")]
-    rows = [encoded.input_ids[i % 2] + answer for i, answer in enumerate(answers)]
-    width = max(map(len, rows))
-    batch = {
-        "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        "completion_mask": torch.tensor(
-            [
-                [0] * (len(row) - len(answer)) + [1] * len(answer) + [0] * (width - len(row))
-                for row, answer in zip(rows, answers, strict=True)
-            ]
-        ),
-        "videos": [encoded.visual],
-        "video_index": torch.tensor([0, 0]),
-    }
-    with torch.no_grad():
-        plain = plain_forward(model, batch).log_probs
-        assert enable_tree_packing(model) is None
-        packed = tree_forward(model, batch).log_probs
-    assert plain.abs().max() > 1
-    assert (packed - plain).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
-def test_smolvlm_trains(tmp_path: Path, dataset: Dataset, frozen: bool) -> None:
-    """The other families are in `test_modes.py`."""
-    model, processor = tiny_models.build("smolvlm")
-    reference = tiny_models.build("smolvlm")[0]
-    trainer = trainers.make(
-        tmp_path, dataset, model=model, processing_class=processor, ref_model=reference, freeze_vision_tower=frozen
-    )
-    before = {name: weight.clone() for name, weight in model.named_parameters()}
-    trainer.train()
-    assert all(0 < loss < 10 for loss in trainers.logged(trainer))
-    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-    assert any("text_model" in name for name in moved)
-    assert any("vision_model" in name for name in moved) != frozen
-
-
-def test_smolvlm_answers_in_batches_as_one_by_one(tmp_path: Path) -> None:
-    """The other families are in `test_responders.py`."""
-    model, processor = family("smolvlm")
-    clip = Clip(str(write_video(tmp_path / "a.mp4", 40, 10, size=(56, 56))), 0.0, 4.0)
-    views = [View.sparse(count) for count in (4, 2, 4, 4)]
-    requests = [Request("Who? " * (i + 1), Timeline((clip,)), view) for i, view in enumerate(views)]
-    responder = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=8)
-    single = [responder.respond([request])[0] for request in requests]
-    assert len(set(single)) > 1
-    assert responder.respond(requests) == single
+# ---------------------------------------------------------------------------------------------- several videos
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -373,7 +303,7 @@ def test_videos_of_equal_shapes_go_into_one_call(name: str) -> None:
     for key, value in together.items():
         assert torch.equal(value, torch.cat([visuals[0][key], visuals[2][key]])), key
     # [videos, frames, …] needs equal numbers of frames; flat patches and tiles do not.
-    by_frames = name in ("llava_onevision", "smolvlm")
+    by_frames = any(tensor.ndim == 5 for tensor in visuals[0].values())
     assert (visual_shapes(visuals[0]) != visual_shapes(visuals[1])) == by_frames
     assert concatenate_visuals([]) == {}
 
