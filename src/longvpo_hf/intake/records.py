@@ -231,7 +231,12 @@ class Record:
 
 def shown_value(value: object) -> str:
     """A value as an error shows it: its type and its start, however long or deep it is."""
-    return f"{type(value).__name__} {_cut(_REPR.repr(value))}"
+    return f"{type(value).__name__} {short_repr(value)}"
+
+
+def short_repr(value: object) -> str:
+    """`repr` of a value, of bounded length."""
+    return _cut(_REPR.repr(value))
 
 
 def _cut(text: str, times: int = 1) -> str:

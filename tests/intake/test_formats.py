@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from datasets import Dataset, Features, List, Value, Video, load_dataset
 
 import tiny_models
 from longvpo_hf import VideoPreferenceCollator
+from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.intake import formats as adapters
-from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_trl
+from longvpo_hf.intake import formats
+from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
 from longvpo_hf.preference import VideoPreference, row_schema
 from media import indices_of, write_video
 
@@ -136,7 +138,7 @@ def test_a_video_folder_with_preferences(root: Path, tmp_path: Path) -> None:
     (read,) = read_all(from_trl(dataset, folder))
     assert read.timeline.clips[0].path == str(folder / "a.mp4")
     assert read.timeline.clips[0].source_id == "a.mp4"
-    with pytest.raises(ValueError, match="row 0: video must name a file inside of video_root"):
+    with pytest.raises(ValueError, match="row 0: video must name a file inside video_root"):
         from_trl(dataset, root)
 
 
@@ -147,9 +149,9 @@ def test_the_collator_takes_the_rows(root: Path) -> None:
     assert [video["pixel_values"].shape[0] for video in batch["videos"]] == [4, 4]
 
 
-def test_rows_about_images_need_no_adapter(root: Path) -> None:
+def test_rows_about_images_need_no_conversion(root: Path) -> None:
     dataset = Dataset.from_list([{"prompt": "Why?", "chosen": "yes", "rejected": "no", "images": ["a.png"]}])
-    with pytest.raises(ValueError, match=r"one of the columns video and videos, got .*'images'.* need no adapter"):
+    with pytest.raises(ValueError, match=r"one of the columns video and videos, got .*'images'.* need no conversion"):
         from_trl(dataset, root)
 
 
@@ -189,11 +191,11 @@ def test_longva_tpo(root: Path, tmp_path: Path) -> None:
     assert row.timeline.clips[0].path == str(root / "sub" / "b.mp4")
 
 
-@pytest.mark.parametrize("adapter", [from_longvpo, from_longva_tpo])
-def test_missing_columns_are_named(root: Path, adapter: Any) -> None:
+@pytest.mark.parametrize("convert", [from_longvpo, from_longva_tpo])
+def test_missing_columns_are_named(root: Path, convert: Any) -> None:
     dataset = Dataset.from_list([{"video": "a.mp4", "question": "Why?", "chosen": "yes"}])
     with pytest.raises(ValueError, match=r"Rows need the columns \['video', .*: \[.*'rejected'\] are missing"):
-        adapter(dataset, root)
+        convert(dataset, root)
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
@@ -213,7 +215,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_name_leads_out_of_the_root(root: Path, name: str) -> None:
-    message = "row 1: video must name a file inside of video_root=.*, got .*, which leads elsewhere"
+    message = "row 1: video must name a file inside video_root=.*, got .*, which leads elsewhere"
     good = {"video": "a.mp4"}
     with pytest.raises(ValueError, match=f"^{message}"):
         from_trl(Dataset.from_list([trl_row(**good), trl_row(video=name)]), root)
@@ -228,7 +230,7 @@ def test_no_path_of_an_undecoded_video_leads_out_of_the_root(root: Path, name: s
     """A dataset's Parquet file may hold any path there."""
     path = str(root.parent / "outside.mp4") if name == "ABSOLUTE" else name
     dataset = Dataset.from_list([trl_row(video={"path": path, "bytes": None})])
-    with pytest.raises(ValueError, match=r"^row 0: video must name a file inside of video_root"):
+    with pytest.raises(ValueError, match=r"^row 0: video must name a file inside video_root"):
         from_trl(dataset, root)
 
 
@@ -244,7 +246,7 @@ def test_a_relative_root_is_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_root_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"video_root must be the folder the videos lie in, and .*nowhere is none"):
+    with pytest.raises(ValueError, match=r"video_root must be the folder the videos are in, and .*nowhere is none"):
         from_trl(Dataset.from_list([trl_row()]), tmp_path / "nowhere")
 
 
@@ -298,15 +300,80 @@ def test_a_flat_row_not_as_expected_is_named(root: Path, changed: dict[str, Any]
         from_longvpo(Dataset.from_list([flat_row(**{"task_type": "x", **changed})]), root)
 
 
+BAD_FLAT = [
+    {"video": "no.mp4"},
+    {"video": "text.mp4"},
+    {"video": "../outside.mp4"},
+    {"video": "link.mp4"},
+    {"video": ""},
+    {"question": " "},
+    {"rejected": "yes"},
+]
+
+
+def test_rows_that_cannot_be_used_are_left_out_where_asked(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [flat_row(question="first?"), *(flat_row(**bad) for bad in BAD_FLAT), flat_row(question="last?")]
+    kept = read_all(from_longva_tpo(Dataset.from_list(rows), root, missing="drop"))
+    assert [row.question for row in kept] == ["first?", "last?"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("7 of 9 rows were left out:\n  row 1: video: missing_file: ")
+    assert record.getMessage().endswith("… and 2 more")
+    with pytest.raises(ValueError, match=r"^row 1: video: missing_file"):
+        from_longva_tpo(Dataset.from_list(rows), root)
+    with pytest.raises(DatasetError, match=r"None of 7 rows can be used:\n  row 0: video: missing_file.*\n  row 1: "):
+        from_longva_tpo(Dataset.from_list(rows[1:-1]), root, missing="drop")
+    with pytest.raises(ConfigError, match="missing must be 'raise' or 'drop', got 'ignore'"):
+        from_longva_tpo(Dataset.from_list(rows), root, missing="ignore")  # type: ignore[arg-type]
+
+
+def test_every_form_can_leave_rows_out(root: Path) -> None:
+    trl = [trl_row(), trl_row(video="no.mp4")]
+    assert len(from_trl(Dataset.from_list(trl), root, missing="drop")) == 1
+    longvpo = [flat_row(task_type="x"), flat_row(task_type=" ")]
+    assert len(from_longvpo(Dataset.from_list(longvpo), root, missing="drop")) == 1
+    clips = [
+        {"file_name": name, "start_seconds": 0.0, "end_seconds": 1.0} for name in ("a.mp4", "no.mp4", "/etc/passwd")
+    ]
+    reference = Dataset.from_list([{"id": str(i), "clips": [clip]} for i, clip in enumerate(clips)])
+    (row,) = from_reference(reference, root, missing="drop")
+    assert (row["id"], row["clips"][0]["file_name"]) == ("0", str(root / "a.mp4"))
+    with pytest.raises(DatasetError, match=r"row 1, field clips\[0\]\.file_name: no\.mp4 is not in video_root"):
+        from_reference(reference, root)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"chosen": 5}, {"chosen": {"role": "assistant"}}, {"prompt": 3}, {"video": {"path": 4}}, {"chosen": [[]]}],
+)
+def test_rows_of_other_types_are_rows_that_cannot_be_used(root: Path, changed: dict[str, Any]) -> None:
+    rows = [trl_row(), trl_row(**changed)]
+
+    class Rows(list[dict[str, Any]]):
+        """A dataset whose column has two types, which Arrow would refuse."""
+
+        column_names = tuple(rows[0])
+        features: ClassVar[dict[str, None]] = dict.fromkeys(rows[0])
+
+    assert len(from_trl(Rows(rows), root, missing="drop")) == 1  # type: ignore[arg-type]
+
+
+def test_placeholders_around_a_question_take_linear_time(root: Path) -> None:
+    question = " " * 200_000 + "x" + " <" * 100_000
+    begin = time.process_time()
+    (row,) = read_all(from_longva_tpo(Dataset.from_list([flat_row(question=f"<video>{question}")]), root))
+    assert row.question == question.lstrip()
+    assert time.process_time() - begin < 5  # a bound for what goes wrong by orders of magnitude
+
+
 def test_each_file_is_opened_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    whole_clip = adapters.whole_clip
+    whole_clip = formats.whole_clip
 
     def counted(path: str) -> Any:
         opened.append(path)
         return whole_clip(path)
 
-    monkeypatch.setattr(adapters, "whole_clip", counted)
+    monkeypatch.setattr(formats, "whole_clip", counted)
     rows = [flat_row(video=name, question=f"{i}?") for i, name in enumerate(["a.mp4", "sub/b.mp4", "a.mp4"])]
     assert len(from_longva_tpo(Dataset.from_list(rows), root)) == 3
     assert opened == [str(root / "a.mp4"), str(root / "sub" / "b.mp4")]
