@@ -20,8 +20,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from longvpo_hf.miniature.demo import LONGVPO, STAGE2, Arm, Demo, DemoSettings, one_thread, processor_name
+from longvpo_hf.miniature.demo import Demo
+from longvpo_hf.miniature.machine import one_thread, processor_name
 from longvpo_hf.miniature.report import truth_table
+from longvpo_hf.miniature.settings import LONGVPO, STAGE2, Arm, DemoSettings
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from trainer_step import ARMS, CHOSEN_TOKENS, MODES, QUESTION_TOKENS, REJECTED_TOKENS, SCALES, Run, Setup
 from trl import ModelConfig
 
-from longvpo_hf.miniature.demo import processor_name
+from longvpo_hf.miniature.machine import processor_name
 from longvpo_hf.planning import Rows, make_plan
 from longvpo_hf.planning.memory import FRAGMENTED, RESERVE_GIB
 from longvpo_hf.planning.settings import GIB

@@ -21,7 +21,7 @@ from typing import Any
 from longvpo_hf.evaluation.needle import plot_needle, probe_needle
 from longvpo_hf.evaluation.position import plot_position, probe_position
 from longvpo_hf.evaluation.probes import BlankFiller
-from longvpo_hf.miniature.demo import one_thread, processor_name
+from longvpo_hf.miniature.machine import one_thread, processor_name
 from longvpo_hf.miniature.probes import WorldFiller, world_questions
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.responders.checkpoint import load_responder, weights_digest

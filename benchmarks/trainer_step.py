@@ -58,7 +58,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 from longvpo_hf.frames import FrameSampler
-from longvpo_hf.miniature.demo import processor_name
+from longvpo_hf.miniature.machine import processor_name
 from longvpo_hf.planning.trace import FlopCounter
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.timeline import Clip, Timeline

@@ -30,8 +30,10 @@ from longvpo_hf import Timeline, VideoPreference, papers
 from longvpo_hf.launch import load_recipe
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.miniature.asking import Describer
-from longvpo_hf.miniature.demo import Demo, DemoSettings, one_thread, processor_name
+from longvpo_hf.miniature.demo import Demo
 from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
+from longvpo_hf.miniature.machine import one_thread, processor_name
+from longvpo_hf.miniature.settings import DemoSettings
 from longvpo_hf.miniature.temporal import base_responder, temporal_rows
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import undecoded

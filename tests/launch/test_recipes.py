@@ -32,7 +32,9 @@ import tiny_models
 from hub_double import HubDouble
 from longvpo_hf import LongVPOTrainer, VideoPreference, launch
 from longvpo_hf.families import family_of
-from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
+from longvpo_hf.miniature.demo import Demo
+from longvpo_hf.miniature.machine import one_thread
+from longvpo_hf.miniature.settings import LONGVPO, DemoSettings
 from longvpo_hf.miniature.temporal import _ask_about_a_marker
 from longvpo_hf.preference import Provenance
 from longvpo_hf.publishing.dataset import DatasetWriter

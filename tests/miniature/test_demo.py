@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 
 from longvpo_hf.commands.app import app
 from longvpo_hf.miniature import demo as demo_module
-from longvpo_hf.miniature.demo import STAGE2, Demo, DemoSettings, PeakMemory, run_demo
+from longvpo_hf.miniature.demo import Demo, run_demo
 from longvpo_hf.miniature.evaluation import Score, make_pair_questions, make_questions
+from longvpo_hf.miniature.machine import PeakMemory
+from longvpo_hf.miniature.settings import STAGE2, DemoSettings
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.preference import VideoPreference
 

@@ -63,8 +63,9 @@ def demo(
 
     transformers_logging.disable_progress_bar()  # one for every load and save of the tiny model
 
-    from longvpo_hf.miniature.demo import DemoSettings, run_demo
+    from longvpo_hf.miniature.demo import run_demo
     from longvpo_hf.miniature.report import table
+    from longvpo_hf.miniature.settings import DemoSettings
 
     if restart:
         _delete_run(output)

@@ -12,7 +12,9 @@ from accelerate import PartialState
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.launch.arguments import RecipeArguments
-from longvpo_hf.miniature.demo import LONGVPO, Demo, DemoSettings, one_thread
+from longvpo_hf.miniature.demo import Demo
+from longvpo_hf.miniature.machine import one_thread
+from longvpo_hf.miniature.settings import LONGVPO, DemoSettings
 from longvpo_hf.miniature.temporal import temporal_rows
 from longvpo_hf.training.config import LongVPOConfig
 
