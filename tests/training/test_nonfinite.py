@@ -207,6 +207,21 @@ def test_text_rows_end_the_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "The loss of step 2 is nan" in assert_ended(make(tmp_path, rows, max_length=512), 2)
 
 
+def test_in_fp16_only_the_loss_counts(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients overflow there now and then, and the loss scaler skips those steps. A CPU has no such scaler."""
+    trainer = trainers.make(tmp_path, few, max_steps=1)
+    trainer.train()
+    trainer.args.fp16 = True
+    trainers.loss_of(trainer, few).backward()
+    trainer.model.get_parameter("lm_head.weight").grad[0, 0] = math.inf
+    assert not math.isfinite(trainer._get_grad_norm(trainer.model))
+    assert trainer.model.get_parameter("lm_head.weight").grad is not None  # the scaler counts on it
+    broken_loss(monkeypatch, [1])
+    trainers.loss_of(trainer, few)
+    with pytest.raises(TrainingError, match="use bf16 instead of fp16"):
+        trainer._get_grad_norm(trainer.model)
+
+
 def test_the_setting_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_nonfinite_steps must be ≥ 0, got -1"):
         trainers.settings(tmp_path, max_nonfinite_steps=-1)
