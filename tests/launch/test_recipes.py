@@ -40,6 +40,7 @@ from longvpo_hf.preference import Provenance
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.record import DatasetRecord, MethodRecord
 from longvpo_hf.responders import Request
+from media import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -485,6 +486,17 @@ def test_rows_may_be_held_out_streamed_saved_or_without_media(tmp_path: Path, ba
     assert launch.load_rows(recipe)[0]["id"] == [*held["id"], *held["id"][:4]]  # half as many are mixed in
     with pytest.raises(ValueError, match="needs video_root"):
         launch.parse(options(base, rows, tmp_path / "b", dataset_form="longvpo"))
+    (tmp_path / "flat").mkdir()
+    flat = [{"video": name, "question": "q?", "chosen": "a", "rejected": "b"} for name in ("no.mp4", "a.mp4")]
+    (tmp_path / "flat" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flat))
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", 4)
+    words = {"dataset_form": "longva-tpo", "video_root": tmp_path / "videos"}
+    recipe, _, _ = launch.parse(options(base, tmp_path / "flat", tmp_path / "b", **words, dataset_missing="drop"))
+    assert len(launch.load_rows(recipe)[0]) == 1
+    recipe, _, _ = launch.parse(options(base, tmp_path / "flat", tmp_path / "b", **words))
+    with pytest.raises(ValueError, match="row 0: video: missing_file"):
+        launch.load_rows(recipe)
 
 
 # ------------------------------------------------------------------------------------------------ hooks

@@ -44,6 +44,14 @@ class RecipeArguments:
             "choices": ["reference", "longvpo", "longva-tpo", "trl"],
         },
     )
+    dataset_missing: str = field(
+        default="raise",
+        metadata={
+            "help": "What happens to a row whose video is not in video_root, or that is malformed: `raise` stops the "
+            "run, `drop` leaves the row out and says how many there were.",
+            "choices": ["raise", "drop"],
+        },
+    )
     replay_name: str | None = field(
         default=None,
         metadata={

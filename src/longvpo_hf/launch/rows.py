@@ -14,7 +14,7 @@ from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_refere
 from longvpo_hf.launch.arguments import RecipeArguments
 from longvpo_hf.preference import undecoded
 
-_FORMS: dict[str, Callable[[Dataset, str], Dataset]] = {
+_FORMS: dict[str, Callable[..., Dataset]] = {
     "reference": from_reference,
     "longvpo": from_longvpo,
     "longva-tpo": from_longva_tpo,
@@ -41,4 +41,6 @@ def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
     digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:16]
     cache = Path(HF_DATASETS_CACHE) / "longvpo_hf" / digest if Path(name).is_dir() else None
     rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming, cache_dir=cache)
-    return _FORMS[recipe.dataset_form](rows, recipe.video_root) if recipe.video_root else undecoded(rows)
+    if recipe.video_root is None:
+        return undecoded(rows)
+    return _FORMS[recipe.dataset_form](rows, recipe.video_root, missing=recipe.dataset_missing)
