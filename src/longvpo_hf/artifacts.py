@@ -8,6 +8,7 @@ run could mistake for either.
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -68,6 +69,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Removes what a killed run left half-written in a folder: of the files whose names start with `name`."""
+    for part in folder.glob(f"{glob.escape(name)}*{PART}"):
+        if part.is_file():
+            part.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole, in UTF-8."""
     with whole_file(path) as file:
@@ -86,7 +94,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     What was there is replaced in one step, so that at every instant the name stands for the old folder or the new one.
     """
     part = folder.with_name(folder.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
+    between = _between(folder)
+    if between.exists() and not folder.exists():  # killed between the renamings of a system that cannot exchange names
+        between.rename(folder)
+    for stray in (part, between):
+        shutil.rmtree(stray, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
@@ -116,11 +128,14 @@ def _exchange(one: Path, other: Path) -> None:
         if rename is not None and rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
             return
         # Not every file system can: network and overlay ones among them.
-    between = other.with_name(f"{other.name}.old{PART}")
-    shutil.rmtree(between, ignore_errors=True)
+    between = _between(other)
     other.rename(between)
     one.rename(other)
     between.rename(one)
+
+
+def _between(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old{PART}")
 
 
 def _sync(path: Path) -> None:
@@ -164,6 +179,7 @@ def locked(output: Path) -> Iterator[None]:
         ) from None
     try:
         if is_outermost:
+            remove_parts(owner.parent, owner.name)
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
@@ -260,8 +276,7 @@ class Journal:
         self._base = digest(follows_from)
         self.num_reused = 0
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(f"*{PART}"):
-            part.unlink(missing_ok=True)
+        remove_parts(folder)
 
     def piece(self, name: str, inputs: Any, work: Callable[[Log], Sequence[Fields]]) -> list[Fields]:
         """What `work` returns, done now or in an earlier run.

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvpo_hf.artifacts import write_json
+from longvpo_hf.artifacts import locked, remove_parts, write_json
 
 #: Why something is dropped, whatever the method; a method has reasons of its own beside these. The names are those in
 #: `dropped.jsonl` and on the dataset card.
@@ -98,6 +99,7 @@ class Funnel:
         self._drops: Counter[str] = Counter()
         self.reasons = dict(REASONS)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_parts(folder)
         (folder / "funnel.json").unlink(missing_ok=True)  # of an earlier run: this one may end before its own
         # Half a character (in a file's name) is written as the escape that JSON has for it.
         self._file = (folder / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
@@ -134,6 +136,21 @@ class Funnel:
         write_json(self._folder / "reasons.json", {name: self.reasons[name] for name in funnel["dropped"]})
         write_json(self._folder / "funnel.json", funnel)
         return funnel
+
+
+@contextmanager
+def open_log(output: Path, funnel: Funnel | None = None) -> Iterator[Funnel]:
+    """The log of a build, which alone may write `output` until the block ends.
+
+    Args:
+        output: The folder that is built.
+        funnel: One that has counted what came before the build; None starts one in `log_folder(output)`.
+
+    Raises:
+        artifacts.Locked: If another run writes it.
+    """
+    with locked(output):  # before the log is opened: that of the other run stays
+        yield funnel or Funnel(log_folder(output))
 
 
 def log_folder(output: Path) -> Path:

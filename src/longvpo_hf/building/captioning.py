@@ -33,7 +33,7 @@ from longvpo_hf.captions import (
     write_captions,
 )
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel, in_one_line, log_folder
+from longvpo_hf.funnel import Funnel, in_one_line, log_folder, open_log
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Timeline, View
 
@@ -149,23 +149,24 @@ def caption_videos(
     if output.exists() and any(output.iterdir()) and not (output / FACTS_FILE).is_file():
         raise ConfigError(f"{output} is not a captions folder and would be replaced; name another folder.")
     settings = settings or CaptioningSettings()
-    log = funnel or Funnel(log_folder(output))
-    captioned = _Run(captioner, summariser, output, settings, log).videos(list(videos))
-    why = "." if funnel else f"; dropped: {in_one_line(log.close())}. See {log_folder(output)} for each."
-    if not captioned:
-        raise ConfigError(f"No video got a caption{why}")
-    facts = {
-        "format": FORMAT,
-        "captioner": captioner.name,
-        "summariser": summariser.name,
-        "prompt_version": PROMPT_VERSION,
-        "settings": asdict(settings),
-        "videos": len(captioned),
-        "scenes": sum(len(video.timeline) for video in captioned),
-        "captions": sum(len(video.captioned_scenes) for video in captioned),
-        "summaries": sum(len(video.summaries) for video in captioned),
-    }
-    write_captions(output, captioned, facts)
+    with open_log(output, funnel) as log:
+        captioned = _Run(captioner, summariser, output, settings, log).videos(list(videos))
+        counts = None if funnel else log.close()
+        if not captioned:
+            why = f"; dropped: {in_one_line(counts)}. See {log_folder(output)} for each." if counts else "."
+            raise ConfigError(f"No video got a caption{why}")
+        facts = {
+            "format": FORMAT,
+            "captioner": captioner.name,
+            "summariser": summariser.name,
+            "prompt_version": PROMPT_VERSION,
+            "settings": asdict(settings),
+            "videos": len(captioned),
+            "scenes": sum(len(video.timeline) for video in captioned),
+            "captions": sum(len(video.captioned_scenes) for video in captioned),
+            "summaries": sum(len(video.summaries) for video in captioned),
+        }
+        write_captions(output, captioned, facts)
     return captioned
 
 

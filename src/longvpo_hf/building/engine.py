@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from longvpo_hf.artifacts import Fields, Journal, Log
+from longvpo_hf.artifacts import Fields, Journal, Log, locked
 from longvpo_hf.building.asking import Answer, Asker, answer_from_json
 from longvpo_hf.building.method import Answered, Draft, Lost, Part
 from longvpo_hf.building.rows import Shares, question_id, row_of
@@ -73,11 +73,12 @@ def build(
     Raises:
         DatasetError: If no row came out.
     """
-    num_rows = sum(part.num_rows for part in parts)
     for part in parts:
         funnel.explain(part.method.reasons)
-    run = _Build(parts, answerer, output, seed, funnel, follows_from)
-    with DatasetWriter(output, media_root) as writer, tqdm(total=num_rows, desc=f"{name} rows", unit="row") as bar:
+    num_rows = sum(part.num_rows for part in parts)
+    bar = tqdm(total=num_rows, desc=f"{name} rows", unit="row")
+    with locked(output), bar, DatasetWriter(output, media_root) as writer:
+        run = _Build(parts, answerer, output, seed, funnel, follows_from)
         for part_index, part in enumerate(parts):
             missing = part.num_rows
             for round_index in range(max_rounds):

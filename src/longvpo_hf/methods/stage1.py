@@ -28,7 +28,7 @@ from longvpo_hf.building.method import (
 )
 from longvpo_hf.building.rehearsal import thing_of
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Clip, Timeline
@@ -219,42 +219,42 @@ def build_stage1(
             f"A pool of {len(clips)} clips cannot fill timelines of up to max_clips={most}; "
             "add clips or lower max_clips."
         )
-    funnel = funnel or Funnel(log_folder(output))
-    funnel.count("clips", len(clips))
     if embed is None and len({clip.source_id or clip.path for clip in clips}) == 1:
         raise ConfigError(
             "All clips are of one video, and clips of one video are not distractors of each other unless their "
             "similarity is measured: add videos, or give an embedder."
         )
-    timelines = _Timelines(clips, settings, most, funnel, _unit(embed(clips), len(clips)) if embed else None)
-    return build(
-        [Part(method(question_writer, judge), timelines, settings.num_rows)],
-        answerer,
-        output,
-        name=NAME,
-        title="LongVPO Stage 1: anchored preference rows",
-        seed=settings.seed,
-        max_rounds=settings.max_rounds,
-        follows_from=[what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else ""],
-        funnel=funnel,
-        media_root=media_root,
-        facts={
-            "method": NAME,
-            "rows asked for": settings.num_rows,
-            "clips per timeline": f"{settings.min_clips}–{most}",
-            "questions per timeline": settings.questions_per_timeline,
-            "question model": question_writer.name,
-            "answer model": answerer.name,
-            "judge": judge.name if judge else "none",
-            "similarity filter": f"cosine ≤ {settings.max_similarity}"
-            if embed
-            else "not applied: no embedder; clips of one video are not distractors of each other",
-            "prompt version": PROMPT_VERSION,
-            "seed": settings.seed,
-            **(facts or {}),
-        },
-        remedy="Add clips, or raise max_rounds or max_similarity.",
-    )
+    with open_log(output, funnel) as funnel:
+        funnel.count("clips", len(clips))
+        timelines = _Timelines(clips, settings, most, funnel, _unit(embed(clips), len(clips)) if embed else None)
+        return build(
+            [Part(method(question_writer, judge), timelines, settings.num_rows)],
+            answerer,
+            output,
+            name=NAME,
+            title="LongVPO Stage 1: anchored preference rows",
+            seed=settings.seed,
+            max_rounds=settings.max_rounds,
+            follows_from=[what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else ""],
+            funnel=funnel,
+            media_root=media_root,
+            facts={
+                "method": NAME,
+                "rows asked for": settings.num_rows,
+                "clips per timeline": f"{settings.min_clips}–{most}",
+                "questions per timeline": settings.questions_per_timeline,
+                "question model": question_writer.name,
+                "answer model": answerer.name,
+                "judge": judge.name if judge else "none",
+                "similarity filter": f"cosine ≤ {settings.max_similarity}"
+                if embed
+                else "not applied: no embedder; clips of one video are not distractors of each other",
+                "prompt version": PROMPT_VERSION,
+                "seed": settings.seed,
+                **(facts or {}),
+            },
+            remedy="Add clips, or raise max_rounds or max_similarity.",
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- timelines

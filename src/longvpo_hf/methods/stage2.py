@@ -22,7 +22,7 @@ from longvpo_hf.building.rehearsal import all_things_in, digits_of, things_in
 from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import REASONS as GENERAL_REASONS
-from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.responders.replies import json_object
@@ -221,45 +221,45 @@ def build_stage2(
     """
     from longvpo_hf.building.engine import build
 
-    funnel = funnel or Funnel(log_folder(output))
-    usable = with_captions(videos, 2, funnel)
-    num_partial = round(settings.num_rows * settings.partial_share)
-    shares: list[tuple[ViewOf, int]] = [(part_of_evidence, num_partial), (uncited, settings.num_rows - num_partial)]
-    kinds = [(view, num_rows) for view, num_rows in shares if num_rows]
-    return build(
-        [
-            # In turns: what becomes of one kind decides nothing of the other's drafts.
-            Part(
-                method(usable, question_writer, settings, view, judge),
-                Rotation(usable, settings.seed, first=kind, step=len(kinds)),
-                num_rows,
-            )
-            for kind, (view, num_rows) in enumerate(kinds)
-        ],
-        answerer,
-        output,
-        name=NAME,
-        title="LongVPO Stage 2: preference rows over several scenes",
-        seed=settings.seed,
-        max_rounds=settings.max_rounds,
-        follows_from=follows_from(settings, usable, question_writer, judge),
-        funnel=funnel,
-        media_root=media_root,
-        facts={
-            "method": NAME,
-            "rows asked for": settings.num_rows,
-            "videos": len(usable),
-            "question model": question_writer.name,
-            "answer model": answerer.name,
-            "judge": judge.name if judge else "none",
-            "chosen answers from": settings.chosen_from,
-            "reference scored on": settings.reference,
-            "prompt version": PROMPT_VERSION,
-            "seed": settings.seed,
-            **(facts or {}),
-        },
-        remedy="Add videos, raise max_rounds or max_tries, or choose a stronger question writer.",
-    )
+    with open_log(output, funnel) as funnel:
+        usable = with_captions(videos, 2, funnel)
+        num_partial = round(settings.num_rows * settings.partial_share)
+        shares: list[tuple[ViewOf, int]] = [(part_of_evidence, num_partial), (uncited, settings.num_rows - num_partial)]
+        kinds = [(view, num_rows) for view, num_rows in shares if num_rows]
+        return build(
+            [
+                # In turns: what becomes of one kind decides nothing of the other's drafts.
+                Part(
+                    method(usable, question_writer, settings, view, judge),
+                    Rotation(usable, settings.seed, first=kind, step=len(kinds)),
+                    num_rows,
+                )
+                for kind, (view, num_rows) in enumerate(kinds)
+            ],
+            answerer,
+            output,
+            name=NAME,
+            title="LongVPO Stage 2: preference rows over several scenes",
+            seed=settings.seed,
+            max_rounds=settings.max_rounds,
+            follows_from=follows_from(settings, usable, question_writer, judge),
+            funnel=funnel,
+            media_root=media_root,
+            facts={
+                "method": NAME,
+                "rows asked for": settings.num_rows,
+                "videos": len(usable),
+                "question model": question_writer.name,
+                "answer model": answerer.name,
+                "judge": judge.name if judge else "none",
+                "chosen answers from": settings.chosen_from,
+                "reference scored on": settings.reference,
+                "prompt version": PROMPT_VERSION,
+                "seed": settings.seed,
+                **(facts or {}),
+            },
+            remedy="Add videos, raise max_rounds or max_tries, or choose a stronger question writer.",
+        )
 
 
 # -------------------------------------------------------------------------------------------------- the question writer

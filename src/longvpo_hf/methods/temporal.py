@@ -30,7 +30,7 @@ from longvpo_hf.building.method import (
 from longvpo_hf.building.rehearsal import things_in
 from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel, log_folder
+from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.responders.replies import json_object, without_reasoning
@@ -270,42 +270,42 @@ def build_temporal(
     """
     from longvpo_hf.building.engine import build
 
-    funnel = funnel or Funnel(log_folder(output))
-    usable = with_captions(videos, 2, funnel)
-    segments = _Segments(usable, settings.seed)
-    wholes = _Typed(usable, settings.seed)
-    num_localized = settings.num_localized
-    parts = [
-        Part(localized(usable, question_writer, settings, judge), segments, num_localized),
-        Part(comprehensive(usable, question_writer, settings, judge), wholes, settings.num_rows - num_localized),
-    ]
-    return build(
-        [part for part in parts if part.num_rows],
-        answerer,
-        output,
-        name="temporal" if settings.mode == "mixed" else f"temporal-{settings.mode}",
-        title="Temporal preference rows",
-        seed=settings.seed,
-        max_rounds=settings.max_rounds,
-        follows_from=follows_from(settings, usable, question_writer, judge),
-        funnel=funnel,
-        media_root=media_root,
-        facts={
-            "mode": settings.mode,
-            "rows asked for": settings.num_rows,
-            "localized rows asked for": settings.num_localized,
-            "videos": len(usable),
-            "question model": question_writer.name,
-            "answer model": answerer.name,
-            "judge of the post-filter": judge.name if judge else "none: not applied",
-            "localized, chosen answers from": settings.chosen_from,
-            "comprehensive, rejected answers from": f"{settings.sparse_frames} frames",
-            "prompt version": PROMPT_VERSION,
-            "seed": settings.seed,
-            **(facts or {}),
-        },
-        remedy="Add videos, raise max_rounds, or choose a stronger question writer.",
-    )
+    with open_log(output, funnel) as funnel:
+        usable = with_captions(videos, 2, funnel)
+        segments = _Segments(usable, settings.seed)
+        wholes = _Typed(usable, settings.seed)
+        num_localized = settings.num_localized
+        parts = [
+            Part(localized(usable, question_writer, settings, judge), segments, num_localized),
+            Part(comprehensive(usable, question_writer, settings, judge), wholes, settings.num_rows - num_localized),
+        ]
+        return build(
+            [part for part in parts if part.num_rows],
+            answerer,
+            output,
+            name="temporal" if settings.mode == "mixed" else f"temporal-{settings.mode}",
+            title="Temporal preference rows",
+            seed=settings.seed,
+            max_rounds=settings.max_rounds,
+            follows_from=follows_from(settings, usable, question_writer, judge),
+            funnel=funnel,
+            media_root=media_root,
+            facts={
+                "mode": settings.mode,
+                "rows asked for": settings.num_rows,
+                "localized rows asked for": settings.num_localized,
+                "videos": len(usable),
+                "question model": question_writer.name,
+                "answer model": answerer.name,
+                "judge of the post-filter": judge.name if judge else "none: not applied",
+                "localized, chosen answers from": settings.chosen_from,
+                "comprehensive, rejected answers from": f"{settings.sparse_frames} frames",
+                "prompt version": PROMPT_VERSION,
+                "seed": settings.seed,
+                **(facts or {}),
+            },
+            remedy="Add videos, raise max_rounds, or choose a stronger question writer.",
+        )
 
 
 # ------------------------------------------------------------------------------------------------- drafts and questions
