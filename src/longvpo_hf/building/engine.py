@@ -41,11 +41,11 @@ def build(
     name: str,
     title: str,
     seed: int,
-    max_rounds: int,
     follows_from: Any,
     funnel: Funnel,
     facts: Mapping[str, object],
     remedy: str,
+    max_rounds: int = 8,
     media_root: Path | None = None,
 ) -> dict[str, dict[str, int]]:
     """Builds a dataset.
@@ -60,11 +60,11 @@ def build(
         name: Name of the dataset's kind, a tag of its card.
         title: Heading of the card.
         seed: Decides every random choice.
-        max_rounds: How often more drafts are drawn to make up for dropped ones before giving up.
         follows_from: What else the rows follow from besides drafts, methods' names, prompt versions and models: JSON.
         funnel: Counts; it is closed here.
         facts: Named facts for the card.
         remedy: What to do where fewer rows came than were asked for.
+        max_rounds: How often more drafts are drawn to make up for dropped ones before giving up.
         media_root: See `DatasetWriter`: None publishes the media, a folder names them by reference.
 
     Returns:
