@@ -68,7 +68,7 @@ def test_a_rehearsal_makes_rows_that_open(stage1, videos: Path, tmp_path: Path, 
 
 def test_rows_by_reference_name_files_below_the_corpus(stage1, videos: Path, tmp_path: Path) -> None:
     stage1.main(arguments(videos, tmp_path / "rows", "--media", "reference"))
-    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["README.md", "train.parquet"]
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["README.md", "longvpo.json", "train.parquet"]
     rows = load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache"))
     assert {clip["file_name"] for row in rows for clip in row["clips"]} <= {
         f"{'ab'[number % 2]}/video-{number}.mp4" for number in range(4)
