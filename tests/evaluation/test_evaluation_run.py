@@ -120,7 +120,8 @@ def test_scores_of_a_model_and_its_adapter(
         return {"score": pytest.approx(value), "n": n}
 
     third = 100 / 3
-    plain = {"overall": 50.0, "n": 4, "unparsed": 0.0}
+    # The models say a letter and no more: both parsers read it, and LongVideoBench's own draws nothing.
+    plain = {"overall": 50.0, "official": 50.0, "n": 4, "unparsed": 0.0, "cut_off": 0.0}
     videomme = {"short": score(50, 2), "medium": score(100, 1), "long": score(0, 1)}
     c_tasks = {name: score(100, 1) for name in ("ego", "order")}
     b_tasks = {name: score(100, 1) for name in ("plotQA", "topic_reasoning")}
@@ -132,8 +133,10 @@ def test_scores_of_a_model_and_its_adapter(
         },
         "mlvu": {
             "overall": pytest.approx(100 * 4 / 9),
+            "official": pytest.approx((2 * third + 200) / 7),
             "n": 9,
             "unparsed": 0.0,
+            "cut_off": 0.0,
             "groups": {**none, **c_tasks, "needle": score(2 * third, 3)},
             "m_avg": pytest.approx((2 * third + 200) / 7),
         },
@@ -142,11 +145,13 @@ def test_scores_of_a_model_and_its_adapter(
         "mvbench": {
             # Of each subset two questions: C is no option of the first, and right of the second in every other one.
             "overall": pytest.approx(25.0),
+            "official": pytest.approx(25.0),
             "n": 40,
             "unparsed": 50.0,
+            "cut_off": 0.0,
             "groups": {name: score(0 if i % 2 else 50, 2) for i, name in enumerate(doubles.MVBENCH_FOLDERS)},
         },
-        "lvbench": {"overall": 50.0, "n": 2, "unparsed": 0.0, "groups": {}},
+        "lvbench": {"overall": 50.0, "official": 50.0, "n": 2, "unparsed": 0.0, "cut_off": 0.0, "groups": {}},
     }
     assert stage1["tasks"]["mlvu"]["groups"] == {**none, **b_tasks, "needle": score(0, 3)}
     assert stage1["tasks"]["mlvu"]["m_avg"] == pytest.approx(200 / 7)
@@ -154,17 +159,19 @@ def test_scores_of_a_model_and_its_adapter(
     assert stage1["tasks"]["mvbench"]["unparsed"] == 0.0
     assert stage1["tasks"]["lvbench"]["overall"] == 0.0
 
-    assert "| LongVideoBench | 50.0 measured | 25.0 (-25.0) measured |" in result.output
-    assert "Video-MME, with subtitles | 50.0 measured | 25.0 (-25.0) measured" in (tmp_path / "card.md").read_text(
-        "utf-8"
-    )
+    for parser in ("ours", "official"):
+        assert f"| LongVideoBench, {parser} | 50.0 measured | 25.0 (-25.0) measured |" in result.output
+    assert "Video-MME, with subtitles, ours | 50.0 measured | 25.0 (-25.0) measured" in (
+        tmp_path / "card.md"
+    ).read_text("utf-8")
     assert json.loads((tmp_path / "table.json").read_text("utf-8"))["tables"][0]["num_frames"] == 3
     index = yaml.safe_load((tmp_path / "stage1.model-index.yaml").read_text("utf-8"))["model-index"]
     assert [model["name"] for model in index] == ["stage1"]
     assert 50.0 in [metric["value"] for result in index[0]["results"] for metric in result["metrics"]]
     answers = lines(tmp_path / "answers/base-3/mvbench.jsonl")
     assert answers[:2] == [
-        {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "score": value, "choice": choice,
+        {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "score": value,
+         "official": value, "choice": choice, "cut_off": False,
          "answer": answer, "group": "action_antonym", "video": f"mvbench_video/ssv2_video_mp4/v{row}.mp4"}
         for row, value, choice, answer in [(0, 0.0, "", "B"), (1, 100.0, "C", "C")]
     ]  # fmt: skip
@@ -290,7 +297,8 @@ def test_lmms_eval_runs_the_group_of_all(
     (file,) = tmp_path.rglob("*_results.json")
     scores = json.loads(file.read_text(encoding="utf-8"))["results"]
     assert scores["longvpo_mvbench"]["score,none"] == 50.0
-    assert scores["longvpo_mvbench"]["unparsed,none"] == 0.0
+    assert scores["longvpo_mvbench"]["official,none"] == 50.0
+    assert scores["longvpo_mvbench"]["unparsed,none"] == scores["longvpo_mvbench"]["cut_off,none"] == 0.0
     assert scores["longvpo_mlvu"]["m_avg,none"] == pytest.approx(200 / 7)
     assert scores["longvpo_mlvu"]["score_plotQA,none"] == 100.0
     assert [scores["longvpo_longvideobench"][f"score_{group}s,none"] for group in (15, 60, 600, 3600)] == [0, 0, 0, 100]

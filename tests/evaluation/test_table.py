@@ -43,7 +43,7 @@ def test_measured_and_paper_side_by_side() -> None:
     labels = [(column["label"], column["source"]) for column in part["columns"]]
     stages = ["base", "Stage 1", "Stage 2"]
     assert labels == [*((stage, "measured") for stage in stages), *((stage, "paper") for stage in stages)]
-    base = {"value": 70.04, "delta": None, "source": "measured", "n": 10, "unparsed": 0.5}
+    base = {"value": 70.04, "delta": None, "source": "measured", "n": 10, "unparsed": 0.5, "cut_off": None}
     assert cell(table, 512, "mlvu", 0) == base, "M-Avg, not the overall score"
     # As printed: 75.6 − 70.0, of the numbers rounded to one place.
     assert cell(table, 512, "mlvu", 1)["delta"] == pytest.approx(5.5 if f"{75.55:.1f}" == "75.5" else 5.6)
@@ -72,6 +72,26 @@ def test_every_cell_of_the_markdown_says_whose_number_it_is() -> None:
     assert "- Stage 1, measured: me/stage1" in text
     assert "- paper: InternVL3-8B (LongVPO, arXiv 2602.02341), 512 frames" in text
     assert "counted as wrong: MLVU (M-Avg) 0.5 %, 0.5 %; MVBench 0.5 %" in text
+
+
+def test_both_parsers_stand_in_the_table_by_name() -> None:
+    base, tuned = run(lvbench=48.0, mlvu=60.0), run("stage1", lvbench=50.0)
+    base.tasks["lvbench"].update(official=44.0, cut_off=0.0)  # type: ignore[attr-defined]
+    tuned.tasks["lvbench"].update(official=52.0, cut_off=12.5)  # type: ignore[attr-defined]
+    table = comparison([base, tuned])
+    assert [(row["name"], row["parser"]) for row in table["tables"][0]["rows"]] == [
+        ("lvbench", "ours"),
+        ("lvbench", "official"),
+        ("mlvu", "ours"),
+    ]
+    text = to_markdown(table)
+    assert "| LVBench, ours | 48.0 measured | 50.0 (+2.0) measured | – | – | – |" in text
+    assert "| LVBench, official | 44.0 measured | 52.0 (+8.0) measured | 48.8 paper | 52.4 (+3.6) paper |" in text
+    assert "| MLVU (M-Avg) | 60.0 measured | – | 71.4 paper |" in text, "a result of before has one score"
+    assert "(ours) and by each benchmark's own rule (official)" in text
+    assert "inside their reasoning, counted as wrong; --max-new-tokens gives room: LVBench 0.0 %, 12.5 %" in text
+    assert text.count("LVBench 0.5 %, 0.5 %") == 1, "shares are told once"
+    assert "reasoning" not in to_markdown(comparison([run(lvbench=48.0)]))
 
 
 def test_the_paper_stands_beside_its_own_number_of_frames_alone() -> None:

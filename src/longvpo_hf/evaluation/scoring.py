@@ -1,22 +1,18 @@
-"""What an answer chose, and scores of many answers.
+"""What a reply chose, and scores of many replies.
 
-Takes a model's text and the letters it could choose; gives its choice, and percentages overall and by group. One rule
-for all benchmarks: every question counts. An answer without a choice is wrong, and told apart as `unparsed`. Choices
-are read by lmms-eval's own extractor, with two guards against what it misreads (see `choice_of`). Knows nothing of
-benchmarks' files, models or lmms-eval's tasks.
+One rule for all benchmarks (`answers.letter_of`): every question counts. A reply that chooses nothing is wrong, and
+counted as `unparsed`; one that ends inside its reasoning is wrong whatever letters are in it, and counted as `cut_off`.
+Beside it stands the score of each benchmark's own rule (`official.py`).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
-#: Reasoning that models write before their answer.
-_REASONING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<analysis>", "</analysis>"))
-_WORD = re.compile(r"[A-Za-z]{2,}|[A-Za-z](?=['’][A-Za-z])")
-_OPTION_TEXT = re.compile(r"(\([A-H]\)|\b[A-H][.:)])(\s+)A\b")
+from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off, letter_of, without_reasoning
+from longvpo_hf.evaluation.official import official_score
 
 
 class Record(TypedDict):
@@ -24,47 +20,35 @@ class Record(TypedDict):
 
     Fields:
         score: 100 if the choice is right, else 0: percent, as all scores are.
+        official: What the benchmark's own rule gives the reply; None where it leaves the question out.
         choice: The letter chosen; empty where there is none.
+        cut_off: Whether the reply ended inside its reasoning.
         answer: The right letter.
         group: The question's group.
         video: What the question is about: questions about one video are no independent samples.
     """
 
     score: float
+    official: float | None
     choice: str
+    cut_off: bool
     answer: str
     group: str
     video: str
 
 
-def choice_of(text: str, letters: str) -> str:
-    """The letter that an answer chooses; empty where it chooses none, as in a refusal.
-
-    Reasoning between tags is left out; if it never ends, there is no answer. What remains goes to
-    `lmms_eval.tasks._task_utils.mcq_extract.extract_mcq_answer`, with the capitals inside of words lowered ("Cannot be
-    determined" is no C, and "The answer is (B) because the Cat …" no C either) and the article of an option's text as
-    well ("The correct answer is (B) A man" is no A). Of two letters the extractor takes the first in "A or B", and the
-    last of two in the same form, "not (A) but (B)".
-
-    Args:
-        text: What the model wrote.
-        letters: What it could choose, e.g. `ABCD`.
-    """
-    from lmms_eval.api.reasoning import strip_reasoning_tags
-    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
-
-    text = strip_reasoning_tags(text, [list(pair) for pair in _REASONING])
-    if any(opening in text for opening, _ in _REASONING):
-        return ""
-    text = _WORD.sub(lambda match: match.group().lower(), text)
-    text = _OPTION_TEXT.sub(r"\1\2a", text)
-    return extract_mcq_answer(text, list(letters))
-
-
-def record(text: str, letters: str, answer: str, group: str = "", video: str = "") -> Record:
-    """What becomes of an answer to one question."""
-    choice = choice_of(text, letters)
-    return Record(score=100.0 * (choice == answer), choice=choice, answer=answer, group=group, video=video)
+def record(benchmark: str, text: str, letters: str, answer: str, group: str = "", video: str = "") -> Record:
+    """What becomes of a reply to one question of a benchmark."""
+    choice, cut_off = letter_of(text, letters), is_cut_off(text)
+    return Record(
+        score=100.0 * (choice == answer),
+        official=0.0 if cut_off else official_score(benchmark, without_reasoning(text), letters, answer),
+        choice=choice,
+        cut_off=cut_off,
+        answer=answer,
+        group=group,
+        video=video,
+    )
 
 
 def mean_score(records: Sequence[Record]) -> float:
@@ -73,8 +57,13 @@ def mean_score(records: Sequence[Record]) -> float:
 
 
 def unparsed(records: Sequence[Record]) -> float:
-    """Answers without a choice, in percent of all questions."""
-    return 100 * sum(not record["choice"] for record in records) / len(records)
+    """Replies that came to an end and chose nothing, in percent of all questions."""
+    return 100 * sum(not record["choice"] and not record["cut_off"] for record in records) / len(records)
+
+
+def cut_off(records: Sequence[Record]) -> float:
+    """Replies that ended inside their reasoning, in percent of all questions."""
+    return 100 * sum(record["cut_off"] for record in records) / len(records)
 
 
 def group_score(records: Sequence[Record], group: str) -> float:
@@ -88,6 +77,17 @@ def mean_of_groups(records: Sequence[Record]) -> float:
     return math.fsum(scores) / len(scores)
 
 
+def official(name: str, records: Sequence[Record]) -> float:
+    """The score that papers quote of a benchmark, by its own rule: a mean over groups for MLVU and MVBench."""
+    by_group: dict[str, list[float]] = {}
+    for record in records:
+        group = by_group.setdefault(record["group"] if name in _MEANS_OF_GROUPS else "", [])
+        if record["official"] is not None:
+            group.append(record["official"])
+    scores = [math.fsum(group) / len(group) if group else 0.0 for group in by_group.values()]
+    return math.fsum(scores) / len(scores)
+
+
 def summary(name: str, groups: Iterable[str], records: Sequence[Record]) -> dict[str, Any]:
     """Scores of one benchmark, in percent.
 
@@ -97,16 +97,22 @@ def summary(name: str, groups: Iterable[str], records: Sequence[Record]) -> dict
         records: All its answered questions.
 
     Returns:
-        `{"overall", "n", "unparsed", "groups": {group: {"score", "n"}}}`, and `m_avg` for MLVU. Groups of which nothing
-        was asked are left out.
+        `{"overall", "official", "n", "unparsed", "cut_off", "groups": {group: {"score", "n"}}}`, and `m_avg` for MLVU.
+        Groups of which nothing was asked are left out.
     """
     sizes = {group: sum(record["group"] == group for record in records) for group in groups}
     scores: dict[str, Any] = {
         "overall": mean_of_groups(records) if name == "mvbench" else mean_score(records),
+        "official": official(name, records),
         "n": len(records),
         "unparsed": unparsed(records),
+        "cut_off": cut_off(records),
         "groups": {group: {"score": group_score(records, group), "n": size} for group, size in sizes.items() if size},
     }
     if name == "mlvu":
         scores["m_avg"] = mean_of_groups(records)
     return scores
+
+
+#: Benchmarks whose papers quote the mean of their tasks' scores.
+_MEANS_OF_GROUPS = ("mlvu", "mvbench")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.paper import PAPER, PAPER_FRAMES, paper_model
+from longvpo_hf.evaluation.paper import PAPER, PAPER_FRAMES, PaperModel, paper_model
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -30,6 +30,8 @@ _ROWS = (
     ("videomme_subtitles", "Video-MME, with subtitles", "overall"),
     ("mvbench", "MVBench", "overall"),
 )
+#: How replies were read: as they are meant (`answers.letter_of`), by the benchmark's own rule (`official.py`).
+_PARSERS = ("ours", "official")
 _STAGES = {"base": "base", "stage1": "Stage 1", "stage2": "Stage 2"}
 
 
@@ -41,7 +43,7 @@ class EvalRun:
         model: Its name.
         stage: `base`, `stage1`, `stage2` or another word for what it is.
         num_frames: Frames of each video.
-        tasks: By benchmark: `overall`, `n`, `unparsed`, `groups`, and `m_avg` for MLVU; scores in percent.
+        tasks: By benchmark what `scoring.summary` gives; results of earlier versions lack `official` and `cut_off`.
 
     Raises:
         ValueError: If a benchmark is unknown, or a score is missing or no percentage.
@@ -77,10 +79,15 @@ class EvalRun:
             what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path.name} is no result of `longvpo eval`: {what}") from error
 
-    def score(self, name: str) -> float | None:
-        """Its score of a benchmark, as the paper's table has it; None where it was not measured."""
-        field = next(score for row, _, score in _ROWS if row == name)
-        return self.tasks[name][field] if name in self.tasks else None
+    def score(self, name: str, parser: str = "ours") -> float | None:
+        """Its score of a benchmark, as the paper's table has it; None where it was not measured.
+
+        Args:
+            name: The benchmark.
+            parser: `ours` or `official`: see `comparison`.
+        """
+        field = "official" if parser == "official" else next(score for row, _, score in _ROWS if row == name)
+        return self.tasks[name].get(field) if name in self.tasks else None
 
 
 def comparison(runs: Sequence[EvalRun], paper: str | None = None) -> dict[str, Any]:
@@ -93,8 +100,10 @@ def comparison(runs: Sequence[EvalRun], paper: str | None = None) -> dict[str, A
 
     Returns:
         `{"paper": key or None, "tables": [{"num_frames", "columns": [{"label", "source", "model", "note"}], "rows":
-        [{"name", "benchmark", "cells": [{"value", "delta", "source", "n", "unparsed"} or None]}], "groups": [...]}]}`.
-        A delta is to the base of the same source; None where there is no base.
+        [{"name", "benchmark", "parser", "cells": [{"value", "delta", "source", "n", "unparsed", "cut_off"} or None]}],
+        "groups": [...]}]}`. A benchmark has a row `ours`, as replies are meant, and one `official`, as its own rule
+        scores them, in which the paper's numbers stand; a parser that no result has gets no row. A delta is to the base
+        of the same source; None where there is no base.
 
     Raises:
         ValueError: If there are no runs, two of one stage and number of frames, or an unknown `paper`.
@@ -131,30 +140,36 @@ def _table(runs: Sequence[EvalRun], paper: str | None) -> dict[str, Any]:
     ]
     rows = []
     for name, benchmark, _ in _ROWS:
-        if not any(name in run.tasks for run in runs):
-            continue
-        measured_base = next((run.score(name) for run in runs if run.stage == "base"), None)
-        cells = [
-            None
-            if (value := run.score(name)) is None
-            else {
-                "value": value,
-                "delta": _delta(value, measured_base, run.stage),
-                "source": "measured",
-                "n": run.tasks[name].get("n"),
-                "unparsed": run.tasks[name].get("unparsed"),
-            }
-            for run in runs
-        ]
-        paper_base = lines[0].scores.get(name) if lines else None
-        cells += [
-            None
-            if (value := line.scores.get(name)) is None
-            else {"value": value, "delta": _delta(value, paper_base, line.stage), "source": "paper"}
-            for line in lines
-        ]
-        rows.append({"name": name, "benchmark": benchmark, "cells": cells})
+        parsers = [parser for parser in _PARSERS if any(run.score(name, parser) is not None for run in runs)]
+        for parser in parsers:
+            cells = _measured_cells(runs, name, parser)
+            # Papers' numbers are of the benchmarks' own rules.
+            shown = lines if parser == parsers[-1] else ()
+            cells += [_paper_cell(line, lines[0], name) for line in shown] or [None] * len(lines)
+            rows.append({"name": name, "benchmark": benchmark, "parser": parser, "cells": cells})
     return {"num_frames": num_frames, "columns": columns, "rows": rows, "groups": _groups(runs)}
+
+
+def _measured_cells(runs: Sequence[EvalRun], name: str, parser: str) -> list[dict[str, Any] | None]:
+    base = next((run.score(name, parser) for run in runs if run.stage == "base"), None)
+    return [
+        None
+        if (value := run.score(name, parser)) is None
+        else {
+            "value": value,
+            "delta": _delta(value, base, run.stage),
+            "source": "measured",
+            **{fact: run.tasks[name].get(fact) for fact in ("n", "unparsed", "cut_off")},
+        }
+        for run in runs
+    ]
+
+
+def _paper_cell(line: PaperModel, base: PaperModel, name: str) -> dict[str, Any] | None:
+    value = line.scores.get(name)
+    if value is None:
+        return None
+    return {"value": value, "delta": _delta(value, base.scores.get(name), line.stage), "source": "paper"}
 
 
 def _groups(runs: Sequence[EvalRun]) -> list[dict[str, Any]]:
@@ -182,6 +197,11 @@ def _delta(value: float, base: float | None, stage: str) -> float | None:
     return None if base is None or stage == "base" else round(round(value, 1) - round(base, 1), 1)
 
 
+_PARSERS_EXPLAINED = (
+    "Answers are read as they are meant (ours) and by each benchmark's own rule (official), which papers quote.",
+)
+
+
 def to_markdown(table: Mapping[str, Any]) -> str:
     """What `comparison` gives, as Markdown; each cell ends in `measured` or `paper`."""
     from longvpo_hf.public import markdown
@@ -195,10 +215,11 @@ def to_markdown(table: Mapping[str, Any]) -> str:
         ]
         lines = [
             f"Percent of right answers, at most {frames} frames of each video. In brackets the change from the base.",
+            *_PARSERS_EXPLAINED * any(row["parser"] == "official" for row in part["rows"]),
             "",
             "| benchmark | " + " | ".join(heads) + " |",
             "|---|" + "---:|" * len(heads),
-            *[f"| {row['benchmark']} | " + " | ".join(map(_cell, row["cells"])) + " |" for row in part["rows"]],
+            *[f"| {_named(row, part)} | " + " | ".join(map(_cell, row["cells"])) + " |" for row in part["rows"]],
             "",
             *[
                 f"- {markdown(column['label'])}, measured: {markdown(column['model'])}"
@@ -210,7 +231,7 @@ def to_markdown(table: Mapping[str, Any]) -> str:
             lines.append(f"- paper: {table['paper']} (LongVPO, arXiv 2602.02341), {PAPER_FRAMES} frames")
         elif table["paper"] is not None:
             lines.append(f"- The paper has numbers of {table['paper']} at {PAPER_FRAMES} frames, none at {frames}.")
-        lines += [*_unparsed(part), "", *_group_lines(part)]
+        lines += [*_shares(part), "", *_group_lines(part)]
         parts.append("\n".join(lines).rstrip())
     return "\n\n".join(parts) + "\n"
 
@@ -222,14 +243,29 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
     return f"{cell['value']:.1f}{delta} {cell['source']}"
 
 
-def _unparsed(part: Mapping[str, Any]) -> list[str]:
-    """How many measured answers named no option; each of them counts as wrong."""
-    rates = [
-        f"{row['benchmark']} {', '.join(f'{rate:.1f} %' for rate in known)}"
-        for row in part["rows"]
-        if (known := [cell["unparsed"] for cell in row["cells"] if cell and cell.get("unparsed") is not None])
-    ]
-    return [f"- answers that name no option, counted as wrong: {'; '.join(rates)}"] if rates else []
+def _named(row: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """A benchmark's name, with the parser where both are shown."""
+    both = sum(other["name"] == row["name"] for other in part["rows"]) > 1
+    return f"{row['benchmark']}, {row['parser']}" if both else str(row["benchmark"])
+
+
+def _shares(part: Mapping[str, Any]) -> list[str]:
+    """How many measured answers named no option, or ended inside their reasoning; each of them counts as wrong."""
+    lines = []
+    for fact, text in (
+        ("unparsed", "answers that name no option, counted as wrong"),
+        ("cut_off", "answers that were cut off inside their reasoning, counted as wrong; --max-new-tokens gives room"),
+    ):
+        rates = [
+            f"{row['benchmark']} {', '.join(f'{rate:.1f} %' for rate in known)}"
+            for row in part["rows"]
+            if row["parser"] == "ours"
+            and (known := [cell[fact] for cell in row["cells"] if cell and cell.get(fact) is not None])
+            and (fact == "unparsed" or any(known))
+        ]
+        if rates:
+            lines.append(f"- {text}: {'; '.join(rates)}")
+    return lines
 
 
 def _group_lines(part: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +23,8 @@ from longvpo_hf.evaluation.subtitles import read_srt
 
 #: As much as the longest of lmms-eval's own (LongVideoBench's): room for "The best answer is (C)", and some more.
 _MAX_NEW_TOKENS = 32
+#: Metrics that are better the lower they are.
+_SHARES = ("unparsed", "cut_off")
 
 
 class MultipleChoice(ConfigurableMessagesTask):
@@ -35,7 +38,12 @@ class MultipleChoice(ConfigurableMessagesTask):
         self.benchmark = BENCHMARKS[config["metadata"]["benchmark"]]
         self.root = data_root()
         self.subset: str = config.get("dataset_name") or ""
-        metrics: dict[str, Callable[..., float]] = {"score": scoring.mean_score, "unparsed": fmean}
+        metrics: dict[str, Callable[..., float]] = {
+            "score": scoring.mean_score,
+            "official": partial(_official, self.benchmark.name),
+            "unparsed": fmean,
+            "cut_off": fmean,
+        }
         if not self.subset:
             metrics |= {f"score_{group}": scoring.mean_score for group in self.benchmark.groups}
         if self.benchmark.name == "mlvu":
@@ -49,7 +57,7 @@ class MultipleChoice(ConfigurableMessagesTask):
                 "process_results": self.process_results,
                 "cluster_key": "video",
                 "metric_list": [
-                    {"metric": name, "aggregation": metric, "higher_is_better": name != "unparsed"}
+                    {"metric": name, "aggregation": metric, "higher_is_better": name not in _SHARES}
                     for name, metric in metrics.items()
                 ],
                 **{key: value for key, value in config.items() if key != "class"},
@@ -106,17 +114,25 @@ class MultipleChoice(ConfigurableMessagesTask):
     ) -> dict[str, Any]:
         """What one answer adds to each metric: to a group's score nothing unless it is of the group.
 
-        lmms-eval takes standard errors of numbers and of what stands under `score`; M-Avg has none.
+        lmms-eval takes standard errors of numbers and of what stands under `score`; M-Avg and `official` have none.
         """
         question = self.question(doc)
-        record = scoring.record(results[0], question.letters, question.answer, question.group, question.videos[0])
+        record = scoring.record(
+            self.benchmark.name, results[0], question.letters, question.answer, question.group, question.videos[0]
+        )
         metrics = {
             "score": record,
-            "unparsed": 100.0 * (not record["choice"]),
+            "official": {"record": record},
+            "unparsed": scoring.unparsed([record]),
+            "cut_off": scoring.cut_off([record]),
             f"score_{question.group}": record,
             "m_avg": {"record": record},
         }
         return {name: value for name, value in metrics.items() if name in self.aggregation()}
+
+
+def _official(name: str, items: Sequence[Mapping[str, scoring.Record]]) -> float:
+    return scoring.official(name, [item["record"] for item in items])
 
 
 def _mean_of_groups(items: Sequence[Mapping[str, scoring.Record]]) -> float:
