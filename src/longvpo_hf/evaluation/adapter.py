@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.evaluation.subtitles import shown_at
-from longvpo_hf.frames import whole_clip
+from longvpo_hf.frames import UnreadableVideo, whole_clip
 from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
@@ -120,12 +120,25 @@ class LongVPO(lmms):
             for limit, group in itertools.groupby(requests, _max_new_tokens):
                 self._responder.max_new_tokens = limit
                 while batch := list(itertools.islice(group, window)):
-                    answers = self._results([self._request(instance) for instance in batch])
+                    requests, failure = self._requests(batch)
+                    answers = self._results(requests) if requests else ()
                     bar.update(len(batch))
-                    for instance, answer in zip(batch, answers, strict=True):
+                    for instance, answer in zip(batch, answers, strict=False):
                         if not isinstance(answer, str):
                             raise answer
                         yield _until(answer, _settings(instance).get("until"))
+                    if failure is not None:
+                        raise failure
+
+    def _requests(self, batch: Sequence[Instance]) -> tuple[list[Request], UnreadableVideo | None]:
+        """The requests, up to the first whose video cannot be opened, and why it cannot."""
+        requests: list[Request] = []
+        for instance in batch:
+            try:
+                requests.append(self._request(instance))
+            except UnreadableVideo as error:
+                return requests, error
+        return requests, None
 
     def _results(self, requests: Sequence[Request]) -> Sequence[Result | Unreached]:
         """The answers; in place of one that could not be had, why: those before it are kept."""
