@@ -28,6 +28,7 @@ from longvpo_hf.methods import stage2
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
+from longvpo_hf.record import DatasetRecord, read_record
 from longvpo_hf.responders import NoAnswer, Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline
 from scenes import (
@@ -451,6 +452,16 @@ def test_the_judge_of_answers(
     rows, _ = build(pairs, tmp_path / "rows", WRITER, answerer, judge, **settings)
     assert rows[0].provenance.verdicts == ("answers_differ", "supported", "rejected_is_wrong")
     assert "judge@3" in (tmp_path / "rows" / "README.md").read_text()
+    record = read_record(tmp_path / "rows", DatasetRecord)
+    assert record is not None
+    assert {what: (model.name, model.revision) for what, model in record.models.items()} == {
+        "questions": ("writer", "1"),
+        "judge": ("judge", "3"),
+        "answers": (answerer.name, ""),
+    }
+    assert (record.num_rows, record.settings["partial_share"]) == (len(rows), 1.0)
+    assert [method.name for method in record.methods] == ["longvpo-stage2"]
+    assert "huang2025longvpo" in record.methods[0].citation
     for request in judge.requests:
         assert request.timeline is None
         assert len(re.findall(r"^Scene #\d: thing \d+ appears$", request.text, re.MULTILINE)) == 2

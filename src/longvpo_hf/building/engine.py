@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -47,6 +49,8 @@ def build(
     remedy: str,
     max_rounds: int = 8,
     media_root: Path | None = None,
+    settings: Any = None,
+    models: Mapping[str, Responder | None] = MappingProxyType({}),
 ) -> dict[str, dict[str, int]]:
     """Builds a dataset.
 
@@ -66,6 +70,8 @@ def build(
         remedy: What to do where fewer rows came than were asked for.
         max_rounds: How often more drafts are drawn to make up for dropped ones before giving up.
         media_root: See `DatasetWriter`: None publishes the media, a folder names them by reference.
+        settings: The method's settings, a dataclass, for the record.
+        models: Who else was asked, by what they did, for the record; None for who might have been and was not.
 
     Returns:
         The funnel. Every draft is a row or a drop.
@@ -96,11 +102,13 @@ def build(
         counts = funnel.close()
         if writer.num_rows == 0:
             raise DatasetError(f"No row came out; dropped: {in_one_line(counts)}. See {log_folder(output)} for each.")
+        asked = {**models, "answers": answerer}
         writer.write_record(
             DatasetRecord(
                 title,
                 methods=tuple(_recorded(part) for part in {part.method.name: part for part in parts}.values()),
-                models=_models(parts, answerer),
+                models={what: _source_of(model) for what, model in asked.items() if model is not None},
+                settings=asdict(settings) if settings is not None else {},
                 facts={**facts, **run.shares.facts()},
                 funnel=counts,
                 reasons={reason: funnel.reasons[reason] for reason in counts["dropped"]},
@@ -118,12 +126,9 @@ def _recorded(part: Part) -> MethodRecord:
     return MethodRecord(part.method.name, part.method.prompt_version, part.method.citation)
 
 
-def _models(parts: Sequence[Part], answerer: Responder) -> dict[str, Source]:
-    """Who wrote the questions and who gave the answers."""
-    writers = {part.method.question_model for part in parts}
-    asked = {"question writer": Source.of_model(", ".join(sorted(writers)))} if writers else {}
-    weights = str((getattr(answerer, "settings", None) or {}).get("weights", ""))
-    return {**asked, "answers": Source.of_model(answerer.name, weights)}
+def _source_of(model: Responder) -> Source:
+    _, settings = identity(model)
+    return Source.of_model(model.name, str((settings or {}).get("weights", "")))
 
 
 class _Build:

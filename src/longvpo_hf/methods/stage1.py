@@ -238,6 +238,8 @@ def build_stage1(
             follows_from=[what_rows_follow_from(settings), identity(question_writer), identity(judge) if judge else ""],
             funnel=funnel,
             media_root=media_root,
+            settings=settings,
+            models={"questions": question_writer, "judge": judge},
             facts={
                 "method": NAME,
                 "rows asked for": settings.num_rows,

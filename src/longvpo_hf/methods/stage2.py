@@ -245,6 +245,8 @@ def build_stage2(
             follows_from=follows_from(settings, usable, question_writer, judge),
             funnel=funnel,
             media_root=media_root,
+            settings=settings,
+            models={"questions": question_writer, "judge": judge},
             facts={
                 "method": NAME,
                 "rows asked for": settings.num_rows,

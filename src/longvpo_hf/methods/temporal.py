@@ -290,6 +290,8 @@ def build_temporal(
             follows_from=follows_from(settings, usable, question_writer, judge),
             funnel=funnel,
             media_root=media_root,
+            settings=settings,
+            models={"questions": question_writer, "judge": judge},
             facts={
                 "mode": settings.mode,
                 "rows asked for": settings.num_rows,

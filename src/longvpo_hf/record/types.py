@@ -121,7 +121,7 @@ class DatasetRecord:
     Args:
         title: Heading of the card.
         methods: What made the rows.
-        models: Who did what, e.g. `question writer`, `answers`, `judge`.
+        models: Who did what, e.g. `questions`, `answers`, `judge`.
         settings: Of the method.
         facts: More named facts, e.g. of the corpus, for the card's table.
         funnel: What came through each of `stages`, and how many were `dropped` for each reason.
