@@ -1,8 +1,7 @@
-"""One preference row, and its Arrow form: the contract between those who build rows and those who train on them.
+"""One preference row and its Arrow form: the contract between building and training.
 
-Takes a timeline, a question, two answers and where they came from; gives a checked `VideoPreference` and the row that
-stands in `train.parquet`. Knows nothing of frames, models or how rows are made. Rows follow TRL's conversational
-preference format (`prompt`, `chosen`, `rejected` as lists of messages) with the video beside it as `clips`.
+Rows follow TRL's conversational preference format (`prompt`, `chosen` and `rejected` as lists of messages), with the
+video beside it as `clips`.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class Provenance:
         answer_model: Who gave both answers, as `name@revision`.
         prompt_version: Version of the prompt texts.
         similarities: Cosine of each clip's embedding with the anchor's, in timeline order; empty where not measured.
-        verdicts: What each filter said of the row that it kept.
+        verdicts: The verdict of each filter that kept the row.
         seed: Seed of the run.
         question_type: Kind of question, where the method has kinds.
         reasoning: Why the evidence answers the question, in the question writer's words (Stage 2: citing scenes).
@@ -157,7 +156,7 @@ class VideoPreference:
 
     @property
     def reference_view(self) -> View:
-        """What the row wants the reference model to be scored on."""
+        """The view that the row wants the reference model to be scored on."""
         return View.only(self.reference) if self.reference else View.whole()
 
     def _content_hash(self) -> str:
@@ -194,10 +193,10 @@ class VideoPreference:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> VideoPreference:
-        """The inverse of `to_row`, also for a row that `load_dataset` gave (media undecoded).
+        """The inverse of `to_row`; also takes rows from `load_dataset` with undecoded media.
 
         Raises:
-            ValueError: If the row does not hold what it should; the message names the row and the field.
+            DatasetError: If a field is missing or has the wrong form; the message names the row and the field.
         """
         where = f"row {row.get('id') or '?'}"
         clips = row.get("clips")
@@ -216,9 +215,9 @@ class VideoPreference:
 
 
 def undecoded(dataset: Any) -> Any:
-    """A dataset of rows with clips as paths: else every access to a row opens a decoder for each of its clips.
+    """The dataset with its clips as paths, so that reading a row does not open a decoder for each of its clips.
 
-    Other datasets come back as they are.
+    Other datasets are returned unchanged.
     """
     from datasets import IterableDataset, List, Video
 

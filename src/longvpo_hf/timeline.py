@@ -1,7 +1,7 @@
 """Clips, timelines and views: which part of which video one model call sees.
 
-Takes paths and seconds, gives spans; knows nothing of frames, tensors, tokens or rows. Two clocks exist and are always
-named: `source_seconds` counts inside a source file, `timeline_seconds` counts along the clips laid end to end.
+There are two clocks, and names always say which: `source_seconds` counts inside a source file, `timeline_seconds`
+counts along the clips laid end to end.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Timeline:
         return tuple(starts)
 
     def parts(self, max_clips: int) -> list[Timeline]:
-        """Consecutive parts of at most so many clips, of numbers as even as can be; one part where it fits.
+        """Consecutive parts of at most `max_clips` clips each, as equal in number as possible.
 
         Raises:
             ValueError: If `max_clips` < 1.
@@ -120,7 +120,7 @@ class Timeline:
         return [Timeline(self.clips[start:end]) for start, end in itertools.pairwise(bounds)]
 
     def centre(self, index: int) -> float:
-        """Where the middle of clip `index` lies on the timeline, from 0 (begin) to 1 (end)."""
+        """Where the middle of clip `index` lies on the timeline, from 0 (its start) to 1 (its end)."""
         check_indices((index,), len(self), "clip index")
         start = self.starts_timeline_seconds[index]
         return (start + self.clips[index].duration_seconds / 2) / self.duration_seconds
@@ -135,8 +135,8 @@ class View:
 
     Args:
         keep: Indices of the clips that are seen; `None` for all.
-        drop: Indices of the clips that are not seen. Not together with `keep`.
-        num_frames: At most so many frames over all seen clips; `None` leaves it to the caller's budget.
+        drop: Indices of the clips that are not seen; excludes `keep`.
+        num_frames: Most frames over all seen clips; `None` leaves it to the caller's budget.
     """
 
     keep: tuple[int, ...] | None = None
@@ -158,17 +158,17 @@ class View:
 
     @classmethod
     def only(cls, clips: Iterable[int]) -> View:
-        """The named clips alone, in timeline order."""
+        """These clips alone, in timeline order."""
         return cls(keep=tuple(sorted(set(clips))))
 
     @classmethod
     def ordered(cls, clips: Iterable[int]) -> View:
-        """The named clips alone, in the order they are named."""
+        """These clips alone, in the given order."""
         return cls(keep=tuple(clips))
 
     @classmethod
     def without(cls, clips: Iterable[int]) -> View:
-        """All clips but the named ones."""
+        """All clips but these."""
         return cls(drop=tuple(sorted(set(clips))))
 
     @classmethod
@@ -177,7 +177,7 @@ class View:
         return cls(num_frames=num_frames)
 
     def indices(self, num_clips: int) -> tuple[int, ...]:
-        """Indices of the seen clips in a timeline of `num_clips`: ascending, but for `ordered` views.
+        """Indices of the seen clips in a timeline of `num_clips`, ascending except in `ordered` views.
 
         Raises:
             ValueError: If an index is outside `[0, num_clips)` or no clip is left.
@@ -210,7 +210,7 @@ class View:
 
 
 def check_indices(indices: Sequence[int], length: int, what: str) -> None:
-    """Raises ValueError, naming `what`, the value and the bound, if an index is outside `[0, length)`."""
+    """Raises a ValueError with the value and the bound if an index is outside `[0, length)`; `what` names the index."""
     for index in indices:
         if not 0 <= index < length:
             raise ValueError(f"{what} must be in [0, {length}), got {index}.")
