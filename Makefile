@@ -1,5 +1,5 @@
 # One word for each thing one does here. Every target sets up first (scripts/setup.sh): at once when nothing changed.
-.PHONY: setup demo check test wheel bench
+.PHONY: setup demo check test wheel bench lock
 
 # Test processes; 0 is one process with torch's own threads. More pay only once the tests take minutes:
 # each loads torch and TRL anew (2 cores, 182 tests: 21 s with 0, 33 s with 2).
@@ -39,3 +39,14 @@ ifeq ($(BENCHMARKS),)
 else
 	@for file in $(BENCHMARKS); do echo "bench: $$file"; .venv/bin/python "$$file" || exit 1; done
 endif
+
+# Resolves again with as few changes as possible: after a change of the dependencies in pyproject.toml, or with
+# UPGRADE=--upgrade to move everything forward. Needs the package index.
+lock: setup
+	@for pair in "pyproject.toml --all-extras:constraints.txt" "scripts/uv.in:scripts/uv.txt"; do \
+		from=$${pair%%:*} to=$${pair##*:}; \
+		sed -i.before '/^# sealed/d' $$to && rm $$to.before; \
+		PATH="$(CURDIR)/.venv-uv/bin:$$PATH" uv pip compile --universal $$from --no-annotate --no-header --quiet \
+			--generate-hashes $(UPGRADE) --output-file $$to || exit 1; \
+		printf '# sealed %s\n' "$$(.venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' $$to)" >>$$to; \
+	done

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Makes .venv with everything that `longvpo demo`, the checks and the tests need, and installs what is missing for it.
 #
-# Takes nothing; leaves .venv (and .venv-uv, if this machine has no working uv). Runs again in a second while nothing
-# changed: .venv/longvpo-setup.stamp keeps a checksum of what went in, and then no network is touched.
-# Installs system packages only as root on Debian or Ubuntu; elsewhere it stops with the one command to type.
-# Does not know models, corpora or devices.
+# It leaves .venv (and .venv-uv, if this machine has no working uv). While nothing changed it ends within a second and
+# touches no network: .venv/longvpo-setup.stamp keeps a checksum of what went in. Every package is installed by hash, as a
+# wheel wherever it has one. System packages are installed only as root on Debian or Ubuntu; elsewhere the script stops
+# with the one command to type.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -12,6 +12,8 @@ root=$(pwd -P)
 stamp=.venv/longvpo-setup.stamp
 # torch asks for 3.11 or later; torchcodec 0.17 has wheels up to 3.14.
 python_request='>=3.11,<3.15'
+# What lmms-eval needs and publishes no wheels of. Building these runs their setup.py.
+no_wheels='antlr4-python3-runtime transformers-stream-generator zss'
 unset PYTHONHOME PYTHONPATH || true
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -52,7 +54,7 @@ apt_install() {
 
 # What decides whether .venv is up to date.
 wanted() {
-    { printf '%s\n' "$root"; cat pyproject.toml constraints.txt scripts/setup.sh; grep '^__version__' src/longvpo_hf/__init__.py; } |
+    { printf '%s\n' "$root"; cat pyproject.toml constraints.txt scripts/uv.txt scripts/setup.sh; grep '^__version__' src/longvpo_hf/__init__.py; } |
         cksum
 }
 
@@ -73,11 +75,14 @@ find_uv() {
 # With a venv module by venv, with pip alone by --target: Debian ships either without the other.
 install_uv() {
     rm -rf .venv-uv
-    if python3 -m venv .venv-uv >/dev/null 2>&1 && .venv-uv/bin/python -m pip install --quiet uv; then
+    uv_by_hash='--quiet --only-binary :all: --require-hashes --requirement scripts/uv.txt'
+    # shellcheck disable=SC2086  # several words
+    if python3 -m venv .venv-uv >/dev/null 2>&1 && .venv-uv/bin/python -m pip install $uv_by_hash; then
         return 0
     fi
     rm -rf .venv-uv
-    python3 -m pip --version >/dev/null 2>&1 && python3 -m pip install --quiet --target .venv-uv uv
+    # shellcheck disable=SC2086
+    python3 -m pip --version >/dev/null 2>&1 && python3 -m pip install --target .venv-uv $uv_by_hash
 }
 
 need_uv() {
@@ -163,9 +168,17 @@ need_ffmpeg
 rm -f "$stamp"
 say "installing the package and its dependencies into .venv (the first time about 6 GB, from your package index)"
 # Compiled once here, which takes a minute on two cores: importing the trainer takes 13 s of processor time without, 5.5 s with.
-"$uv" pip install --python .venv/bin/python --compile-bytecode \
-    --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]' ||
+sources=''
+for package in $no_wheels; do
+    sources="$sources --no-binary $package"
+done
+# shellcheck disable=SC2086  # several words
+"$uv" pip install --python .venv/bin/python --compile-bytecode --require-hashes --only-binary :all: $sources \
+    --build-constraint constraints.txt --requirement constraints.txt ||
     stop "the dependencies could not be installed; uv's reason stands above."
+# The package itself, with the build tool that was installed by hash just now.
+"$uv" pip install --python .venv/bin/python --no-deps --no-build-isolation --editable . ||
+    stop "the package could not be installed; uv's reason stands above."
 torchcodec_works || stop "torchcodec cannot write and read a video; its reason stands above. FFmpeg 4 to 9 with an H.264 encoder is needed."
 wanted >"$stamp"
 if [ "$uv" = uv ]; then

@@ -6,8 +6,10 @@ The walls are checked on the syntax tree, so an import inside a function or unde
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
@@ -269,15 +271,19 @@ def test_scripts_outside_the_package_keep_to_the_walls(path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------- pins and addresses
 
-PIN = re.compile(r"^[a-z0-9]+(?:-[a-z0-9]+)*==[0-9][0-9a-z.]*(?: ; .+)?$")
+PIN = re.compile(r"^([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.]*)(?: ; (.+?))? \\$")
+HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
+CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def pins_here() -> dict[str, str]:
     """Name -> version of the constraints that hold on this machine."""
     environment = default_environment()
     pins: dict[str, str] = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        requirement = Requirement(line)
+    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
+        if line.startswith((" ", "#")):
+            continue
+        requirement = Requirement(line.removesuffix(" \\"))
         if requirement.marker is None or requirement.marker.evaluate(dict(environment)):
             name = canonicalize_name(requirement.name)
             assert name not in pins, f"constraints.txt pins {name} twice for this machine"
@@ -286,22 +292,29 @@ def pins_here() -> dict[str, str]:
     return pins
 
 
-def test_every_constraint_is_an_exact_pin() -> None:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    assert len(lines) > 50
-    assert [line for line in lines if not PIN.match(line)] == []
+@pytest.mark.parametrize("path", ["constraints.txt", "scripts/uv.txt"])
+def test_every_constraint_is_an_exact_pin_with_its_hashes(path: str) -> None:
+    *lines, seal = (ROOT / path).read_text(encoding="utf-8").splitlines(keepends=True)
+    kinds = ["pin" if PIN.match(line) else "hash" if HASH.match(line) else line for line in lines]
+    assert [kind for kind in kinds if kind not in ("pin", "hash")] == []
+    followed = [after for before, after in itertools.pairwise([*kinds, "pin"]) if before == "pin"]
+    assert set(followed) == {"hash"}, "a pin without a hash"
+    # `make lock` writes it: a hash that somebody changed by hand, or in a merge, is noticed here.
+    assert seal == f"# sealed {hashlib.sha256(''.join(lines).encode()).hexdigest()}\n"
 
 
 def test_constraints_are_what_is_installed() -> None:
     pins = pins_here()
+    assert len(pins) > 50
     installed = {
         canonicalize_name(distribution.metadata["Name"]): distribution.version
         for distribution in importlib.metadata.distributions()
     }
-    del installed["longvpo-hf"]
-    # A local part such as +cpu is another build than the one pinned, and counts as different.
-    different = {name: (version, pins.get(name)) for name, version in installed.items() if pins.get(name) != version}
+    # A local part such as +cpu is another build than the one pinned, and counts as different. Packages that somebody
+    # added (deepspeed, a tracker) are not ours to pin.
+    different = {name: (installed[name], pin) for name, pin in pins.items() if installed.get(name, pin) != pin}
     assert different == {}, "package: (installed, pinned); repeat the resolution in CONTRIBUTING.md or make .venv anew"
+    assert set(pins) - set(installed) == set(), "pinned and not installed: run make setup"
 
 
 def test_every_direct_dependency_is_pinned() -> None:
@@ -435,7 +448,7 @@ def test_trainer_imports_from_the_wheel_in_an_empty_venv(wheel: Path, tmp_path: 
     python = tmp_path / "venv" / "bin" / "python"
     for command in (
         ["uv", "venv", "--python", sys.executable, str(tmp_path / "venv")],
-        ["uv", "pip", "install", "--python", str(python), "--constraint", str(ROOT / "constraints.txt"), str(wheel)],
+        ["uv", "pip", "install", "--python", str(python), "--constraint", str(CONSTRAINTS), str(wheel)],
         [str(python), "-I", "-c", "from longvpo_hf import *; print(LongVPOTrainer.__mro__[1])"],
         [str(tmp_path / "venv" / "bin" / "longvpo"), "--help"],
     ):

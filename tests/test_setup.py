@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_TOOLS = ("sh", "cat", "chmod", "cksum", "dirname", "grep", "ls", "mkdir", "rm", "touch")
-COPIED = ("pyproject.toml", "constraints.txt", "scripts/setup.sh", "src/longvpo_hf/__init__.py")
+COPIED = ("pyproject.toml", "constraints.txt", "scripts/uv.txt", "scripts/setup.sh", "src/longvpo_hf/__init__.py")
 
 # What `.venv/bin/python` answers; the script is told apart by the text of the program it is given.
 VENV_PYTHON = """\
@@ -51,7 +51,7 @@ case "$*" in
         [ -e "$STATE/venv-module" ] || { echo "ensurepip is not available" >&2; mkdir -p .venv-uv; exit 1; }
         mkdir -p .venv-uv/bin && cat "$STATE/venv-uv-python" >.venv-uv/bin/python && chmod +x .venv-uv/bin/python ;;
     "-m pip --version") [ -e "$STATE/pip" ] ;;
-    "-m pip install --quiet --target .venv-uv uv")
+    "-m pip install --target .venv-uv --quiet --only-binary :all: --require-hashes --requirement scripts/uv.txt")
         mkdir -p .venv-uv/bin && cat "$STATE/uv" >.venv-uv/bin/uv && chmod +x .venv-uv/bin/uv ;;
     *) echo "error: externally-managed-environment" >&2; exit 1 ;;
 esac
@@ -144,9 +144,10 @@ def test_complete_machine_is_set_up_once(user: Machine) -> None:
     first = user.setup()
     assert first.returncode == 0, first.stderr
     assert user.installed()
-    install = next(call for call in user.calls if call.startswith("uv pip install"))
-    assert "--constraint constraints.txt" in install
-    assert install.endswith("--editable .[dev]")
+    dependencies, package = (call for call in user.calls if call.startswith("uv pip install"))
+    assert "--require-hashes --only-binary :all:" in dependencies
+    assert dependencies.endswith("--requirement constraints.txt")
+    assert package.endswith("--no-deps --no-build-isolation --editable .")
     assert "done. Try: uv run longvpo demo" in first.stdout
 
     second = user.setup()
@@ -277,7 +278,10 @@ def test_uv_comes_through_pip_where_there_is_no_venv_module(user: Machine) -> No
     user.state("pip")
     result = user.setup()
     assert result.returncode == 0, result.stderr
-    assert "python3 -m pip install --quiet --target .venv-uv uv" in user.calls
+    (install,) = (call for call in user.calls if call.startswith("python3 -m pip install"))
+    assert install.endswith(
+        "--target .venv-uv --quiet --only-binary :all: --require-hashes --requirement scripts/uv.txt"
+    )
 
 
 def test_neither_venv_nor_pip_names_one_command(user: Machine) -> None:
