@@ -7,14 +7,16 @@ captions.json    settings, models, version of the prompts, counts
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import DatasetError
+from longvpo_hf.paths import OutsideRoot, path_inside, shared_cache, shown
 from longvpo_hf.timeline import Clip, Timeline, check_indices
 
 if TYPE_CHECKING:
@@ -198,11 +200,36 @@ def with_summary(history: tuple[Node, ...], summary: Summary) -> tuple[Node, ...
     return (*history[:start], node, *history[start + len(nodes) :])
 
 
-def read_captions(folder: Path) -> list[CaptionedVideo]:
+def read_captions(folder: Path, *roots: Path) -> list[CaptionedVideo]:
     """What `caption_videos` wrote to a folder.
 
+    The folder may be a stranger's, and names files of which rows are made and published. So these must be where builds
+    put their clips, in the cache that all share or in `<name>.media` beside `<name>.scenes`, or in a folder named here.
+
+    Args:
+        folder: The folder of captions.
+        roots: Where else its videos may be.
+
     Raises:
-        ValueError: If it holds no captions, or some that are broken; the error names the file and what is wrong.
+        DatasetError: If it holds no captions, or some that are broken or of files elsewhere; the error names the file
+            and what is wrong.
+    """
+    allowed = video_roots(folder, *roots)
+    videos = []
+    for number, video in enumerate(read_captions_as_written(folder)):
+        try:
+            clips = [replace(clip, path=str(locate_video(clip.path, allowed))) for clip in video.timeline.clips]
+        except OutsideRoot as error:
+            raise DatasetError(f"{folder / SCENES_FILE}, video {number}: {error}") from error
+        videos.append(CaptionedVideo(Timeline(tuple(clips)), video.summaries))
+    return videos
+
+
+def read_captions_as_written(folder: Path) -> list[CaptionedVideo]:
+    """The same with the names of files as they were written: for a folder of one's own, or without opening the files.
+
+    Raises:
+        DatasetError: If it holds no captions, or some that are broken; the error names the file and what is wrong.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -224,6 +251,32 @@ def read_captions(folder: Path) -> list[CaptionedVideo]:
         except (ValueError, TypeError, KeyError) as error:
             raise DatasetError(f"{path}, video {number}: {error}") from error
     return videos
+
+
+def video_roots(folder: Path, *roots: Path) -> tuple[Path, ...]:
+    """The folders that the videos of a folder of captions may be in; see `read_captions`."""
+    media = folder.with_name(folder.name.removesuffix(".scenes") + ".media")
+    return (*roots, media, folder, shared_cache())
+
+
+def locate_video(path: str, roots: Sequence[Path]) -> Path:
+    """The file that captions name, if it is in one of these folders.
+
+    Raises:
+        OutsideRoot: If it is in none of them.
+    """
+    # Older captions name files from the folder that the build was started in.
+    for name in dict.fromkeys((path, os.path.abspath(path) if path and "\0" not in path else path)):
+        for root in roots:
+            try:
+                found = path_inside(root, name, allow_absolute=True)
+            except OutsideRoot:
+                continue
+            if found.is_file() or os.path.isabs(name):
+                return found
+    raise OutsideRoot(
+        f"{shown(path)} is not in {' or '.join(map(str, roots))}; name the folder of its videos, --source."
+    )
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -275,9 +328,7 @@ def _from_row(row: Mapping[str, Any]) -> CaptionedVideo:
             raise DatasetError(f"scene {number} has the id {scene['id']}; ids count from 0.")
         clips.append(Clip(**{name: value for name, value in scene.items() if name not in ("id", "summary_path")}))
     summaries = []
-    for fields in row["summaries"]:
-        summary = Summary(
-            fields["level"], fields["first_scene"], fields["last_scene"], fields["text"], tuple(fields["children"])
-        )
+    for node in row["summaries"]:
+        summary = Summary(node["level"], node["first_scene"], node["last_scene"], node["text"], tuple(node["children"]))
         summaries.append(summary)
     return CaptionedVideo(Timeline(tuple(clips)), tuple(summaries))

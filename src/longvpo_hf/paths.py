@@ -76,6 +76,13 @@ def shown(text: str, most: int = 200) -> str:
     return repr(cut)
 
 
+def shared_cache() -> Path:
+    """The folder of cut clips, and of what is known about sources, that all builds share unless another is named."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "longvpo"
+
+
 def _problem(name: str, allow_absolute: bool) -> str | None:
     if not name.strip():
         return "is empty"

@@ -32,7 +32,7 @@ from longvpo_hf.building.captioning import (
     caption_videos,
     summary_prompt,
 )
-from longvpo_hf.captions import CaptionedVideo, Summary, read_captions, read_facts
+from longvpo_hf.captions import CaptionedVideo, Summary, read_captions, read_captions_as_written, read_facts
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel
 from longvpo_hf.responders import NoAnswer, Request, Result, Unanswered
@@ -338,7 +338,7 @@ def test_scenes_without_a_caption_stay_and_say_why(tmp_path: Path) -> None:
         "source_id": "video-id",
         "start_seconds": 6.0,
     }
-    assert read_captions(tmp_path / "out") == captioned
+    assert read_captions_as_written(tmp_path / "out") == captioned
 
 
 def test_no_caption_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_kill_9_at_any_instant(tmp_path: Path) -> None:
 def test_the_folder_gives_back_what_was_captioned(tmp_path: Path) -> None:
     captioned, _, _ = caption([video(20, "ä b"), video(1, "c")], tmp_path / "out", **SIZES)
     assert captioned[0].summaries
-    assert read_captions(tmp_path / "out") == captioned
+    assert read_captions_as_written(tmp_path / "out") == captioned
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.json", "scenes.parquet"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out", "out.job", "out.log"]
     assert read_facts(tmp_path / "out") == {
@@ -481,14 +481,14 @@ def test_the_folder_gives_back_what_was_captioned(tmp_path: Path) -> None:
 
 def test_folders_without_the_clips_origin_are_still_read(tmp_path: Path) -> None:
     caption([video(3)], tmp_path / "out")
-    captioned = read_captions(tmp_path / "out")
+    captioned = read_captions_as_written(tmp_path / "out")
     path = tmp_path / "out" / "scenes.parquet"
     table = pq.read_table(path)
     fields = list(table.schema.field("scenes").type.value_type)
     older = pa.schema({"scenes": pa.list_(pa.struct(fields[:-1])), "summaries": table.schema.field("summaries").type})
     assert fields[-1].name == "source_start_seconds"
     pq.write_table(pa.Table.from_pylist(table.to_pylist(), schema=older), path)
-    assert read_captions(tmp_path / "out") == captioned
+    assert read_captions_as_written(tmp_path / "out") == captioned
 
 
 def break_rows(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -546,7 +546,7 @@ def test_another_folder_is_not_replaced(tmp_path: Path) -> None:
     precious.unlink()
     caption([video(1)], tmp_path / "out")  # empty, and then its own
     caption([video(2)], tmp_path / "out")
-    assert len(read_captions(tmp_path / "out")[0].timeline) == 2
+    assert len(read_captions_as_written(tmp_path / "out")[0].timeline) == 2
 
 
 def test_stopped_while_earlier_captions_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,4 +557,4 @@ def test_stopped_while_earlier_captions_go(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             caption([video(3)], tmp_path / "out")
     captioned, _, _ = caption([video(3)], tmp_path / "out")
-    assert read_captions(tmp_path / "out") == captioned
+    assert read_captions_as_written(tmp_path / "out") == captioned

@@ -411,7 +411,7 @@ def scenes(clips: Mapping[str, Clip], number: int, source_id: str = "walk.mp4") 
 
 def test_captions_are_shown_as_timelines_under_their_summaries(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
     captioned, _ = captions_of(tmp_path / "captions", [scenes(clips, 20), scenes(clips, 2, "")], ["", "A dog."])
-    page = write_inspect_page(tmp_path / "captions")
+    page = write_inspect_page(tmp_path / "captions", video_root=Path(clips["red"].path).parent)
     assert (page.num_rows, page.total_rows, page.things) == (2, 2, "videos")
     text = page.path.read_text(encoding="utf-8")
     assert str(tmp_path) not in text
@@ -448,7 +448,7 @@ def test_captions_are_bounded_whatever_their_scenes(
     captions_of(tmp_path / "captions", videos)
     monkeypatch.setattr(captions, "_SCENES", 100)
     monkeypatch.setattr(captions, "PICTURES", 20)
-    data = inspected(tmp_path / "captions", num_rows=5)
+    data = inspected(tmp_path / "captions", num_rows=5, video_root=Path(clips["red"].path).parent)
     assert len(data["rows"]) == 5
     for video in data["rows"]:
         shown = [scene["index"] for scene in video["scenes"]]
@@ -456,6 +456,13 @@ def test_captions_are_bounded_whatever_their_scenes(
         assert max(b - a for a, b in zip([-1, *shown], [*shown, 50], strict=True)) <= 3, "spread over the timeline"
         assert sum(scene["picture"] is not None for scene in video["scenes"]) == 4
         assert len(video["summaries"]) <= 20
+
+
+def test_captions_show_no_picture_of_a_file_elsewhere(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
+    captions_of(tmp_path / "captions", [scenes(clips, 2)])
+    data = inspected(tmp_path / "captions")
+    assert data["pictures"] == []
+    assert all(scene["problem"].startswith("outside: ") for scene in data["rows"][0]["scenes"])
 
 
 def test_hostile_captions_are_data(tmp_path: Path, clips: Mapping[str, Clip]) -> None:

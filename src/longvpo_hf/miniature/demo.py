@@ -29,7 +29,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.building.captioning import caption_videos
-from longvpo_hf.captions import read_captions
+from longvpo_hf.captions import read_captions_as_written
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.funnel import log_folder
@@ -208,7 +208,7 @@ class Demo:
 
         def work() -> dict[str, Any]:
             funnel = build_stage2(
-                read_captions(self.output / "stage2-captions"),
+                read_captions_as_written(self.output / "stage2-captions"),
                 ScriptedResponder("rule over captions", write_question),
                 self._responder(self.output / answerer),
                 self.output / folder,
@@ -310,7 +310,7 @@ class Demo:
     def _truth_of(self, folder: str) -> dict[str, dict[str, int]]:
         return row_truth(
             self._world("stage2"),
-            read_captions(self.output / "stage2-captions"),
+            read_captions_as_written(self.output / "stage2-captions"),
             [VideoPreference.from_row(row) for row in self._load_rows(folder)],
             log_folder(self.output / folder) / "dropped.jsonl",
         )

@@ -22,6 +22,7 @@ from longvpo_hf.frames import FrameSampler
 from longvpo_hf.funnel import Dropped, Funnel, log_folder
 from longvpo_hf.intake import CORPORA, BenchmarkVideos, CuttingSettings, Source, clips_of, read_corpus
 from longvpo_hf.intake.media import MediaSettings, cut_clips
+from longvpo_hf.paths import shared_cache
 from longvpo_hf.publishing.dataset import push_dataset
 from longvpo_hf.responders import EndpointResponder, LocalResponder, Responder
 from longvpo_hf.responders.chat import key_variable
@@ -156,7 +157,7 @@ def scenes_of(args: argparse.Namespace, funnel: Funnel) -> tuple[list[Timeline],
     """Videos as timelines of at most `--max-scenes` scenes, from the corpus or from captions that are there."""
     if args.captions and args.captions != "corpus":
         folder = Path(args.captions)
-        return [video.timeline for video in read_captions(folder)], {"captions": folder.name}
+        return [video.timeline for video in read_captions(folder, *video_roots(args))], {"captions": folder.name}
     videos, facts = read_videos(args, funnel)
     most = args.max_scenes or args.frame_budget
     return [part for video in videos for part in video.parts(most)], {**facts, "scenes per timeline, at most": most}
@@ -175,7 +176,7 @@ def captioned(
         return [CaptionedVideo(video) for video in videos], {"captions by": "the corpus"}
     if args.captions:
         facts = read_facts(Path(args.captions))
-        return read_captions(Path(args.captions)), {"captions by": facts["captioner"]}
+        return read_captions(Path(args.captions), *video_roots(args)), {"captions by": facts["captioner"]}
     settings = CaptioningSettings(max_history_characters=args.max_history_characters)
     folder = args.output.with_name(args.output.name + ".scenes")
     seeing, reading = models.seeing(captioner), models.reading(summariser)
@@ -194,9 +195,12 @@ def _log(args: argparse.Namespace) -> Path:
 
 def cache_folder(args: argparse.Namespace) -> Path:
     """Where cut clips are, and what is known of sources: shared by all builds, since both follow from content."""
-    from huggingface_hub.constants import HF_HOME
+    return args.cache or shared_cache()
 
-    return args.cache or Path(HF_HOME) / "longvpo"
+
+def video_roots(args: argparse.Namespace) -> list[Path]:
+    """Where the videos of captions that are there may be, besides their own build's folders."""
+    return [root for root in (args.source, args.cache) if root is not None]
 
 
 def media_folder(args: argparse.Namespace) -> Path:

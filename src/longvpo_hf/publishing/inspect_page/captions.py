@@ -5,12 +5,13 @@ Captions are read whole; they are small beside what they describe.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
+from longvpo_hf.captions import CaptionedVideo, locate_video, read_captions_as_written, read_facts, video_roots
 from longvpo_hf.public import public_name
 from longvpo_hf.publishing.inspect_page.log import read_log
 from longvpo_hf.publishing.inspect_page.parts import (
@@ -33,10 +34,10 @@ _SUMMARY_CHARACTERS = 1_000
 
 def captions_data(folder: Path, num_videos: int, seed: int, video_root: Path | None) -> dict[str, Any]:
     """Captions as the page's script takes them."""
-    facts, videos = read_facts(folder), read_captions(folder)
+    facts, videos = read_facts(folder), read_captions_as_written(folder)
     wanted = sample(len(videos), num_videos, seed)
-    # Captions name files of this machine as they were captioned.
-    pictures = Pictures(lambda name: Path(video_root or "", name))
+    roots = video_roots(folder) if video_root is None else video_roots(folder, video_root)
+    pictures = Pictures(partial(locate_video, roots=roots))
     per_video = max(1, min(PICTURES_PER_ROW, PICTURES // max(1, len(wanted))))
     most_scenes = max(per_video, _SCENES // max(1, len(wanted)))
     rows = [
