@@ -20,7 +20,8 @@ CONTAINERS = ("mp4", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")
 RANDOM_ACCESS = frozenset({"mp4", "matroska"})
 
 _HEAD_BYTES = 4096
-_MAX_ELEMENTS = 4096  # boxes, elements or chunks that are looked at of one parent
+#: Boxes, elements or chunks that are looked at: of the file, and of one of them.
+_MAX_OUTER, _MAX_INNER = 4096, 256
 _MP4_FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 #: Bytes after which display orientation is looked for: it stands in the first frame, after at most some user data.
@@ -178,9 +179,9 @@ def _orientation(head: bytes) -> Orientation | None:
 # ------------------------------------------------------------------------------------------- MP4, QuickTime (ISO BMFF)
 
 
-def _boxes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: IO[bytes], start: int, end: int, most: int = _MAX_INNER) -> Iterator[tuple[bytes, int, int]]:
     """Type, start and end of the content of each box between two offsets; the last may end after `end`."""
-    for _ in range(_MAX_ELEMENTS):
+    for _ in range(most):
         head = _at(file, start, 16)
         if start + 8 > end or len(head) < 8:
             return
@@ -207,7 +208,7 @@ def _read_mp4(file: IO[bytes], size: int) -> tuple[dict[int, Track], int, int]:
     """Video tracks, the declared size, and where the media starts."""
     tracks: dict[int, Track] = {}
     declared, media_start = 0, 0
-    for kind, start, stop in _boxes(file, 0, size):
+    for kind, start, stop in _boxes(file, 0, size, _MAX_OUTER):
         declared = stop
         if kind == b"mdat" and not media_start:
             media_start = start
@@ -290,7 +291,7 @@ def _vint(file: IO[bytes], offset: int, keep_marker: bool) -> tuple[int, int]:
 
 def _elements(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Id, start and end of the content of each element between two offsets."""
-    for _ in range(_MAX_ELEMENTS):
+    for _ in range(_MAX_INNER):
         if start >= end:
             return
         kind, content = _vint(file, start, keep_marker=True)
@@ -345,7 +346,7 @@ def _matroska_track(file: IO[bytes], start: int, stop: int) -> tuple[int, Track]
 
 def _chunks(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Name (of a list: its type), start and end of the content of each RIFF chunk between two offsets."""
-    for _ in range(_MAX_ELEMENTS):
+    for _ in range(_MAX_INNER):
         head = _at(file, start, 12)
         if start + 8 > end or len(head) < 12:
             return

@@ -32,6 +32,7 @@ class Packets:
         num_packets: How many packets have been read.
         num_drained: How many frames came only when there were no more packets.
         error: What the decoder said last of a packet that it could not decode; empty if it could decode all.
+        is_damaged: Whether packets were decoded after one that could not be: their frames may lean on what is missing.
 
     Raises:
         UnreadableVideo: If FFmpeg does not open the file, or it has no video stream.
@@ -47,6 +48,8 @@ class Packets:
         self.num_packets = 0
         self.num_drained = 0
         self.error = ""
+        self._has_failed = False
+        self.is_damaged = False
 
     def frames(self, seconds: float | None = None) -> Iterator[tuple[int, RawFrame]]:
         """How many packets had been read, and a frame: from the file's start, or from the key frame up to an instant.
@@ -66,7 +69,9 @@ class Packets:
                 if error.reason != "unreadable":
                     raise
                 self.error = error.detail
+                self._has_failed = True
                 continue
+            self.is_damaged, self._has_failed = self.is_damaged or self._has_failed, False
             for frame in decoded:
                 yield self.num_packets - 1, frame
         for frame in decoder.drain():
@@ -91,6 +96,8 @@ class Mistimed(Exception):
 class Walk:
     """Frames by number, each at or after the one before.
 
+    After a packet that cannot be decoded, frames up to the next key frame are not given: they lean on what is missing.
+
     Args:
         source: The file.
         times: When its frames are shown.
@@ -107,7 +114,8 @@ class Walk:
         self._packets = Packets(source)
         self.is_from_start = key_frame is None
         self._frames = self._packets.frames(None if key_frame is None else times.starts_seconds[key_frame])
-        self._before, self._number, self._count = -1, -1, 0
+        self._key_frames = frozenset(times.key_frames)
+        self._before, self._number, self._latest, self._count = -1, -1, -1, 0
         self._frame: RawFrame | None = None
         self._advance()
         self.begun = self._number
@@ -137,20 +145,26 @@ class Walk:
         return self._frame if self._number == number else None
 
     def _advance(self) -> None:
-        found = next(self._frames, None)
         self._before = self._number
-        if found is None:
-            self._number, self._frame = len(self._times.starts_seconds), None
-            return
-        self._frame = found[1]
-        if not self._times.key_frames:
-            self._number = self._times.given[self._count] if self._times.given else self._count
+        for _, frame in self._frames:
+            number = self._number_of(frame)
+            if number in self._key_frames:
+                self._packets.is_damaged = False
+            if not self._key_frames or not self._packets.is_damaged:
+                self._number, self._frame = number, frame
+                return
+        self._number, self._frame = len(self._times.starts_seconds), None
+
+    def _number_of(self, frame: RawFrame) -> int:
+        if self._times.can_seek:
+            number = number_at(self._times.starts_seconds, frame.pts_seconds)
+            if number is None or number <= self._latest:
+                raise Mistimed
+        else:
+            number = self._times.given[self._count] if self._times.given else self._count
             self._count += 1
-            return
-        number = number_at(self._times.starts_seconds, self._frame.pts_seconds)
-        if number is None or number <= self._number:
-            raise Mistimed
-        self._number = number
+        self._latest = number
+        return number
 
 
 def number_at(starts_seconds: tuple[float, ...], seconds: float) -> int | None:

@@ -34,8 +34,8 @@ class FrameTimes:
         end_seconds: When the last frame ends.
         first: Index of the first frame that can be decoded.
         stop: Index after the last frame that can be decoded.
-        key_frames: Indices of frames from which decoding can start, where the file can be read from there; else empty,
-            and frames are only had in order from the file's start.
+        key_frames: Indices of frames from which decoding can start, as far as known.
+        can_seek: Whether the file can be read from there; else frames are only had in order from the file's start.
         given: Indices of the frames that the decoder gives when it decodes the file in order; empty for all.
     """
 
@@ -44,6 +44,7 @@ class FrameTimes:
     first: int
     stop: int
     key_frames: tuple[int, ...] = ()
+    can_seek: bool = False
     given: tuple[int, ...] = ()
 
     @property
@@ -75,12 +76,15 @@ class Labels:
     num_drained: int
 
 
-def times_in_order(labels: Labels, ticks: Sequence[float], container: str) -> FrameTimes | None:
+def times_in_order(
+    labels: Labels, ticks: Sequence[float], key_ticks: Sequence[int], container: str
+) -> FrameTimes | None:
     """When frames that were decoded in order, from the file's start to its end, are shown; None if that cannot be told.
 
     Args:
         labels: Of the decoded frames; at least one.
         ticks: The sorted times of the packets, as far as they have any.
+        key_ticks: Indices of those of key frames.
         container: One of `headers.CONTAINERS`.
     """
     frame_seconds = _frame_seconds(labels, ticks)
@@ -90,23 +94,24 @@ def times_in_order(labels: Labels, ticks: Sequence[float], container: str) -> Fr
     runs = _runs(labels.seconds, frame_seconds, container)
     times: Sequence[float] = ()
     given: list[int] = []
-    end = 0.0
     if len(runs) == 1 and _ascending(ticks) and not _overlapping(ticks, frame_seconds):
-        end = ticks[-1] + frame_seconds if container == "avi" else 0.0  # an encoder may have lost its last frames
-        if container == "avi" and _ascending(labels.seconds[: len(durations) - labels.num_drained]):
-            times = _by_late_labels(labels, ticks, frame_seconds)
-        elif container != "mpeg" and not _are_times(labels.seconds):
+        if container == "avi" or (container != "mpeg" and not _are_times(labels.seconds)):
             given = _ticks_of(labels, len(ticks))
-            times = ticks if given else ()
+        if given:
+            times = _as_presented(ticks, labels.num_drained, frame_seconds) if container == "avi" else ticks
     if not times:
         times = _by_runs(labels.seconds, durations, runs, frame_seconds, may_trust=container not in ("mpeg", "avi"))
     shift = -min(times[0], 0.0)  # a clock that starts below 0 (edit lists, wrapped counters) starts at 0 here
-    first, stop = (given[0], given[-1] + 1) if given else (0, len(times))
+    first = given[0] if given else 0
+    stop = next((a + 1 for a, b in itertools.pairwise(given) if b > a + 1 and a + 1 >= len(times) - MAX_LOST_FRAMES), 0)
+    stop = stop or (given[-1] + 1 if given else len(times))
+    end = (max(times[-1], ticks[-1]) if given else times[-1]) + durations[-1]  # an encoder may lose its last frames
     return FrameTimes(
         tuple(time + shift for time in times),
-        max(times[-1] + durations[-1], end) + shift,
+        end + shift,
         first,
         stop if len(times) - stop <= MAX_LOST_FRAMES else len(times),
+        tuple(key_ticks) if given else (),
         given=tuple(given) if len(given) < len(times) else (),
     )
 
@@ -183,13 +188,12 @@ def _by_runs(
     return times
 
 
-def _by_late_labels(labels: Labels, ticks: Sequence[float], frame_seconds: float) -> list[float]:
-    """Where packets have no presentation times, frames are labelled with the packet at which they came: late by as many
-    packets as the stream reorders by, and those that came at the end not at all."""
-    had = len(labels.seconds) - labels.num_drained
-    late = labels.seconds[0] - ticks[0] if had else 0.0
-    times = [label - late for label in labels.seconds[:had]] or [ticks[0]]
-    while len(times) < len(labels.seconds):
+def _as_presented(ticks: Sequence[float], num_reordered: int, frame_seconds: float) -> list[float]:
+    """When frames are shown whose packets have decoding times only: a stream that reorders by n frames shows frame k
+    when packet k + n is decoded. Counted from the first packet on, so that picture and sound start together."""
+    late = ticks[min(num_reordered, len(ticks) - 1)] - ticks[0]
+    times = [tick - late for tick in ticks[num_reordered:]] or [ticks[0]]
+    while len(times) < len(ticks):
         times.append(times[-1] + frame_seconds)
     return times
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 32 * 1024**2
 #: Frames at the start of a file whose order is compared with that of its times.
 _CHECKED_FRAMES = 8
+#: A second attempt at a frame starts from a key frame so many frames earlier: twice as many as may be reordered.
+_LEAD_FRAMES = 32
 #: So much of a file may be missing at its end.
 _MAX_MISSING = 0.02
 #: A clip whose rate varies is given at most so many frames per second.
@@ -74,7 +77,7 @@ class VideoFile:
         self._walk: Walk | None = None
         self._damaged: set[int] = set()
         self.times = times if times is not None else self._look(packets)
-        self._can_seek = bool(self.times.key_frames)
+        self._can_seek = self.times.can_seek
 
     @property
     def begin_seconds(self) -> float:
@@ -94,7 +97,7 @@ class VideoFile:
 
     def index_at(self, seconds: float) -> int:
         """The frame that is shown at an instant; the nearest, outside the file."""
-        index = bisect.bisect_right(self.times.starts_seconds, seconds) - 1
+        index = bisect.bisect_right(self.times.starts_seconds, seconds + SAME_SECONDS) - 1
         return min(max(index, self.times.first), self.times.stop - 1)
 
     # ---------------------------------------------------------------------------------------------------- examining
@@ -109,7 +112,7 @@ class VideoFile:
             UnreadableVideo: If neither start nor end can be decoded, much of the file is missing, or a bound is passed.
         """
         self.check_declared()
-        if self.times.key_frames:  # else all of it has been decoded
+        if self.times.can_seek:  # else all of it has been decoded
             try:
                 self.times = self._without_lost_frames()
             except Mistimed:
@@ -148,11 +151,14 @@ class VideoFile:
         return replace(times, first=first if first < num_frames else 0, stop=stop)
 
     def _last_decodable(self) -> int:
-        """The last frame that can be decoded, as seen from `MAX_LOST_FRAMES` before the end; -1 if there is none."""
+        """The last of the frames that can be decoded without a gap, as seen from `MAX_LOST_FRAMES` before the end; -1
+        if there is none."""
         num_frames = len(self.times.starts_seconds)
-        walk = self._walk_to(max(0, num_frames - 1 - MAX_LOST_FRAMES))
+        walk = self._walk_to(max(0, num_frames - _LEAD_FRAMES))
         final = -1
         while walk.position < num_frames:
+            if final >= num_frames - MAX_LOST_FRAMES and walk.gap:
+                break
             final = walk.position
             walk.frame(final + 1)
         return final
@@ -160,12 +166,13 @@ class VideoFile:
     def check_span(self, clip: Clip) -> None:
         """Raises UnreadableVideo if a clip is not within the file.
 
-        Containers round their durations, so one frame is forgiven, of the clip's own rate.
+        Containers round their durations, so one frame is forgiven, of the clip's own rate. In the place of a few frames
+        that are lost at the end, the last one that is there is shown.
         """
-        starts = self._starts(clip.start_seconds, clip.end_seconds)
+        starts, end = self._starts(clip.start_seconds, clip.end_seconds), self.times.end_seconds
         forgiven = min(b - a for a, b in itertools.pairwise(starts))
-        if clip.start_seconds >= self.end_seconds or clip.end_seconds > self.end_seconds + forgiven:
-            raise UnreadableVideo("beyond_end", clip, f"the video ends at {self.end_seconds} s; shorten the clip")
+        if clip.start_seconds >= end or clip.end_seconds > end + forgiven:
+            raise UnreadableVideo("beyond_end", clip, f"the video ends at {end} s; shorten the clip")
         if clip.end_seconds <= self.begin_seconds:
             raise UnreadableVideo("before_begin", clip, f"the video begins at {self.begin_seconds} s; move the clip")
 
@@ -230,7 +237,7 @@ class VideoFile:
         import torch
 
         size = size or self.size
-        last = math.nextafter(min(end_seconds, self.end_seconds), -math.inf)
+        last = min(end_seconds, self.end_seconds) - 2 * SAME_SECONDS
         count = max(1, math.ceil((end_seconds - start_seconds) * fps - _ROUNDING_FRAMES))
         seconds = [min(max(start_seconds + (k + 0.5) / fps, self.begin_seconds), last) for k in range(count)]
         per_chunk = max(1, _CHUNK_BYTES // (3 * size[0] * size[1]))
@@ -322,8 +329,10 @@ class VideoFile:
         walk = self._walk_to(index)
         found = walk.frame(index)
         if found is None and not walk.is_from_start and walk.begun >= self._key_frame(index):
-            # Perhaps it leans on frames before the key frame (intra refresh), or the decoder came out too late.
-            walk = self._start_walk(self._key_frame(self._key_frame(index) - 1))
+            # Perhaps it leans on frames before the key frame (intra refresh), or is one that FFmpeg's H.264 decoder
+            # does not give at the end of a file if it started at an open GOP just before, or the decoder came out too
+            # late.
+            walk = self._start_walk(self._key_frame(self._key_frame(index) - _LEAD_FRAMES))
             if walk.begun > index:
                 walk = self._start_walk(None)
                 self._can_seek = False
@@ -362,7 +371,7 @@ class VideoFile:
             key_frames = tuple(scanned.key_frame_indices.tolist())
             if healthy(starts) and key_frames and self._starts_in_order(starts):
                 end = max(scanned.end_stream_seconds_from_content, math.nextafter(starts[-1], math.inf))
-                return FrameTimes(starts, end, 0, len(starts), key_frames)
+                return FrameTimes(starts, end, 0, len(starts), key_frames, can_seek=True)
         return self._time_in_order()
 
     def _starts_in_order(self, starts: tuple[float, ...]) -> bool:
@@ -377,10 +386,11 @@ class VideoFile:
 
     def _time_in_order(self) -> FrameTimes:
         """Decodes the whole file once."""
-        try:
-            ticks = Packets(self._source).stream.scan().pts_seconds.tolist()
-        except RuntimeError:  # a format that cannot be read twice
-            ticks = []
+        ticks: list[float] = []
+        key_ticks: list[int] = []
+        with suppress(RuntimeError):  # of a format that cannot be read twice
+            scanned = Packets(self._source).stream.scan()
+            ticks, key_ticks = scanned.pts_seconds.tolist(), scanned.key_frame_indices.tolist()
         packets = Packets(self._source)
         decoded = [(number, frame.pts_seconds, frame.duration_seconds) for number, frame in packets.frames()]
         if not decoded:
@@ -388,7 +398,7 @@ class VideoFile:
             raise UnreadableVideo("unreadable", self.path, reason)
         numbers, seconds, durations = zip(*decoded, strict=True)
         labels = Labels(seconds, durations, numbers, packets.num_packets, packets.num_drained)
-        times = times_in_order(labels, ticks, self._source.header.container)
+        times = times_in_order(labels, ticks, key_ticks, self._source.header.container)
         if times is None:
             raise UnreadableVideo("untimed", self.path, f"its frames have no times and no rate; {self._repair()}")
         return times

@@ -18,7 +18,7 @@ from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import Bounds, FrameTimes, VideoFile, decoder
 
 #: Part of what is kept; changes with what is looked for.
-_VERSION = 1
+_VERSION = 2
 #: Where a source is cut: where one of two of PySceneDetect's detectors, with its own thresholds, finds that the scene
 #: changes, on every frame but at most 30 a second. On 13 real films ContentDetector finds all 14 hard cuts, 5 of 6
 #: fades through black and nothing else. AdaptiveDetector finds the same cuts and no fade, but also cuts between scenes
@@ -52,7 +52,7 @@ def examine(path: str, sha256: str, bounds: Bounds | None = None, cache: Path | 
     video = VideoFile(path, bounds)
     video.probe()
     times = asdict(video.times)
-    if video.times.key_frames:  # a scan, which decodes nothing, finds these again
+    if video.times.can_seek:  # a scan, which decodes nothing, finds these again
         del times["starts_seconds"], times["key_frames"], times["given"]
     kept.write(times)
     return video
