@@ -29,8 +29,11 @@ from typer.testing import CliRunner, Result
 import benchmark_doubles as doubles
 import tiny_models
 from longvpo_hf.commands import app as cli
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import adapter, preflight, run
 from longvpo_hf.evaluation.benchmarks import BENCHMARKS
+from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off
+from longvpo_hf.evaluation.preflight import benchmarks_named, bounds_named
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.publishing.model_card import write_model_card
@@ -112,6 +115,7 @@ def test_scores_of_a_model_and_its_adapter(
         "num_frames": 3,
         "fps": 1.0,
         "max_pixels": 448 * 448,
+        "max_new_tokens": {},
         "limit": None,
     }
     assert stage1["model"] == "answers-b"
@@ -412,6 +416,46 @@ def test_an_adapter_s_own_processor_goes_before_its_base_s(model: Path, lora: Pa
     processor.chat_template = f"Be brief. {processor.chat_template}"
     processor.save_pretrained(own)
     assert template(own) == processor.chat_template
+
+
+def test_bounds_on_answers(echo: adapter.LongVPO, model: Path) -> None:
+    """The task's own, or what the user says, of one task or of all."""
+    asked = instance([{"type": "text", "text": "?"}], max_new_tokens=32)
+    assert echo.bound(asked) == 32
+    plain = repr(echo)
+    echo.use(echo.sampling, {"task": 99})
+    assert echo.bound(asked) == 99
+    assert repr(echo) != plain, "answers under another bound are others"
+    assert adapter.LongVPO(str(model), max_new_tokens=77).bound(asked) == 77
+
+
+def test_models_that_reason_have_room_for_it(model: Path, tmp_path: Path) -> None:
+    asked = instance([{"type": "text", "text": "?"}], max_new_tokens=32)
+    shutil.copytree(model, tmp_path / "reasons")
+    processor = AutoProcessor.from_pretrained(model)
+    processor.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    processor.save_pretrained(tmp_path / "reasons")
+    reasoning = adapter.LongVPO(str(tmp_path / "reasons"), num_frames=2)
+    assert reasoning.bound(asked) == 16_384
+    reasoning.use(reasoning.sampling, {"task": 4})
+    (reply,) = answers(reasoning, asked)
+    assert reply.startswith("<think>"), "the template opened the reasoning"
+    assert is_cut_off(reply)
+
+
+def test_stops_are_looked_for_in_the_answer() -> None:
+    assert adapter._until("<think>\n\nA?\n\n</think>B\n\nC", ["\n\n"]) == "<think>\n\nA?\n\n</think>B"
+    assert adapter._until("B.\n\nC", ["\n\n", "."]) == "B"
+    assert adapter._until("<think>A\n\nB", "\n\n") == "<think>A\n\nB"
+
+
+def test_bounds_as_users_write_them() -> None:
+    asked = benchmarks_named(["mlvu", "videomme"])
+    assert bounds_named("64", asked) == {"mlvu": 64, "videomme": 64, "videomme_subtitles": 64}
+    assert bounds_named("mlvu=8, videomme=4096", asked) == {"mlvu": 8, "videomme": 4096, "videomme_subtitles": 4096}
+    for wrong in ("0", "-1", "x", "lvbench=9", "mlvu=", "9" * 5000, ""):
+        with pytest.raises(ConfigError, match="A bound on answers is N or SUITE=N"):
+            bounds_named(wrong, asked)
 
 
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])

@@ -102,12 +102,22 @@ def test_metric_overall_and_by_group(metric: Any) -> None:
     assert result["accuracy"] == pytest.approx(40)
     assert result["n"] == 5
     assert result["unparsed"] == pytest.approx(40)
+    assert result["cut_off"] == 0
     # Wilson for 2 of 5 by hand: centre (0.4 + 0.38415) / 1.7683 = 0.44345, half 1.96·√(0.048 + 0.038415) / 1.7683.
     assert result["interval_95"] == [pytest.approx(11.76, abs=0.01), pytest.approx(76.93, abs=0.01)]
     assert list(result["by_group"]) == ["60s", "600s"]
     assert result["by_group"]["60s"]["accuracy"] == 100
     long = result["by_group"]["600s"]
     assert (long["accuracy"], long["n"], long["unparsed"]) == (0, 3, pytest.approx(200 / 3))
+
+
+def test_metric_tells_what_was_cut_off_from_what_chose_nothing(metric: Any) -> None:
+    result = metric.compute(
+        predictions=["<think>It is A", "A dog.", "A", "<think>red"], references=["A", "A", "A", "red"]
+    )
+    assert result["accuracy"] == 25
+    assert result["cut_off"] == 50
+    assert result["unparsed"] == pytest.approx(100 / 3)  # of the three with options
 
 
 def test_metric_on_texts_and_more_options(metric: Any) -> None:

@@ -26,6 +26,7 @@ from longvpo_hf.responders import (
     local,
     weights,
 )
+from longvpo_hf.responders.replies import without_reasoning
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
 
@@ -146,6 +147,20 @@ def test_answers_that_reached_their_bound_are_known(video: str, monkeypatch: pyt
         (answer,) = responder.respond([request])
         assert isinstance(answer, CutOff) is cut_off, ends
         assert answer == unknown or not cut_off
+
+
+@pytest.mark.parametrize(
+    ("ending", "opened"),
+    [("<think>\n", "<think>"), ("<think>\n\n</think>\n\n", ""), ("", ""), ("</think><thinking>", "<thinking>")],
+)
+def test_reasoning_that_the_template_opened_is_told_from_answers(video: str, ending: str, opened: str) -> None:
+    model, processor = tiny_models.build("qwen2_5_vl")
+    processor.chat_template += "{% if add_generation_prompt %}" + ending + "{% endif %}"
+    requests = make_requests(video)[:4]
+    replies = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=12).respond(requests)
+    assert all(reply.startswith(opened) for reply in replies)
+    assert all(reply.startswith("<think") for reply in replies) is bool(opened)
+    assert all(without_reasoning(reply) == ("" if opened else reply) for reply in replies)
 
 
 def test_names_and_settings(video: str) -> None:

@@ -365,6 +365,12 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per call of the model.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions of each task, to try.")] = None,
+    max_new_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Bound on an answer, N or SUITE=N,…. Default: 32, and 16384 for models that reason before they answer."
+        ),
+    ] = None,
     tasks_dir: Annotated[
         bool, typer.Option("--tasks-dir", help="Print the folder for lmms-eval's --include_path, and do nothing else.")
     ] = False,
@@ -384,15 +390,16 @@ def evaluate(
         typer.echo("longvpo eval: lmms-eval is missing: pip install 'longvpo-hf[eval]'", err=True)
         raise typer.Exit(2)
     from longvpo_hf.evaluation.benchmarks import data_root as default_root
-    from longvpo_hf.evaluation.preflight import benchmarks_named
+    from longvpo_hf.evaluation.preflight import benchmarks_named, bounds_named
     from longvpo_hf.evaluation.run import Contestant, table_runs
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
     from longvpo_hf.evaluation.table import comparison, to_markdown
 
     with _told("longvpo eval"):
+        benchmarks = benchmarks_named(tasks.split(","))
         results = run_evaluation(
             [Contestant.of(model) for model in models],
-            benchmarks_named(tasks.split(",")),
+            benchmarks,
             data_root or default_root(),
             output,
             frames=[int(number) for number in frames.split(",")] if frames else [],
@@ -400,6 +407,7 @@ def evaluate(
             max_pixels=max_pixels,
             batch_size=batch_size,
             limit=limit,
+            max_new_tokens=bounds_named(max_new_tokens, benchmarks) if max_new_tokens else {},
         )
     if results:
         typer.echo(f"\n{to_markdown(comparison(table_runs(results)))}")

@@ -30,12 +30,18 @@ from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
 from longvpo_hf.responders.checkpoint import load_checkpoint, weights_digest
+from longvpo_hf.responders.replies import without_reasoning
 from longvpo_hf.timeline import Clip, Timeline
 
 #: Requests looked at together, in batches: among them those of equally many frames share a call.
 _WINDOW_BATCHES = 8
 #: How long a process waits for the slowest; lmms-eval's own bound.
 _TIMEOUT = timedelta(hours=24)
+#: For models that reason before they answer. Their authors allow 32,768 and more; questions with options take a tenth
+#: of that, and what is cut off is counted as such.
+_REASONING_TOKENS = 16_384
+#: Tasks that allow no more expect an answer without reasoning.
+_SHORT_TOKENS = 128
 
 
 class LongVPO(lmms):
@@ -51,6 +57,7 @@ class LongVPO(lmms):
         max_pixels: At most so many pixels per frame; "none" keeps the source's size.
         batch_size: Requests per call of the model.
         device: Where the model runs; by default the accelerator of the process, else the CPU.
+        max_new_tokens: Bound on an answer; by default what the task says, or 16,384 for a model that reasons first.
     """
 
     is_simple = False
@@ -63,6 +70,7 @@ class LongVPO(lmms):
         max_pixels: int | str | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.pretrained = str(pretrained)
@@ -84,11 +92,17 @@ class LongVPO(lmms):
             name=public_name(self.pretrained),
         )
         self._clips: dict[str, Clip] = {}
+        self._max_new_tokens = None if max_new_tokens is None else int(max_new_tokens)
+        self._of_tasks: Mapping[str, int] = {}
+        #: Whether its template knows of reasoning: then it may write some, and the task's own bound is too low.
+        self._reasons = "think>" in str(processor.chat_template).lower()
 
     def __repr__(self) -> str:
         """What its answers depend on: a name for the response cache."""
         weights = weights_digest(self.pretrained)
-        return f"longvpo({self.pretrained}{f' {weights}' * bool(weights)}, {self.sampling})"
+        bounds = {"": self._max_new_tokens, **self._of_tasks} if self._max_new_tokens or self._of_tasks else {}
+        more = f", max_new_tokens={bounds}" if bounds else ""
+        return f"longvpo({self.pretrained}{f' {weights}' * bool(weights)}, {self.sampling}{more})"
 
     @property
     def device(self) -> torch.device:
@@ -100,9 +114,15 @@ class LongVPO(lmms):
         """Requests per call of the model."""
         return self._responder.batch_size
 
-    def use(self, sampling: Sampling) -> None:
-        """From now on, see videos as `sampling` says; the weights stay where they are."""
+    def use(self, sampling: Sampling, max_new_tokens: Mapping[str, int] | None = None) -> None:
+        """From now on, see videos as `sampling` says; the weights stay where they are.
+
+        Args:
+            sampling: How.
+            max_new_tokens: Bounds on answers, by task.
+        """
         self.sampling = sampling
+        self._of_tasks = dict(max_new_tokens or {})
         self._responder.sampler = sampler_of(sampling)
 
     def clean(self) -> None:
@@ -117,7 +137,7 @@ class LongVPO(lmms):
         """
         window = _WINDOW_BATCHES * self._responder.batch_size
         with tqdm(total=len(requests), desc="answering", unit="question", disable=self.rank != 0) as bar:
-            for limit, group in itertools.groupby(requests, _max_new_tokens):
+            for limit, group in itertools.groupby(requests, self.bound):
                 self._responder.max_new_tokens = limit
                 while batch := list(itertools.islice(group, window)):
                     requests, failure = self._requests(batch)
@@ -129,6 +149,22 @@ class LongVPO(lmms):
                         yield _until(answer, _settings(instance).get("until"))
                     if failure is not None:
                         raise failure
+
+    def bound(self, instance: Instance) -> int:
+        """Bound on an answer's length.
+
+        Raises:
+            ConfigError: If the request is not for a greedy answer.
+        """
+        settings, task = _settings(instance), instance.args[4]
+        if settings.get("do_sample") or settings.get("temperature") or (settings.get("num_beams") or 1) > 1:
+            raise ConfigError(
+                f"The model longvpo answers greedily; sampling and beams are not offered, got {dict(settings)}."
+            )
+        own = int(settings.get("max_new_tokens", _SHORT_TOKENS))
+        if self._reasons and own <= _SHORT_TOKENS:
+            own = _REASONING_TOKENS
+        return self._of_tasks.get(task) or self._max_new_tokens or own
 
     def _requests(self, batch: Sequence[Instance]) -> tuple[list[Request], UnreadableVideo | None]:
         """The requests, up to the first whose video cannot be opened, and why it cannot."""
@@ -188,21 +224,13 @@ def _settings(instance: Instance) -> Mapping[str, Any]:
     return instance.args[2]
 
 
-def _max_new_tokens(instance: Instance) -> int:
-    """Bound on an answer's length; refuses what is not greedy."""
-    settings = _settings(instance)
-    if settings.get("do_sample") or settings.get("temperature") or (settings.get("num_beams") or 1) > 1:
-        raise ConfigError(
-            f"The model longvpo answers greedily; sampling and beams are not offered, got {dict(settings)}."
-        )
-    return int(settings.get("max_new_tokens", 128))
-
-
-def _until(answer: str, stops: str | Sequence[str] | None) -> str:
-    """The answer up to the first of `stops`."""
+def _until(reply: str, stops: str | Sequence[str] | None) -> str:
+    """The reply up to the first of `stops` in its answer: what stands in its reasoning stops nothing."""
+    answer = without_reasoning(reply)
+    before = reply[: len(reply) - len(answer)] if reply.endswith(answer) else ""
     for stop in [stops] if isinstance(stops, str) else stops or ():
         answer = answer.split(stop)[0]
-    return answer
+    return before + answer
 
 
 def _bound(value: float | str, kind: type[Any]) -> Any:

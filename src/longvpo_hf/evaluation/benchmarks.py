@@ -70,6 +70,8 @@ class Benchmark:
         groups: What scores are reported by, in order.
         subtitles: Folder of its subtitles under the data root; empty where it is asked without.
         gated: Whether its authors ask for consent before a download.
+        max_new_tokens: Bound on an answer of a model that does not reason: the longest of lmms-eval's own tasks, room
+            for "The best answer is (C)" and some more.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Benchmark:
     groups: tuple[str, ...] = ()
     subtitles: str = ""
     gated: bool = False
+    max_new_tokens: int = 32
 
     def question(self, row: Row, subset: str = "") -> Question:
         """What a row asks.

@@ -6,6 +6,7 @@ decodes nothing.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,26 @@ class NotReady(ConfigError):
     def __reduce__(self) -> tuple[type[NotReady], tuple[tuple[Missing, ...]]]:
         """Lets the error leave a worker process as it is."""
         return type(self), (self.missing,)
+
+
+def bounds_named(text: str, benchmarks: Sequence[Benchmark]) -> dict[str, int]:
+    """Reads bounds on answers, `4096` for all benchmarks or `mlvu=64,videomme=4096`, by benchmark.
+
+    Raises:
+        ConfigError: If a bound is no number ≥ 1, or a benchmark is none of those that are asked.
+    """
+    names = [benchmark.name for benchmark in benchmarks]
+    bounds: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(?:([\w-]+)=)?([1-9]\d{0,8})\s*", part)
+        # As where benchmarks are named, `videomme` is the one with subtitles too.
+        meant = [name for name in names if match and match[1] in (None, name, name.removesuffix("_subtitles"))]
+        if match is None or not meant:
+            raise ConfigError(
+                f"A bound on answers is N or SUITE=N, with N ≥ 1 and SUITE one of {', '.join(names)}; got {part!r}."
+            )
+        bounds |= dict.fromkeys(meant, int(match[2]))
+    return bounds
 
 
 def check(benchmarks: Iterable[Benchmark], root: Path) -> None:

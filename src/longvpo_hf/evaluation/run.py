@@ -7,7 +7,8 @@ nothing of frames, prompts or how an answer is read.
 Scores of one model at one number of frames, all in percent:
 
     {"model": str, "stage": str | None, "num_frames": int, "fps": float | None, "max_pixels": int | None,
-     "limit": int | None, "tasks": {benchmark: see `scoring.summary`}}
+     "max_new_tokens": {benchmark: int} (those that were set), "limit": int | None,
+     "tasks": {benchmark: see `scoring.summary`}}
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
+from longvpo_hf.artifacts import whole_file, write_json, write_text
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.benchmarks import DATA_ROOT_VARIABLE, Benchmark
@@ -76,6 +78,7 @@ def evaluate(
     max_pixels: int | None = None,
     batch_size: int = 1,
     limit: int | None = None,
+    max_new_tokens: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates, and writes scores, tables, a section for the model card and all answers into `output`.
 
@@ -94,6 +97,7 @@ def evaluate(
         max_pixels: At most so many pixels per frame; by default like `fps`.
         batch_size: Questions per call of the model.
         limit: Only the first so many questions of each task; the scores then mean little.
+        max_new_tokens: Bounds on answers by benchmark; for others see `LongVPO`.
 
     Returns:
         Scores as the module says, one for each model and number of frames; nothing on all processes but the first.
@@ -120,7 +124,9 @@ def evaluate(
     os.environ.setdefault("LMMS_CACHE_RUN_ID", "longvpo")
     results = []
     for contestant, samplings in zip(contestants, plans, strict=True):
-        results += _evaluate_one(contestant, samplings, benchmarks, output, batch_size, limit)
+        results += _evaluate_one(
+            contestant, samplings, benchmarks, output, batch_size, limit, dict(max_new_tokens or {})
+        )
         if results:
             _write(results, output)
     return results
@@ -142,6 +148,7 @@ def _evaluate_one(
     output: Path,
     batch_size: int,
     limit: int | None,
+    max_new_tokens: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """One model at all numbers of frames: it is loaded once, and gone afterwards."""
     from longvpo_hf.evaluation.adapter import LongVPO
@@ -149,7 +156,15 @@ def _evaluate_one(
     model = LongVPO(contestant.checkpoint, batch_size=batch_size)
     results = []
     for sampling in samplings:
-        model.use(sampling)
+        model.use(
+            sampling,
+            {
+                task: max_new_tokens[benchmark.name]
+                for benchmark in benchmarks
+                if benchmark.name in max_new_tokens
+                for task in _tasks(benchmark)
+            },
+        )
         if model.rank == 0:
             print(f"{contestant.label}: {sampling}", file=sys.stderr)
         samples = _samples(model, benchmarks, output / "cache", limit)
@@ -170,6 +185,7 @@ def _evaluate_one(
                 "num_frames": sampling.num_frames,
                 "fps": sampling.fps,
                 "max_pixels": sampling.max_pixels,
+                "max_new_tokens": dict(max_new_tokens),
                 "limit": limit,
                 "tasks": tasks,
             }
@@ -214,11 +230,11 @@ def _tasks(benchmark: Benchmark) -> list[str]:
 
 def _write_answers(path: Path, samples: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Every answer on a line, so that a person can see what was counted as what."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for task, sample in samples:
             line = {"task": task, "row": sample["doc_id"], "text": sample["resps"][0][0], **sample["score"]}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            # What is half a character in a reply stays one, as an escape.
+            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _stem(label: str, num_frames: int) -> str:
@@ -233,21 +249,21 @@ def _safe(label: str) -> str:
 def _write(results: Sequence[Mapping[str, Any]], output: Path) -> None:
     runs = table_runs(results)
     for result, run in zip(results, runs, strict=True):
-        _write_json(output / f"{_stem(run.stage, run.num_frames)}.json", result)
+        write_json(output / f"{_stem(run.stage, run.num_frames)}.json", result)
     limit = results[0]["limit"]
     only = [f"- Only the first {limit} questions of each task were asked."] if limit else []
     # A card's metadata have no place to say that only some questions were asked.
     for stage, own in itertools.groupby([] if limit else runs, lambda run: run.stage):
         index = ModelCardData(model_name=stage, eval_results=eval_results(list(own))).to_yaml()
-        (output / f"{_safe(stage)}.model-index.yaml").write_text(f"{index}\n", encoding="utf-8")
+        write_text(output / f"{_safe(stage)}.model-index.yaml", f"{index}\n")
     found = comparison(runs)
-    _write_json(output / "table.json", found)
-    (output / "table.md").write_text("\n".join([to_markdown(found), *only]).rstrip() + "\n", encoding="utf-8")
+    write_json(output / "table.json", found)
+    write_text(output / "table.md", "\n".join([to_markdown(found), *only]).rstrip() + "\n")
     samplings = [Sampling(result["num_frames"], result["fps"], result["max_pixels"]) for result in results]
     lines = [f"- {markdown(run.stage)}: {sampling}" for run, sampling in zip(runs, samplings, strict=True)]
     lines += only
     lines += [f"- longvpo-hf {version('longvpo-hf')}, lmms-eval {version('lmms-eval')}"]
-    (output / "card.md").write_text(card_section(runs) + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_text(output / "card.md", card_section(runs) + "\n" + "\n".join(lines) + "\n")
 
 
 def table_runs(results: Sequence[Mapping[str, Any]]) -> list[EvalRun]:
@@ -256,7 +272,3 @@ def table_runs(results: Sequence[Mapping[str, Any]]) -> list[EvalRun]:
         EvalRun(result["model"], result["stage"] or result["model"], result["num_frames"], result["tasks"])
         for result in results
     ]
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

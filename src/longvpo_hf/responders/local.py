@@ -18,6 +18,7 @@ from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.responders import CutOff, OnResult, OnWait, Request, Result, answered, weights
+from longvpo_hf.responders.replies import opened_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: Visual tensors held while requests of like length are looked for: a bound on memory, whatever is asked at once.
 #: About 800 frames of 448 × 448 in float32.
 _HELD_BYTES = 2 * 1024**3
+#: More than a tag and the line breaks around it have.
+_TAG_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +150,30 @@ class LocalResponder:
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
-        return decoded(self.model, tokenizer, output[:, length:], self.max_new_tokens)
+        return decoded(self.model, tokenizer, output, length, self.max_new_tokens)
 
 
-def decoded(model: PreTrainedModel, tokenizer: Any, new: torch.Tensor, max_new_tokens: int) -> list[str]:
-    """The texts of generated tokens `[B, n]`; a `CutOff` for each that has as many as it may and no end."""
-    texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+def decoded(
+    model: PreTrainedModel, tokenizer: Any, output: torch.Tensor, num_prompt_tokens: int, max_new_tokens: int
+) -> list[str]:
+    """What was generated after the prompts.
+
+    Args:
+        model: Who generated it.
+        tokenizer: Its tokenizer.
+        output: Token ids `[B, num_prompt_tokens + n]`.
+        num_prompt_tokens: Length of the prompts, which are padded on the left.
+        max_new_tokens: The bound that `n` had.
+
+    Returns:
+        Texts; before each whose template opened the reasoning, the tag that did. A `CutOff` for each that has as many
+        tokens as it may and no end.
+    """
+    new = output[:, num_prompt_tokens:]
+    ends_of_prompts = output[:, max(0, num_prompt_tokens - _TAG_TOKENS) : num_prompt_tokens]
+    opened = [opened_reasoning(end) for end in tokenizer.batch_decode(ends_of_prompts)]
+    written = tokenizer.batch_decode(new, skip_special_tokens=True)
+    texts = [f"{tag}{text}".strip() for tag, text in zip(opened, written, strict=True)]
     ends = model.generation_config.eos_token_id
     if ends is None or new.shape[1] < max_new_tokens:
         return texts

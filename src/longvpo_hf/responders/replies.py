@@ -48,6 +48,17 @@ def without_reasoning(reply: str) -> str:
     return CutOff(answer) if isinstance(reply, CutOff) else answer
 
 
+def opened_reasoning(prompt: str) -> str:
+    """The tag with which a template opens the model's reasoning at the end of a prompt; "" where it opens none.
+
+    Before the reply it tells reasoning from an answer, also where the reply ends inside it.
+    """
+    tags = list(_TAG.finditer(prompt))
+    if not tags or tags[-1]["close"] or tags[-1]["bracket"] or tags[-1]["kimi"] or prompt[tags[-1].end() :].strip():
+        return ""
+    return tags[-1][0]
+
+
 def json_object(reply: str) -> dict[str, Any] | None:
     """The JSON object in a reply, without the reasoning, code fences and words around it; None where there is none.
 

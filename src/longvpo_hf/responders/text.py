@@ -103,4 +103,4 @@ class TextResponder:
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        return decoded(self.model, tokenizer, output[:, inputs["input_ids"].shape[1] :], self.max_new_tokens)
+        return decoded(self.model, tokenizer, output, inputs["input_ids"].shape[1], self.max_new_tokens)

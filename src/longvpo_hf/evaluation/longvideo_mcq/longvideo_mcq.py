@@ -1,7 +1,7 @@
 """Multiple-choice accuracy over long videos, overall and by group, with confidence intervals.
 
-A metric for `evaluate.load`: takes replies and right answers; gives percentages. Every question counts: a reply that
-names no option is wrong, and told apart as unparsed. The rules stand in `answers.py`, beside this file.
+A metric for `evaluate.load`. Every question counts: a reply that chooses no option is wrong, and counted as `unparsed`;
+one that ends inside its reasoning is wrong too, and counted as `cut_off`. `answers.py` has the rules.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import datasets
 import evaluate
 
-from .answers import LETTERS, is_right, letter_of, wilson_interval
+from .answers import LETTERS, is_cut_off, is_right, letter_of, wilson_interval
 
 _DESCRIPTION = """\
 Accuracy of replies to multiple-choice questions about (long) videos, overall and by group such as the video's length,
-with Wilson's 95 % intervals. Free-form replies are parsed; those that name no option count as wrong, and their share is
-given as `unparsed`. Answers may also be texts, which replies must equal but for capitals, blanks and outer marks.
+with Wilson's 95 % intervals. Free-form replies are read as they are meant; those that choose no option count as wrong
+(`unparsed`), and so do those that end inside their reasoning (`cut_off`). Answers may also be texts, which replies must
+equal but for capitals, blanks and outer marks.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -29,8 +30,8 @@ Args:
     num_options (`int`, *optional*, defaults to 5): Options of each question: with 5, the letters A to E. A longer
         reference than one capital letter is a text.
 Returns:
-    `dict`: `accuracy`, `interval_95`, `unparsed` (percent of the questions with options), `n`, and, with groups,
-    `by_group`: the same for each group, in order of appearance.
+    `dict`: `accuracy`, `interval_95`, `unparsed` (percent of the questions with options), `cut_off` (percent), `n`,
+    and, with groups, `by_group`: the same for each group, in order of appearance.
 Examples:
     >>> metric = evaluate.load("path/to/longvideo_mcq")
     >>> metric.compute(predictions=["**C**", "The answer is (B)."], references=["C", "A"], groups=["60s", "600s"])
@@ -84,23 +85,25 @@ class LongVideoMCQ(evaluate.Metric):
         return result
 
 
-def _judge(reply: str, answer: str, letters: str) -> tuple[bool, bool | None]:
-    """Whether a reply is right, and whether it names an option; None of a question without options."""
+def _judge(reply: str, answer: str, letters: str) -> tuple[bool, bool | None, bool]:
+    """Whether a reply is right; chose nothing, None of a question without options; was cut off in its reasoning."""
+    cut_off = is_cut_off(reply)
     if len(answer) != 1 or answer not in LETTERS:
-        return is_right(reply, answer), None
+        return is_right(reply, answer), None, cut_off
     if answer not in letters:
         raise ValueError(
             f"The reference {answer!r} is none of {letters}; give num_options={LETTERS.index(answer) + 1}."
         )
-    return is_right(reply, answer, letters), bool(letter_of(reply, letters))
+    return is_right(reply, answer, letters), not cut_off and not letter_of(reply, letters), cut_off
 
 
-def _scores(judged: Sequence[tuple[bool, bool | None]]) -> dict[str, Any]:
-    right, number = sum(hit for hit, _ in judged), len(judged)
-    parsed = [known for _, known in judged if known is not None]
+def _scores(judged: Sequence[tuple[bool, bool | None, bool]]) -> dict[str, Any]:
+    right, number = sum(hit for hit, _, _ in judged), len(judged)
+    unparsed = [chose_nothing for _, chose_nothing, _ in judged if chose_nothing is not None]
     return {
         "accuracy": 100 * right / number,
         "interval_95": [100 * bound for bound in wilson_interval(right, number)],
-        "unparsed": 100 * parsed.count(False) / len(parsed) if parsed else 0.0,
+        "unparsed": 100 * sum(unparsed) / len(unparsed) if unparsed else 0.0,
+        "cut_off": 100 * sum(cut_off for _, _, cut_off in judged) / number,
         "n": number,
     }

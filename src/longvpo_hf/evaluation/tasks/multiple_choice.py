@@ -21,8 +21,6 @@ from longvpo_hf.evaluation.benchmarks import BENCHMARKS, Question, data_root, lo
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.subtitles import read_srt
 
-#: As much as the longest of lmms-eval's own (LongVideoBench's): room for "The best answer is (C)", and some more.
-_MAX_NEW_TOKENS = 32
 #: Metrics that are better the lower they are.
 _SHARES = ("unparsed", "cut_off")
 
@@ -53,7 +51,11 @@ class MultipleChoice(ConfigurableMessagesTask):
                 "dataset_path": self.benchmark.dataset,
                 "test_split": self.benchmark.split,
                 "output_type": "generate_until",
-                "generation_kwargs": {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "until": []},
+                "generation_kwargs": {
+                    "max_new_tokens": self.benchmark.max_new_tokens,
+                    "do_sample": False,
+                    "until": [],
+                },
                 "process_results": self.process_results,
                 "cluster_key": "video",
                 "metric_list": [
