@@ -12,6 +12,16 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vImageProcessor,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
+    Glm46VImageProcessor,
+    Glm46VProcessor,
+    Glm46VVideoProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -28,6 +38,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
     SmolVLMConfig,
@@ -35,6 +47,11 @@ from transformers import (
     SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
+    VideoLlama3Config,
+    VideoLlama3ForConditionalGeneration,
+    VideoLlama3ImageProcessor,
+    VideoLlama3Processor,
+    VideoLlama3VideoProcessor,
 )
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
@@ -198,6 +215,18 @@ def _qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def _qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    processor, config = _qwen3_vl_parts()
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)), processor
+
+
+def _qwen3_vl_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
+    processor, config = _qwen3_vl_parts()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+    config["text_config"] |= experts
+    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(**config)), processor
+
+
+def _qwen3_vl_parts() -> tuple[ProcessorMixin, dict[str, Any]]:
     tokenizer = _qwen_tokenizer()
     size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 16}
     processor = Qwen3VLProcessor(
@@ -208,7 +237,7 @@ def _qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
             "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
         ),
     )
-    config = Qwen3VLConfig(
+    config = dict(
         vision_config={
             "depth": 2,
             "hidden_size": 16,
@@ -230,7 +259,7 @@ def _qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
         ),
         **_qwen_ids(tokenizer),
     )
-    return Qwen3VLForConditionalGeneration(config), processor
+    return processor, config
 
 
 def _llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -300,6 +329,77 @@ def _smolvlm() -> tuple[PreTrainedModel, ProcessorMixin]:
     return SmolVLMForConditionalGeneration(config), processor
 
 
+def _video_llama_3() -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = _tokenizer(["<|image_pad|>", "<|video_pad|>"])
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 16}
+    processor = VideoLlama3Processor(
+        VideoLlama3ImageProcessor(size=size),
+        tokenizer,
+        VideoLlama3VideoProcessor(size=size),
+        chat_template=_template("<|video_pad|>", "<|image_pad|>"),
+    )
+    config = VideoLlama3Config(
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "patch_size": 14,
+        },
+        text_config=_text_config(tokenizer, model_type="qwen2"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+    )
+    return VideoLlama3ForConditionalGeneration(config), processor
+
+
+def _glm(
+    config_class: Any, model_class: Any, processor_class: Any, image_processor: Any, video_processor: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    marks = [f"<|{side}_of_{kind}|>" for kind in ("image", "video") for side in ("begin", "end")]
+    tokenizer = _tokenizer(["<|image|>", "<|video|>", *marks])
+    names = ("image", "video", "image_start", "image_end", "video_start", "video_end")
+    tokens = ("<|image|>", "<|video|>", *marks)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 16}
+    processor = processor_class(
+        image_processor(size=size),
+        tokenizer,
+        video_processor(size=size),
+        chat_template=_template("<|begin_of_video|><|video|><|end_of_video|>", "<|begin_of_image|><|image|>"),
+    )
+    config = config_class(
+        vision_config={
+            "model_type": "glm4v_vision",
+            "depth": 2,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 64,
+            "out_hidden_size": HIDDEN,
+            "image_size": 56,
+        },
+        text_config=_text_config(
+            tokenizer,
+            model_type="glm4v_text",
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+        ),
+        **{
+            f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
+            for name, token in zip(names, tokens, strict=True)
+        },
+    )
+    return model_class(config), processor
+
+
+def _glm4v() -> tuple[PreTrainedModel, ProcessorMixin]:
+    return _glm(Glm4vConfig, Glm4vForConditionalGeneration, Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor)
+
+
+def _glm46v() -> tuple[PreTrainedModel, ProcessorMixin]:
+    return _glm(
+        Glm46VConfig, Glm46VForConditionalGeneration, Glm46VProcessor, Glm46VImageProcessor, Glm46VVideoProcessor
+    )
+
+
 Builder = Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
 
 #: Those whose processors and towers differ most: every room's tests run on them.
@@ -310,4 +410,11 @@ FAMILIES: dict[str, Builder] = {
     "llava_onevision": _llava_onevision,
 }
 #: All families; `tests/families` and `tests/planning` run on them.
-ALL: dict[str, Builder] = {**FAMILIES, "smolvlm": _smolvlm}
+ALL: dict[str, Builder] = {
+    **FAMILIES,
+    "glm46v": _glm46v,
+    "glm4v": _glm4v,
+    "qwen3_vl_moe": _qwen3_vl_moe,
+    "smolvlm": _smolvlm,
+    "video_llama_3": _video_llama_3,
+}

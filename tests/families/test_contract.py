@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import trainers
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import TEXT_LAYERS, families, family_of, vision
 from longvpo_hf.families.encoding import PromptEncoder
+from longvpo_hf.families.pieces import by_grid
 from longvpo_hf.families.positions import prompt_positions, visual_token_ids
 from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
 from longvpo_hf.frames import Frames, FrameSampler
@@ -51,9 +53,12 @@ def shared(name: str) -> tuple[Any, Any]:
     return tiny_models.build(name)
 
 
-def make_frames(count: int, size: tuple[int, int] = (56, 56)) -> Frames:
+def make_frames(count: int, size: tuple[int, int] = (56, 56), is_still: bool = False) -> Frames:
+    """Noise at uneven times; the second and third frame are the same where it is still."""
     noise = torch.Generator().manual_seed(count)
     pixels = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=noise)
+    if is_still and count > 2:
+        pixels[2] = pixels[1]
     return Frames(pixels, UNEVEN_SECONDS[:count], (0,) * count, 90.0)
 
 
@@ -264,7 +269,9 @@ def test_the_model_sees_every_frame(name: str, count: int) -> None:
 def make_batch(processor: Any, rows: Sequence[Row], counts: Sequence[int]) -> dict[str, Any]:
     """A batch as the collator makes it, of videos with these numbers of frames."""
     encoder = PromptEncoder(processor)
-    prompts = [encoder.encode(make_frames(counts[video]), [user(question)]) for video, question, *_ in rows]
+    prompts = [
+        encoder.encode(make_frames(counts[video], is_still=True), [user(question)]) for video, question, *_ in rows
+    ]
     sequences = [
         (prompt, encoder.encode_answer(row[1], row[column]))
         for column in (2, 3)
@@ -279,7 +286,7 @@ def make_batch(processor: Any, rows: Sequence[Row], counts: Sequence[int]) -> di
         "input_ids": torch.stack([padded([*prompt.input_ids[0], *answer]) for prompt, answer in sequences]),
         "attention_mask": torch.stack([padded([1] * (len(p.input_ids[0]) + len(a))) for p, a in sequences]),
         "completion_mask": torch.stack([padded([0] * len(p.input_ids[0]) + [1] * len(a)) for p, a in sequences]),
-        "videos": [encoder.encode(make_frames(count), [user("")]).visual for count in counts],
+        "videos": [encoder.encode(make_frames(count, is_still=True), [user("")]).visual for count in counts],
         "video_index": torch.tensor([video for video, *_ in rows]),
     }
     if prompts[0].mm_token_type_ids is not None:
@@ -389,3 +396,40 @@ def test_batches_are_answered_as_one_by_one(name: str, tmp_path: Path) -> None:
     single = [responder.respond([request])[0] for request in requests]
     assert len(set(single)) > 1
     assert responder.respond(requests) == single
+
+
+# ------------------------------------------------------------------------------------------------ cutting grids by hand
+
+
+def test_grids_are_cut_in_time_and_joined_up_to_the_bound() -> None:
+    grids = torch.tensor([[3, 2, 4], [1, 2, 2], [1, 2, 2], [2, 4, 4]])  # 24, 4, 4 and 32 patches
+    pixels = torch.arange(64.0)[:, None].expand(64, 5)
+    cut = by_grid({0: pixels, "grid_thw": grids, "merge_sizes": torch.tensor([2, 1, 1, 2])}, max_elements=16 * 5)
+    assert cut is not None
+    assert [piece["grid_thw"].tolist() for piece in cut] == [
+        [[2, 2, 4]],
+        [[1, 2, 4], [1, 2, 2], [1, 2, 2]],
+        [[1, 4, 4]],
+        [[1, 4, 4]],
+    ]
+    assert [piece["merge_sizes"].tolist() for piece in cut] == [[2], [2, 1, 1], [2], [2]]
+    assert torch.equal(torch.cat([piece[0] for piece in cut]), pixels)
+    assert by_grid({0: pixels, "grid_thw": grids, "cu_seqlens": torch.arange(7)}, max_elements=80) is None
+    assert by_grid({0: pixels}, max_elements=80) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_grids_lose_nothing_and_keep_the_bound(seed: int) -> None:
+    draw = random.Random(seed)
+    grids = [[draw.randrange(1, 9), draw.randrange(1, 5), draw.randrange(1, 5)] for _ in range(draw.randrange(1, 7))]
+    patches = sum(time * height * width for time, height, width in grids)
+    limit = draw.randrange(1, 60)
+    cut = by_grid({"pixels": torch.arange(float(patches))[:, None], "grid_thw": torch.tensor(grids)}, limit)
+    assert cut is not None
+    assert torch.cat([piece["pixels"] for piece in cut])[:, 0].tolist() == list(range(patches))
+    units = [[height, width] for time, height, width in grids for _ in range(time)]
+    found = [(time, side) for piece in cut for time, *side in piece["grid_thw"].tolist()]
+    assert [side for time, side in found for _ in range(time)] == units
+    for piece in cut:
+        assert len(piece["pixels"]) == int(piece["grid_thw"].prod(1).sum())
+        assert len(piece["pixels"]) <= limit or piece["grid_thw"][:, 0].tolist() == [1]

@@ -104,6 +104,20 @@ def test_every_prompt_is_what_the_processor_itself_makes_of_it(name: str, count:
         assert encoded.mm_token_type_ids is None
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frames_that_repeat_are_what_the_processor_makes_of_them(name: str) -> None:
+    """VideoLLaMA3's leaves out tokens that do not change."""
+    _, processor = family(name)
+    frames = make_frames()
+    frames.pixels[2:5] = frames.pixels[1]
+    encoded = PromptEncoder(processor).encode(frames, [[user("Who?")], [user("What?")]])
+    for question, ids in zip(("Who?", "What?"), encoded.input_ids, strict=True):
+        expected = own(processor, frames, rendered([user(question)]), **grid_settings(name))
+        assert ids == expected["input_ids"][0].tolist()
+    moving = PromptEncoder(processor).encode(make_frames(), [[user("Who?")]])
+    assert (len(encoded.input_ids[0]) < len(moving.input_ids[0])) == (name == "video_llama_3")
+
+
 def refuses_a_single_frame(name: str) -> bool:
     _, processor = family(name)
     try:
@@ -220,6 +234,28 @@ def test_qwen3_writes_the_mean_time_of_each_pair_of_frames() -> None:
     odd = [seconds for seconds, _ in seconds_written("qwen3_vl", make_frames(NEAR_BOUND_SECONDS[:3]))]
     assert odd == ["1.0", "4.2"]  # the last frame stands for its pair: 4.25
     assert [seconds for seconds, _ in seconds_written("qwen3_vl", make_frames((3.3,)))] == ["3.3"]
+
+
+def test_video_llama_3_writes_tenths_of_a_second_before_each_frame() -> None:
+    _, processor = family("video_llama_3")
+    text = processor.tokenizer.decode(PromptEncoder(processor).encode(make_frames(), [[user("?")]]).input_ids[0])
+    assert re.findall(r"Time (\d+\.\d)s:<", text) == [
+        "0.5",
+        "1.5",
+        "4.2",
+        "4.8",
+        "9.0",
+        "61.5",
+    ]  # 4.25 and 4.75 to even
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("glm4v", ["0", "4", "9"]), ("glm46v", ["0.5 seconds", "4.2 seconds", "9.0 seconds"])]
+)
+def test_glm_writes_the_time_of_the_first_of_each_pair_after_it(name: str, expected: list[str]) -> None:
+    _, processor = family(name)
+    text = processor.tokenizer.decode(PromptEncoder(processor).encode(make_frames(), [[user("?")]]).input_ids[0])
+    assert re.findall(r"<\|end_of_image\|>([^<]+)<", text) == expected
 
 
 def test_smolvlm_writes_whole_seconds_and_the_duration() -> None:

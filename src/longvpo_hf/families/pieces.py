@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,24 +23,46 @@ def by_frames(tensors: Mapping[Any, Tensor], max_elements: int) -> list[dict[Any
 
 
 def by_grid(tensors: Mapping[Any, Tensor], max_elements: int) -> list[dict[Any, Tensor]] | None:
-    """For towers that take the patches of all frames in a row, [patches, width], and `grid_thw` [videos, 3].
+    """For towers that take the patches of all frames in a row, [patches, width], and `grid_thw` [grids, 3].
 
-    A `Pieces` function, see `family.py`. None where other tensors were worked out beforehand from the whole.
+    What else has a row per grid goes with it. A `Pieces` function, see `family.py`. None where a tensor was worked out
+    beforehand from the whole.
     """
-    pixels = pixel_tensor(tensors)
-    if pixels is None or "grid_thw" not in tensors or len(tensors) > 2:
+    pixels, grids = pixel_tensor(tensors), tensors.get("grid_thw")
+    if pixels is None or grids is None:
         return None
-    grids = [
-        (min(frames, time - start), height, width)
-        for time, height, width in tensors["grid_thw"].tolist()
-        for frames in [max(1, max_elements // (pixels.shape[1] * height * width))]
-        for start in range(0, time, frames)
-    ]
-    parts = pixels.split([time * height * width for time, height, width in grids])
-    return [
-        {name: part if value is pixels else value.new_tensor([grid]) for name, value in tensors.items()}
-        for part, grid in zip(parts, grids, strict=True)
-    ]
+    others = [name for name, value in tensors.items() if value is not pixels and value is not grids]
+    if any(tensors[name].shape[:1] != grids.shape[:1] for name in others):
+        return None
+    pieces = _grid_pieces(grids.tolist(), max(1, max_elements // pixels.shape[1]))
+    parts = pixels.split([sum(time * height * width for _, (time, height, width) in piece) for piece in pieces])
+    cut: list[dict[Any, Tensor]] = []
+    for piece, part in zip(pieces, parts, strict=True):
+        rows = [row for row, _ in piece]
+        along = {name: tensors[name][rows] for name in others}
+        of_piece = {**along, "grid_thw": grids.new_tensor([grid for _, grid in piece])}
+        cut.append({name: part if value is pixels else of_piece[name] for name, value in tensors.items()})
+    return cut
+
+
+#: Rows of a grid, [time, height, width] each, with the place of the row they were cut from.
+_Piece = list[tuple[int, tuple[int, int, int]]]
+
+
+def _grid_pieces(grids: Sequence[Sequence[int]], max_patches: int) -> list[_Piece]:
+    """Grids cut in time, and joined again, into pieces of at most so many patches or of one unit of frames."""
+    pieces: list[_Piece] = []
+    free = 0
+    for row, (time, height, width) in enumerate(grids):
+        while time > 0:
+            if not pieces or free < height * width:
+                pieces.append([])
+                free = max(max_patches, height * width)
+            taken = min(time, free // (height * width))
+            pieces[-1].append((row, (taken, height, width)))
+            free -= taken * height * width
+            time -= taken
+    return pieces
 
 
 def pixel_tensor(tensors: Mapping[Any, Tensor]) -> Tensor | None:

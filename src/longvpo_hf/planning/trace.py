@@ -58,12 +58,15 @@ class FlopCounter(TorchDispatchMode):
 
 @cache
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Of an operator's arguments and its result. `addmm_`, in the LM head's backward pass, is not among torch's own."""
+    """Of an operator's arguments and its result; besides torch's own the LM head's backward pass, and experts."""
 
     def addmm(_: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> int:
         return 2 * math.prod(left.shape) * right.shape[1]
 
-    return {**flop_registry, torch.ops.aten.addmm_: addmm}
+    def grouped(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> int:
+        return 2 * math.prod(left.shape[-2:]) * right.shape[-1]  # each row of one of them belongs to one expert
+
+    return {**flop_registry, torch.ops.aten.addmm_: addmm, torch.ops.aten._grouped_mm: grouped}
 
 
 def _is_causal(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -1,0 +1,28 @@
+"""GLM-4.1V: pairs of frames share tokens, and each pair has the whole second of its first frame after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from longvpo_hf.families.family import Family, FrameShapes
+from longvpo_hf.families.frame_sizes import grid_settings, paired_shapes
+from longvpo_hf.families.pieces import by_grid
+
+
+def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+    shapes = paired_shapes(config, height_px, width_px)
+    return replace(shapes, mlp=config.vision_config.out_hidden_size)  # `intermediate_size` is the merger's
+
+
+FAMILY = Family(
+    model_type="glm4v",
+    processor="Glm4vProcessor",
+    video_settings=grid_settings,
+    frame_shapes=_frame_shapes,
+    label_tokens=4,  # "<|begin_of_image|>…<|end_of_image|>61"
+    connectors=("visual.downsample", "visual.merger"),
+    pieces=by_grid,
+    position_axes=3,
+    is_sized_by_frames=True,
+)
