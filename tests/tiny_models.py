@@ -28,6 +28,11 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
+    PerceptionLMConfig,
+    PerceptionLMForConditionalGeneration,
+    PerceptionLMImageProcessor,
+    PerceptionLMProcessor,
+    PerceptionLMVideoProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -400,6 +405,32 @@ def _glm46v() -> tuple[PreTrainedModel, ProcessorMixin]:
     )
 
 
+def _perception_lm() -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = _tokenizer([], image_token="<|image|>", video_token="<|video|>")
+    processor = PerceptionLMProcessor(
+        PerceptionLMVideoProcessor(size={"height": 56, "width": 56}),
+        PerceptionLMImageProcessor(tile_size=56),
+        tokenizer,
+        patch_size=14,
+        chat_template=_template("<|video|>", "<|image|>"),
+    )
+    tower = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": [56, 56], "ref_feat_shape": [4, 4]}
+    released = {"global_pool": "", "use_post_transformer_norm": False, "init_values": 0.1}
+    config = PerceptionLMConfig(
+        vision_config={
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_lang_large_patch14_448",
+            "do_pooling": False,
+            "model_args": {**tower, **released},
+        },
+        text_config=_text_config(tokenizer, model_type="llama"),
+        projector_pooling_ratio=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+    )
+    return PerceptionLMForConditionalGeneration(config), processor
+
+
 Builder = Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
 
 #: Those whose processors and towers differ most: every room's tests run on them.
@@ -414,6 +445,7 @@ ALL: dict[str, Builder] = {
     **FAMILIES,
     "glm46v": _glm46v,
     "glm4v": _glm4v,
+    "perception_lm": _perception_lm,
     "qwen3_vl_moe": _qwen3_vl_moe,
     "smolvlm": _smolvlm,
     "video_llama_3": _video_llama_3,
