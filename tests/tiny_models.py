@@ -142,7 +142,7 @@ def _text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, A
     return {**_TEXT, **ids, "vocab_size": len(tokenizer), **more}
 
 
-def _internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
+def _internvl(text_model: str = "qwen2") -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = _tokenizer(
         [],
         start_image_token="<img>",
@@ -168,7 +168,7 @@ def _internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
             "patch_size": [14, 14],
             "use_mean_pooling": False,
         },
-        text_config=_text_config(tokenizer, model_type="qwen2"),
+        text_config=_text_config(tokenizer, model_type=text_model),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         tie_word_embeddings=False,

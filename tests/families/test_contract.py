@@ -314,18 +314,11 @@ def gradients(model: Any, log_probs: Tensor) -> dict[str, Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    ("rows", "counts"),
-    [(ONE_QUESTION, [5]), (THREE_QUESTIONS, [4]), (TWO_TIMELINES, [2, 5])],
-    ids=["one question", "three questions", "two timelines"],
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_tree_plain_and_separate_forwards_agree(name: str, rows: list[Row], counts: list[int], lora: bool) -> None:
-    model, processor = tiny_models.build(name)
+def assert_forwards_agree(model: Any, processor: Any, rows: Sequence[Row], counts: Sequence[int], lora: bool) -> None:
+    """Log-probabilities and all gradients of tree, plain and separate forwards, under activation checkpointing."""
     add_fused_lm_head(model)
     if lora:
-        layers = family_of(name).adapter_layers
+        layers = family_of(model.config).adapter_layers
         model = get_peft_model(model, LoraConfig(r=2, target_modules=layers, lora_dropout=0.0))
         for key, weight in model.named_parameters():
             if "lora_B" in key:
@@ -334,6 +327,7 @@ def test_tree_plain_and_separate_forwards_agree(name: str, rows: list[Row], coun
     model.train()
     batch = make_batch(processor, rows, counts)
     separate = separate_forwards(model, batch)
+    assert separate.abs().max() > 1
     expected = gradients(model, separate)
     assert enable_tree_packing(model) is None
     floor = 0.01 * max(float(gradient.abs().max()) for gradient in expected.values())
@@ -345,7 +339,26 @@ def test_tree_plain_and_separate_forwards_agree(name: str, rows: list[Row], coun
         for key, gradient in expected.items():
             scale = max(float(gradient.abs().max()), floor)
             assert float((found[key] - gradient).abs().max()) <= 1e-5 * scale, key
-    assert separate.abs().max() > 1
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("rows", "counts"),
+    [(ONE_QUESTION, [5]), (THREE_QUESTIONS, [4]), (TWO_TIMELINES, [2, 5])],
+    ids=["one question", "three questions", "two timelines"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_tree_plain_and_separate_forwards_agree(name: str, rows: list[Row], counts: list[int], lora: bool) -> None:
+    assert_forwards_agree(*tiny_models.build(name), rows, counts, lora)
+
+
+def test_internvl_3_5_with_its_qwen3_text_model_agrees_too() -> None:
+    torch.manual_seed(0)
+    model, processor = tiny_models._internvl("qwen3")
+    linear = {key for key, part in model.get_decoder().named_modules() if isinstance(part, nn.Linear)}
+    pattern = re.compile(family_of(model.config).adapter_layers)
+    assert all(pattern.fullmatch(f"model.language_model.{key}") for key in linear)
+    assert_forwards_agree(model, processor, TWO_TIMELINES, [2, 5], lora=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

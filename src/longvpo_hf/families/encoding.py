@@ -71,7 +71,13 @@ class PromptEncoder:
                 "Use a video model's processor with its own chat template; docs/families.md lists those that were run."
             )
         self.processor = processor
-        self._video_settings = family_of(processor).video_settings(processor.video_processor) or {}
+        family = family_of(processor)
+        self._video_settings = family.video_settings(processor.video_processor) or {}
+        if not family.processor and (reason := _reason_in_trial(self)):
+            raise ModelError(
+                f"{type(processor).__name__} is of no family that docs/families.md lists, and a trial on two small videos "
+                f"failed: {reason}. Choose a model of a listed family, or add this one (CONTRIBUTING.md)."
+            )
 
     def encode(self, frames: Frames | None, prompts: Sequence[Sequence[Message]]) -> EncodedPrompts:
         """Encodes prompts that are all about `frames` (None: about no video).
@@ -215,3 +221,47 @@ def _lacks(processor: ProcessorMixin) -> list[str]:
                 "set processor.chat_template to the model's own"
             )
     return lacks
+
+
+def _reason_in_trial(encoder: PromptEncoder) -> str | None:
+    """Why a processor of no known family cannot be trusted with frames; None where two small videos show no fault.
+
+    Its prompts must be what it makes of them itself, frames must keep their size but for its tile or its grid, and
+    spacings that it returns must follow the frames' times.
+    """
+    shapes, spacings = set(), set()
+    for size, scale in (((112, 112), 1.0), ((112, 224), 2.0)):
+        noise = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (4, 3, *size), dtype=torch.uint8, generator=noise)
+        frames = Frames(pixels, tuple(scale * second for second in (0.5, 1.5, 4.0, 9.0)), (0,) * 4, 10.0 * scale)
+        try:
+            visual = _visual_in_trial(encoder, frames)
+        except Exception as error:  # whatever it is, it would come in training too
+            return str(error) if isinstance(error, ModelError) else f"it ended with {type(error).__name__}: {error}"
+        shapes.add(tuple((name, tensor.shape) for name, tensor in sorted(visual.items())))
+        spacings |= {(name, tuple(tensor.flatten().tolist())) for name, tensor in visual.items() if "second" in name}
+    if len({name for name, _ in spacings}) == len(spacings) > 0:
+        return f"its {spacings.pop()[0]} does not follow the times of the frames"
+    if not encoder._video_settings and len(shapes) > 1:
+        return "its size reads like one tile, but larger frames became more pixels"
+    return None
+
+
+def _visual_in_trial(encoder: PromptEncoder, frames: Frames) -> dict[str, torch.Tensor]:
+    """The visual tensors of a trial's video.
+
+    Raises:
+        ModelError: If a second prompt about it, or its grid, is not as it should be.
+    """
+    processor, prompts = encoder.processor, [[{"role": "user", "content": text}] for text in ("Who?", "What then?")]
+    encoded = encoder.encode(frames, prompts)
+    own = encoder._process(encoder._render(prompts[1], with_video=True), frames)
+    if encoded.input_ids[1] != own["input_ids"][0].tolist():
+        raise ModelError("it makes other tokens of a second prompt about a video than its template and tokenizer do")
+    if encoder._video_settings:
+        merge, size = processor.video_processor.merge_size, tuple(frames.pixels.shape[-2:])
+        patches = [round(side / (processor.video_processor.patch_size * merge)) * merge for side in size]
+        grids = [tensor[0, 1:].tolist() for name, tensor in encoded.visual.items() if name.endswith("grid_thw")]
+        if grids != [patches]:
+            raise ModelError(f"frames of {size} pixels became {grids} patches, expected {patches}")
+    return encoded.visual
