@@ -75,8 +75,8 @@ class PromptEncoder:
         self._video_settings = family.video_settings(processor.video_processor) or {}
         if not family.processor and (reason := _reason_in_trial(self)):
             raise ModelError(
-                f"{type(processor).__name__} is of no family that docs/families.md lists, and a trial on two small videos "
-                f"failed: {reason}. Choose a model of a listed family, or add this one (CONTRIBUTING.md)."
+                f"{type(processor).__name__} is of no family that docs/families.md lists, and a trial on two small "
+                f"videos failed: {reason}. Choose a model of a listed family, or add this one (CONTRIBUTING.md)."
             )
 
     def encode(self, frames: Frames | None, prompts: Sequence[Sequence[Message]]) -> EncodedPrompts:
