@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from longvpo_hf.errors import LongVPOError
 
 #: A finished piece of work, a remembered answer: JSON.
@@ -166,6 +164,8 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         Locked: At once, if another run holds it; the message names that run.
     """
+    from filelock import FileLock, Timeout
+
     path = output.with_name(f".{output.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.with_name(f"{path.name}.json")

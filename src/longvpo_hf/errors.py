@@ -18,6 +18,13 @@ code that catches the built-in ones keeps working.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: Exit status of a program that ends with advice, as argparse has it.
+_ADVICE = 2
+
 
 class LongVPOError(Exception):
     """Base of the errors that a user can mend."""
@@ -49,3 +56,17 @@ class TrainingError(LongVPOError, RuntimeError):
 
 class EndpointError(LongVPOError, RuntimeError):
     """A server refuses what it is asked, or is gone."""
+
+
+@contextmanager
+def advice(program: str) -> Iterator[None]:
+    """Shows a `LongVPOError` as one line of advice and ends the program with status 2; raises every other exception.
+
+    Args:
+        program: What the user called, to begin the line with.
+    """
+    try:
+        yield
+    except LongVPOError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(_ADVICE)

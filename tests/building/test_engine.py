@@ -7,9 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +48,6 @@ from scenes import (
     told,
     unfilmed,
 )
-from scripts import load
 
 ANSWERER = Scripted(answer_by_clips, "answerer@2")
 
@@ -548,22 +545,6 @@ def test_the_documented_method_works_in_under_60_lines(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "train.parquet").read_bytes() == (tmp_path / "rows" / "train.parquet").read_bytes()
     rehearsed = space["build_shuffled"](films, rehearsal(), rehearsal(), tmp_path / "rehearsed", 9)
     assert rehearsed["stages"]["rows"] == 9
-
-
-@pytest.mark.parametrize("name", ["stage2", "temporal"])
-def test_documented_commands_are_commands(name: str) -> None:
-    """Of the document and of the script's own docstring; and every option that the document names is one."""
-    script = load(name)
-    text = (DOCUMENT.parent / f"{name}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    lines = "\n".join([*blocks, script.__doc__]).replace("\\\n", " ").splitlines()
-    commands = [line.split()[2:] for line in lines if f"python dataset_scripts/{name}.py" in line]
-    assert len(commands) >= 3
-    for command in commands:
-        script.parse(command)
-    with pytest.raises(SystemExit), redirect_stdout(StringIO()) as shown:
-        script.parse(["--help"])
-    assert set(re.findall(r"(--[a-z][a-z-]*)", text)) <= set(re.findall(r"(--[a-z][a-z-]*)", shown.getvalue()))
 
 
 # ------------------------------------------------------------------------------------------------------------- training

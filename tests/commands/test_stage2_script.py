@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import httpx2
 import pyarrow.parquet as pq
@@ -21,25 +22,20 @@ from torchcodec.encoders import VideoEncoder
 from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 import tiny_models
+from cli import result_of
 from longvpo_hf.captions import read_captions
-from longvpo_hf.commands.build import common
+from longvpo_hf.commands.build import stage2, temporal
+from longvpo_hf.commands.build.models import Models
+from longvpo_hf.commands.build.options import WriterSettings
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, Request, chat
 from longvpo_hf.responders.text import TextResponder
 from longvpo_hf.timeline import Clip, Timeline
-from scripts import SCRIPTS, load
 
 SCENES_OF_VIDEO = (5, 6, 7)
 
 
-@pytest.fixture(scope="module")
-def stage2() -> ModuleType:
-    return load("stage2")
-
-
-@pytest.fixture(scope="module")
-def temporal() -> ModuleType:
-    return load("temporal")
+SCRIPTS = Path(__file__).parents[2] / "dataset_scripts"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +63,7 @@ def rows_of(folder: Path) -> list[VideoPreference]:
     return [VideoPreference.from_row(row) for row in rows]
 
 
-def test_a_rehearsal_of_stage_2_makes_rows_over_detected_scenes(stage2, videos: Path, tmp_path: Path, capsys) -> None:
+def test_a_rehearsal_of_stage_2_makes_rows_over_detected_scenes(videos: Path, tmp_path: Path, capsys) -> None:
     stage2.main(arguments(videos, tmp_path / "rows", "--judge", "scripted"))
     rows = rows_of(tmp_path / "rows")
     assert len(rows) == 12
@@ -93,12 +89,12 @@ def test_a_rehearsal_of_stage_2_makes_rows_over_detected_scenes(stage2, videos: 
     assert [row.id for row in rows_of(tmp_path / "again")] == [row.id for row in rows]
 
 
-def test_long_videos_become_timelines_that_fit(stage2, videos: Path, tmp_path: Path) -> None:
+def test_long_videos_become_timelines_that_fit(videos: Path, tmp_path: Path) -> None:
     stage2.main(arguments(videos, tmp_path / "rows", "--max-scenes", "4"))
     assert {len(row.timeline) for row in rows_of(tmp_path / "rows")} <= {2, 3, 4}
 
 
-def test_settings_reach_the_rows(stage2, videos: Path, tmp_path: Path) -> None:
+def test_settings_reach_the_rows(videos: Path, tmp_path: Path) -> None:
     more = ["--reference", "evidence", "--chosen-from", "whole", "--partial-share", "1", "--media", "reference"]
     stage2.main(arguments(videos, tmp_path / "rows", *more))
     for row in pq.read_table(tmp_path / "rows" / "train.parquet").to_pylist():
@@ -117,7 +113,7 @@ def test_settings_reach_the_rows(stage2, videos: Path, tmp_path: Path) -> None:
         ("mixed", {"temporal-localized": 6, "temporal-comprehensive": 6}),
     ],
 )
-def test_a_rehearsal_of_temporal_preferences(temporal, videos: Path, tmp_path: Path, mode: str, recipes) -> None:
+def test_a_rehearsal_of_temporal_preferences(videos: Path, tmp_path: Path, mode: str, recipes) -> None:
     temporal.main(arguments(videos, tmp_path / "rows", "--mode", mode))
     rows = rows_of(tmp_path / "rows")
     found = [row.provenance.method for row in rows]
@@ -131,7 +127,9 @@ def test_a_rehearsal_of_temporal_preferences(temporal, videos: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["stage2", "temporal"])
 def test_a_dry_run_asks_nothing(name: str, videos: Path, tmp_path: Path, capsys) -> None:
-    load(name).main(arguments(videos, tmp_path / "rows", "--dry-run", "--judge", "scripted"))
+    {"stage2": stage2, "temporal": temporal}[name].main(
+        arguments(videos, tmp_path / "rows", "--dry-run", "--judge", "scripted")
+    )
     assert not (tmp_path / "rows").exists()
     assert not (tmp_path / "rows.scenes").exists()
     # 18 captions, 12 questions, 24 answers, and a verdict (two in Stage 2) a row.
@@ -139,7 +137,7 @@ def test_a_dry_run_asks_nothing(name: str, videos: Path, tmp_path: Path, capsys)
     assert f"model calls       {18 + 12 + 24 + verdicts}: 18 captions" in capsys.readouterr().out
 
 
-def test_a_dry_run_leaves_the_log_of_rows_that_are_there(stage2, videos: Path, tmp_path: Path) -> None:
+def test_a_dry_run_leaves_the_log_of_rows_that_are_there(videos: Path, tmp_path: Path) -> None:
     stage2.main(arguments(videos, tmp_path / "rows", "--num-rows", "60"))
     log = {path.name: path.read_bytes() for path in (tmp_path / "rows.log").iterdir()}
     assert b"duplicate_question" in log["dropped.jsonl"]
@@ -150,32 +148,21 @@ def test_a_dry_run_leaves_the_log_of_rows_that_are_there(stage2, videos: Path, t
 @pytest.mark.parametrize(
     ("url", "more", "key"),
     [
-        ("https://api.openai.com/v1", [], "openai's"),
-        ("https://router.huggingface.co/v1", [], "hugging face's"),
-        ("https://router.huggingface.co/v1", ["--api-key-env", "OWN_KEY"], "own"),
-        ("http://localhost:8000/v1", ["--api-key-env", "NO_KEY"], None),
-        ("http://localhost:8000/v1", [], None),
-        ("https://a1.eu-west-1.aws.endpoints.huggingface.cloud", [], None),
-        ("https://api.openai.com.somebody.example/v1", [], None),
-        ("http://somebody.example/v1", ["--api-key-env", "OWN_KEY", "--plain-http-key"], "own"),
+        ("https://api.openai.com/v1", {}, "openai's"),
+        ("https://router.huggingface.co/v1", {}, "hugging face's"),
+        ("https://router.huggingface.co/v1", {"api_key_env": "OWN_KEY"}, "own"),
+        ("http://localhost:8000/v1", {"api_key_env": "NO_KEY"}, None),
+        ("http://localhost:8000/v1", {}, None),
+        ("https://a1.eu-west-1.aws.endpoints.huggingface.cloud", {}, None),
+        ("https://api.openai.com.somebody.example/v1", {}, None),
+        ("http://somebody.example/v1", {"api_key_env": "OWN_KEY", "plain_http_key": True}, "own"),
     ],
 )
 def test_each_endpoint_is_shown_its_own_key(
-    stage2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, more: list[str], key: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, more: dict[str, Any], key: str | None
 ) -> None:
     for name, value in (("OPENAI_API_KEY", "openai's"), ("HF_TOKEN", "hugging face's"), ("OWN_KEY", "own")):
         monkeypatch.setenv(name, value.replace(" ", "-"))
-    args = [
-        "--captions",
-        "x",
-        "--responder",
-        "endpoint:m",
-        "--base-url",
-        url,
-        *more,
-        "--output",
-        str(tmp_path / "rows"),
-    ]
     sent = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -183,11 +170,12 @@ def test_each_endpoint_is_shown_its_own_key(
         return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
 
     monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
-    assert common.Models(stage2.parse(args), 8).reading("endpoint:m").respond([Request("?")]) == ["yes"]
+    settings = WriterSettings(base_url=url, **more)
+    assert Models(settings, 8, seed=0).reading("endpoint:m").respond([Request("?")]) == ["yes"]
     assert sent == [f"Bearer {(key or 'EMPTY').replace(' ', '-')}"]
 
 
-def test_the_second_iteration_is_told_on_the_card(stage2, videos: Path, tmp_path: Path) -> None:
+def test_the_second_iteration_is_told_on_the_card(videos: Path, tmp_path: Path) -> None:
     more = arguments(videos, tmp_path / "rows")
     more[more.index("--responder")] = "--iterate-from"
     stage2.main(more)
@@ -204,19 +192,20 @@ def test_the_second_iteration_is_told_on_the_card(stage2, videos: Path, tmp_path
         (["--captions", "x", "--responder", "a", "--iterate-from", "b"], "--iterate-from"),
     ],
 )
-def test_what_is_missing_is_said_at_once(stage2, tmp_path: Path, capsys, more, message) -> None:
-    with pytest.raises(SystemExit) as stop:
-        stage2.parse([*more, "--output", str(tmp_path / "rows")])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+def test_what_is_missing_is_said_at_once(tmp_path: Path, more, message) -> None:
+    result = result_of(lambda: stage2.main([*more, "--output", str(tmp_path / "rows")]))
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
-def test_a_folder_without_captions_ends_in_one_line(stage2, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"stage2.py: .*captions"):
-        stage2.main(["--captions", str(tmp_path), "--responder", "scripted", "--output", str(tmp_path / "rows")])
+def test_a_folder_without_captions_ends_in_one_line(tmp_path: Path) -> None:
+    words = ["--captions", str(tmp_path), "--responder", "scripted", "--output", str(tmp_path / "rows")]
+    result = result_of(lambda: stage2.main(words))
+    assert result.exit_code == 2
+    assert re.fullmatch(r"stage2.py: .*captions.*\n", result.stderr)
 
 
-def test_killed_while_captioning_it_goes_on_with_the_same_result(stage2, videos: Path, tmp_path: Path) -> None:
+def test_killed_while_captioning_it_goes_on_with_the_same_result(videos: Path, tmp_path: Path) -> None:
     stage2.main(arguments(videos, tmp_path / "whole"))
     command = [sys.executable, str(SCRIPTS / "stage2.py"), *arguments(videos, tmp_path / "cut")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -231,7 +220,7 @@ def test_killed_while_captioning_it_goes_on_with_the_same_result(stage2, videos:
     assert logs[0] == logs[1]
 
 
-def test_an_adapter_answers_as_what_it_was_trained_to_be(stage2, videos: Path, tmp_path: Path) -> None:
+def test_an_adapter_answers_as_what_it_was_trained_to_be(videos: Path, tmp_path: Path) -> None:
     """Stage 1 with LoRA leaves an adapter: it must answer, under its own name, and not as its base does."""
     model, processor = tiny_models.build("internvl")
     model.save_pretrained(tmp_path / "base")
@@ -241,8 +230,7 @@ def test_an_adapter_answers_as_what_it_was_trained_to_be(stage2, videos: Path, t
         LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "stage1")
-    args = stage2.parse(["--captions", "x", "--responder", "a", "--max-new-tokens", "8", "--output", str(tmp_path)])
-    models = common.Models(args, 8)
+    models = Models(WriterSettings(max_new_tokens=8), 8, seed=0)
     shown = [Request(text, Timeline((Clip(str(videos / "v0.mp4"), 0.0, 4.0),))) for text in ("What?", "Who is it?")]
     base, tuned = (models.seeing(str(tmp_path / name)) for name in ("base", "stage1"))
     assert (base.name, tuned.name) == ("base", "stage1")
@@ -251,7 +239,7 @@ def test_an_adapter_answers_as_what_it_was_trained_to_be(stage2, videos: Path, t
     assert tuned.settings["weights"] not in ("", base.settings["weights"])
 
 
-def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path, stage2) -> None:
+def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path) -> None:
     """A real Qwen2 of random weights: its questions are no JSON, so that every draft is dropped by name."""
     _, processor = tiny_models.build("internvl")
     tokenizer = processor.tokenizer
@@ -274,7 +262,8 @@ def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path, sta
     model.save_pretrained(tmp_path / "language-model")
     tokenizer.save_pretrained(tmp_path / "language-model")
     more = ["--writer", str(tmp_path / "language-model"), "--writer-max-new-tokens", "4", "--num-rows", "2"]
-    with pytest.raises(SystemExit, match=r"No row came out; dropped: malformed_question \d+"):
-        stage2.main(arguments(videos, tmp_path / "rows", *more))
+    result = result_of(lambda: stage2.main(arguments(videos, tmp_path / "rows", *more)))
+    assert result.exit_code == 2
+    assert re.search(r"No row came out; dropped: malformed_question \d+", result.stderr)
     dropped = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
     assert {entry["reason"] for entry in dropped} == {"unreadable", "malformed_question"}

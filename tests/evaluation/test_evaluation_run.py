@@ -24,11 +24,10 @@ import pytest
 import torch
 import yaml
 from transformers import AutoProcessor
-from typer.testing import CliRunner, Result
 
 import benchmark_doubles as doubles
 import tiny_models
-from longvpo_hf.commands import app as cli
+from cli import Result, longvpo
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import adapter, preflight, run
 from longvpo_hf.evaluation.benchmarks import BENCHMARKS
@@ -90,7 +89,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Request]]:
 
 
 def longvpo_eval(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["eval", *map(str, arguments)])
+    return longvpo(["eval", *map(str, arguments)])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

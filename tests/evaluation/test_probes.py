@@ -13,10 +13,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from typer.testing import CliRunner
 
 import tiny_models
-from longvpo_hf.commands.app import app
+from cli import longvpo
 from longvpo_hf.evaluation.needle import plot_needle, probe_needle
 from longvpo_hf.evaluation.position import plot_position, probe_position, summary
 from longvpo_hf.evaluation.probes import (
@@ -658,15 +657,15 @@ def test_needle_by_command(checkpoints: Path, media: Path, tmp_path: Path) -> No
     ]
     command += ["--needle", str(media / "needle.mp4"), "--question", "Which?", "--answer", "dog"]
     command += ["--option", "cat", "--option", "dog", "--max-pixels", "3136"]
-    result = CliRunner().invoke(app, command)
+    result = longvpo(command)
     assert result.exit_code == 2
     assert "A needle of your own needs a --haystack" in result.output
-    result = CliRunner().invoke(app, [*command, "--haystack", str(media / "haystack.mp4")])
+    result = longvpo([*command, "--haystack", str(media / "haystack.mp4")])
     assert result.exit_code == 0, result.output
     cells = json.loads((tmp_path / "needle.json").read_text())["cells"]
     assert [(cell["frames"], cell["depth_percent"]) for cell in cells] == [(4, 0), (4, 100), (12, 0), (12, 100)]
     assert "needle.png" in result.output
-    result = CliRunner().invoke(app, [*command, "--haystack", str(media / "none.mp4")])
+    result = longvpo([*command, "--haystack", str(media / "none.mp4")])
     assert result.exit_code == 2
     assert "missing_file" in result.output
 
@@ -676,7 +675,7 @@ def test_frames_have_the_size_of_training(checkpoints: Path, media: Path, tmp_pa
     shutil.copytree(checkpoints / "full", tmp_path / "trained")
     (tmp_path / "trained" / "README.md").write_text(f"```python\n{card}\n```\n", encoding="utf-8")
     command = ["probe", "needle", str(tmp_path / "trained"), "--frames", "4", "--depths", "1", "--number", "1"]
-    result = CliRunner().invoke(app, [*command, "--max-new-tokens", "1", "--output", str(tmp_path / "out")])
+    result = longvpo([*command, "--max-new-tokens", "1", "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "needle.json").read_text())["max_pixels"] == 1234
 
@@ -686,7 +685,7 @@ def test_position_by_command(checkpoints: Path, media: Path, tmp_path: Path, mor
     command = ["probe", "position", str(checkpoints / "full"), "--frames", "16", "--number", "3", "--placements", "2"]
     command += ["--output", str(tmp_path), "--max-new-tokens", "2", *more]
     command += [str(media / "haystack.mp4")] if more == ["--haystack"] else []
-    result = CliRunner().invoke(app, command)
+    result = longvpo(command)
     assert result.exit_code == 0, result.output
     measured = json.loads((tmp_path / "position.json").read_text())
     assert len(measured["trials"]) == 6

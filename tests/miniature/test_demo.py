@@ -16,9 +16,8 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-from typer.testing import CliRunner
 
-from longvpo_hf.commands.app import app
+from cli import longvpo
 from longvpo_hf.miniature import demo as demo_module
 from longvpo_hf.miniature.demo import Demo, run_demo
 from longvpo_hf.miniature.evaluation import Score, make_pair_questions, make_questions
@@ -144,7 +143,7 @@ def test_a_folder_with_other_settings_is_refused(finished: Path) -> None:
 
 def test_restart_deletes_nothing_but_a_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("ten years of work")
-    result = CliRunner().invoke(app, ["demo", "--fast", "--restart", "--output", str(tmp_path)])
+    result = longvpo(["demo", "--fast", "--restart", "--output", str(tmp_path)])
     assert result.exit_code == 2
     assert "holds no demo run" in result.output
     assert (tmp_path / "thesis.tex").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchcodec.decoders import VideoDecoder
 
+from longvpo_hf.errors import DatasetError
 from longvpo_hf.miniature.world import (
     CLIPS_PER_FILE,
     FRAME_COLOURS,
@@ -99,10 +100,10 @@ def test_a_written_world_is_read_back_and_may_be_moved(tmp_path: Path) -> None:
 def test_an_unfinished_world_is_refused(tmp_path: Path) -> None:
     clips = write_world(tmp_path, 2, seed=1)
     Path(clips[0].clip.path).unlink()
-    with pytest.raises(FileNotFoundError, match=r"00000\.mp4.*write_world again"):
+    with pytest.raises(DatasetError, match=r"00000\.mp4.*write_world again"):
         read_world(tmp_path)
     (tmp_path / TRUTH_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match="not written to its end"):
+    with pytest.raises(DatasetError, match="not written to its end"):
         read_world(tmp_path)
 
 

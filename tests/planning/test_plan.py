@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from trl import ModelConfig
-from typer.testing import CliRunner
 
 import tiny_models
 import trainers
+from cli import longvpo
 from longvpo_hf import planning
-from longvpo_hf.commands.app import app
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.miniature.model import build_model as build_miniature
 from longvpo_hf.miniature.model import build_processor
@@ -353,12 +350,12 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_the_command_reads_a_recipe_and_its_options(recipe: Path) -> None:
-    done = CliRunner().invoke(app, ["check", str(recipe), "--processes", "8", "--sharding", "fsdp2"])
+    done = longvpo(["check", str(recipe), "--processes", "8", "--sharding", "fsdp2"])
     assert done.exit_code == 0, done.output
     assert "8 processes (fsdp2)" in done.stdout
     assert "16 × 4.0 = 64 visual" in done.stdout
     assert "FITS" in done.stdout
-    wider = CliRunner().invoke(app, ["check", str(recipe), "--num_frames", "32", "--json", "--gpu-memory", "1"])
+    wider = longvpo(["check", str(recipe), "--num_frames", "32", "--json", "--gpu-memory", "1"])
     assert wider.exit_code == 1
     found = json.loads(wider.stdout)
     assert (found["tokens"]["frames"], found["fits"], found["frames_that_fit"]) == (32, False, 0)
@@ -377,7 +374,7 @@ def test_the_command_reads_a_recipe_and_its_options(recipe: Path) -> None:
 )
 def test_what_is_wrong_is_said_and_nothing_else(recipe: Path, arguments: list[str], said: str) -> None:
     arguments = [str(recipe) if argument == "RECIPE" else argument for argument in arguments]
-    done = CliRunner().invoke(app, ["check", *arguments])
+    done = longvpo(["check", *arguments])
     assert done.exit_code == 2
     assert said in done.stderr
     assert done.stdout == ""
@@ -419,7 +416,7 @@ def test_every_shipped_configuration_has_shapes_and_fits_the_context(path: Path)
     ],
 )
 def test_shipped_configurations_pass_the_command(file: str, options: list[str]) -> None:
-    done = CliRunner().invoke(app, ["check", str(shipped("recipes/configs") / f"{file}.yaml"), *options])
+    done = longvpo(["check", str(shipped("recipes/configs") / f"{file}.yaml"), *options])
     assert done.exit_code == 0, done.output
     assert "FITS. " in done.stdout
     assert ("is not there yet" in done.stdout) == ("temporal" not in file)
@@ -454,14 +451,3 @@ def test_the_miniatures_shapes_are_those_of_its_model() -> None:
             if name not in parts:
                 of_model = getattr(config, name)
                 assert (list(of_model) if isinstance(of_model, tuple) else of_model) == value, name
-
-
-def test_help_is_light() -> None:
-    program = (
-        "import sys\n"
-        "from longvpo_hf.commands.app import app\n"
-        "try:\n    app(['check', '--help'])\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('torch', 'transformers', 'trl') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]"

@@ -23,12 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from cli import longvpo
 from conftest import CLIP_SECONDS, COLOURS
 from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo
-from longvpo_hf.commands.app import app
 from longvpo_hf.preference import Provenance, VideoPreference, row_schema
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.publishing.inspect_page import MAX_ROWS, captions, write_inspect_page
@@ -659,28 +658,28 @@ def test_command_writes_the_page_and_says_what_it_shows(
 ) -> None:
     folder = write_dataset(tmp_path / "rows", [stage2_row(clips)])
     monkeypatch.chdir(folder)
-    result = CliRunner().invoke(app, ["inspect", "."])
+    result = longvpo(["inspect", "."])
     assert result.exit_code == 0, result.output
     assert f"Showing 1 of 1 rows: {folder / 'inspect.html'}" in result.output
     assert data_of(folder / "inspect.html")["name"] == "rows", "`.` has a name"
-    result = CliRunner().invoke(app, ["inspect", ".", "--rows", "1", "--seed", "3", "--output", "new/page.html"])
+    result = longvpo(["inspect", ".", "--rows", "1", "--seed", "3", "--output", "new/page.html"])
     assert result.exit_code == 0, result.output
     assert data_of(folder / "new" / "page.html")["seed"] == 3
 
 
 def test_command_shows_captions_and_media_that_lie_elsewhere(tmp_path: Path, clips: Mapping[str, Clip]) -> None:
     captions_of(tmp_path / "captions", [scenes(clips, 2)])
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "captions")])
+    result = longvpo(["inspect", str(tmp_path / "captions")])
     assert result.exit_code == 0, result.output
     assert f"Showing 1 of 1 videos: {tmp_path / 'captions' / 'inspect.html'}" in result.output
     folder = by_reference(tmp_path / "rows", tmp_path / "corpus", clips)
-    result = CliRunner().invoke(app, ["inspect", str(folder), "--video-root", str(tmp_path / "corpus")])
+    result = longvpo(["inspect", str(folder), "--video-root", str(tmp_path / "corpus")])
     assert result.exit_code == 0, result.output
     assert len(data_of(folder / "inspect.html")["pictures"]) == 2
 
 
 def test_command_refuses_in_one_line(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    result = longvpo(["inspect", str(tmp_path)])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"longvpo inspect: {tmp_path} is no preference dataset")
     assert "Traceback" not in result.stderr

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 from longvpo_hf.artifacts import whole_file
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
 from longvpo_hf.responders import Request, Responder, Unanswered
@@ -215,7 +215,7 @@ def make_question(
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(LongVPOError):
     """Not even one request alone fits in memory."""
 
 

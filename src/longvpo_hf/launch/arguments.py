@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from yaml import YAMLError
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import family_of, model_config
 from longvpo_hf.processes import end_with_parent
+from longvpo_hf.shipped import find_config
 from longvpo_hf.training.config import LongVPOConfig
 
 
@@ -117,6 +122,42 @@ class RecipeArguments:
             raise ConfigError(f"dataset_form={self.dataset_form} needs video_root, the folder that its videos lie in.")
 
 
+class _RecipeParser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuses a command line in one sentence; argparse would print the usage of some 300 options."""
+        raise ConfigError(f"{message}; --help lists all options.")
+
+
+def recipe_parser(defaults: Mapping[str, Any] | None = None) -> TrlParser:
+    """The parser of a recipe's command line.
+
+    Args:
+        defaults: Settings of `LongVPOConfig` that the recipe has of its own.
+    """
+    parser = _RecipeParser((RecipeArguments, ModelConfig, LongVPOConfig))
+    parser.set_defaults_with_config(**defaults or {})
+    return parser
+
+
+def refuse_unknown(words: Sequence[str], parser: ArgumentParser, also: Iterable[str] = ()) -> None:
+    """Refuses the options among some words, by name and with the nearest that is known.
+
+    Args:
+        words: What the parser did not know.
+        parser: Whose options may have been meant.
+        also: Options that others know.
+
+    Raises:
+        ConfigError: If one of the words is an option that is not in `also`.
+    """
+    known = set(also)
+    for word in words:
+        name = "--" + word.partition("=")[0].lstrip("-").replace("-", "_")
+        if word.startswith("-") and name not in known:
+            near = get_close_matches(name, [*parser._option_string_actions, *known], n=1)
+            raise ConfigError(f"Unknown option {word}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
 def parse(
     argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None
 ) -> tuple[RecipeArguments, ModelConfig, LongVPOConfig]:
@@ -127,13 +168,20 @@ def parse(
         defaults: Settings of `LongVPOConfig` where neither says anything.
 
     Raises:
-        ValueError: If a setting is not known, or does not go with the others.
+        ConfigError: If a setting is not known, or does not go with the others.
     """
     if _is_launched():
         end_with_parent()
-    parser = TrlParser((RecipeArguments, ModelConfig, LongVPOConfig))
-    parser.set_defaults_with_config(**defaults or {})
-    recipe, model, training = parser.parse_args_and_config(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--config" in words[:-1]:
+        place = words.index("--config") + 1
+        words[place] = str(find_config(words[place]))
+    parser = recipe_parser(defaults)
+    try:
+        recipe, model, training, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
+    except (ValueError, YAMLError) as error:  # of TRL's and transformers' own checks
+        raise ConfigError(str(error)) from error
+    refuse_unknown(unknown, parser)
     if model.model_name_or_path is None:
         raise ConfigError("model_name_or_path is missing: the model to train, a name on the Hub or a folder.")
     if model.load_in_4bit or model.load_in_8bit:

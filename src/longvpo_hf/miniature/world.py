@@ -20,7 +20,7 @@ import torch
 from torchcodec.encoders import VideoEncoder
 
 from longvpo_hf.artifacts import write_text
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.timeline import Clip
 
 FRAMES_PER_CLIP = 2
@@ -189,18 +189,18 @@ def read_world(folder: str | Path) -> list[WorldClip]:
     """The clips that `write_world` wrote under `folder`.
 
     Raises:
-        FileNotFoundError: If the truth file is absent (not written, or not to the end) or names a missing mp4 file.
+        DatasetError: If the truth file is absent (not written, or not to the end) or names a missing mp4 file.
     """
     folder = Path(folder)
     truth = folder / TRUTH_FILE
     if not truth.is_file():
-        raise FileNotFoundError(
+        raise DatasetError(
             f"No {TRUTH_FILE} in {folder}: the world was not written to its end. Call write_world again."
         )
     records = json.loads(truth.read_text(encoding="utf-8"))["clips"]
     for file_name in sorted({record["file_name"] for record in records}):
         if not (folder / file_name).is_file():
-            raise FileNotFoundError(f"{truth} names {file_name}, which is not there. Call write_world again.")
+            raise DatasetError(f"{truth} names {file_name}, which is not there. Call write_world again.")
     return [
         WorldClip(
             clip=Clip(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +57,8 @@ def read_record(name: str | Path, kind: type[Record], revision: str | None = Non
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that decide what rows and weights look like, as far as they are installed."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     found = {}
     for package in _PACKAGES:
         try:

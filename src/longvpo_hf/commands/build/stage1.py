@@ -1,136 +1,142 @@
-"""LongVPO Stage 1: from a folder of videos or a public corpus to rows that `load_dataset` opens.
-
-    # with one vision-language model of this machine
-    python dataset_scripts/stage1.py --corpus videofolder --source ./my_videos \\
-        --responder Qwen/Qwen2.5-VL-3B-Instruct --num-rows 10000 --output data/stage1 --push-to-hub longvpo/stage1
-
-    # with a model behind an OpenAI-compatible endpoint
-    python dataset_scripts/stage1.py --corpus finevideo --source ./finevideo --output data/stage1 \\
-        --responder endpoint --base-url http://localhost:8000/v1 --model NAME
-
-    # with no model at all: a rehearsal of everything else
-    python dataset_scripts/stage1.py --corpus videofolder --source ./my_videos \\
-        --responder scripted --num-rows 20 --output ./try
-
-The same command goes on where a killed run stopped. `--dry-run` says what a run would cost before it asks a model.
-"""
+"""`longvpo build stage1`: anchored rows from a folder of videos or a public corpus."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from longvpo_hf.commands.build import common
-from longvpo_hf.errors import CorpusError, EndpointError
-from longvpo_hf.intake.embeddings import DEFAULT_MODEL, VisionEmbedder
+from cyclopts import Parameter
+
+from longvpo_hf.commands.build.models import Models, device_of
+from longvpo_hf.commands.build.options import (
+    FPS,
+    FRAMES,
+    MODELS,
+    OUTPUT,
+    ROWS,
+    VIDEOS,
+    CorpusSettings,
+    ModelSettings,
+    OutputSettings,
+    Videos,
+)
+from longvpo_hf.commands.build.reports import TOKENS_PER_FRAME, TOKENS_PER_TEXT, disk_lines, finish
+from longvpo_hf.commands.build.videos import media_root, read_videos
+from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
+from longvpo_hf.funnel import Funnel
+from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1
 from longvpo_hf.timeline import Clip
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    paper = Stage1Settings()
-    parser = common.parser_of(__doc__)
-    common.add_videos(parser)
-    common.add_models(
-        parser,
-        {
-            "responder": (["--responder"], "Gives both answers: the model that will be trained."),
-            "writer": (["--writer", "--question-writer"], "Writes questions. Default: the responder, as in the paper."),
-            "judge": (["--judge"], "Judges questions and pairs. Default: none (optional in the paper)."),
-            "embedder": (
-                ["--embedder"],
-                "Vision model of the similarity filter, or `none`. Default: "
-                f"{DEFAULT_MODEL} (the paper: DINOv2); none with --responder scripted.",
-            ),
-        },
+@dataclass(frozen=True, slots=True)
+class Stage1Models:
+    """Who does what.
+
+    Args:
+        responder: Gives both answers: the model that will be trained.
+        writer: Writes questions. None: the responder, as in the paper.
+        judge: Judges questions and pairs; optional in the paper. None: nobody does.
+        embedder: Vision model of the similarity filter, or `none`. None: facebook/dinov2-base (the paper: DINOv2), and
+            `none` with --responder scripted.
+    """
+
+    responder: str
+    writer: Annotated[str | None, Parameter(name=["--writer", "--question-writer"])] = None
+    judge: str | None = None
+    embedder: str | None = None
+
+
+@resumable
+def build(
+    *,
+    rows: Annotated[Stage1Settings, flat(ROWS)] = Stage1Settings(),
+    corpus: Annotated[CorpusSettings, flat(VIDEOS)] = CorpusSettings(),
+    cutting: Annotated[CuttingSettings, flat(VIDEOS)] = CuttingSettings(),
+    media: Annotated[MediaSettings, flat(VIDEOS)] = MediaSettings(),
+    roles: Annotated[Stage1Models, flat(MODELS)],
+    asking: Annotated[ModelSettings, flat(MODELS)] = ModelSettings(),
+    output: Annotated[OutputSettings, flat(OUTPUT)],
+    config: ConfigFile = None,
+) -> None:
+    """LongVPO Stage 1: from a folder of videos or a public corpus to rows that `load_dataset` opens.
+
+    For example:
+
+        # with one vision-language model of this machine
+        longvpo build stage1 --corpus videofolder --source ./my_videos \\
+            --responder Qwen/Qwen2.5-VL-3B-Instruct \\
+            --num-rows 10000 --output data/stage1 --push-to-hub longvpo/stage1
+
+        # with a model behind an OpenAI-compatible endpoint
+        longvpo build stage1 --corpus finevideo --source ./finevideo \\
+            --responder endpoint --base-url http://localhost:8000/v1 --model NAME \\
+            --output data/stage1
+
+        # with no model at all: a rehearsal of everything else
+        longvpo build stage1 --corpus videofolder --source ./my_videos \\
+            --responder scripted --num-rows 20 --output ./try
+
+    The same command goes on where a killed run stopped. `--dry-run` says what a run would cost before it asks a model.
+    """
+    asking.check([roles.responder, roles.writer, roles.judge])
+    funnel = Funnel(output.log)
+    videos, facts = read_videos(Videos(corpus, cutting, media, output), funnel)
+    clips = [clip for video in videos for clip in video.clips]
+    rows = rows.fitted(clips)
+    if output.dry_run:
+        print(_estimate(clips, rows, roles, output))
+        return
+    root = media_root(clips, corpus.source, output)
+    models = Models(asking, rows.max_clips or 0, rows.seed)
+    counts = build_stage1(
+        clips,
+        models.seeing(roles.writer or roles.responder),
+        models.seeing(roles.responder),
+        output.output,
+        rows,
+        embed=_embedder(roles, asking, output),
+        judge=models.seeing(roles.judge) if roles.judge else None,
+        media_root=root,
+        facts=facts,
+        funnel=funnel,
     )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("--num-rows", type=int, default=paper.num_rows)
-    rows.add_argument("--min-clips", type=int, default=paper.min_clips)
-    rows.add_argument("--max-clips", type=int, help="Default: as many as fill --frame-budget at 1 fps.")
-    rows.add_argument("--frame-budget", type=int, default=128, help="Training frames a row should span (paper: 128).")
-    rows.add_argument("--questions-per-timeline", type=int, default=paper.questions_per_timeline)
-    rows.add_argument("--max-similarity", type=float, default=paper.max_similarity)
-    common.add_output(parser, rows)
-    args = parser.parse_args(argv)
-    if not args.responder:
-        parser.error("--responder is needed: a name or path, `endpoint`, or `scripted`")
-    common.check_models(parser, [args.responder, args.writer, args.judge], args)
-    args.embedder = args.embedder or ("none" if args.responder == "scripted" else DEFAULT_MODEL)
-    return args
+    finish(counts, output)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the whole job."""
-    args = parse(argv)
-    funnel = common.open_log(args)
-    try:
-        videos, facts = common.read_videos(args, funnel)
-        clips = [clip for video in videos for clip in video.clips]
-        settings = Stage1Settings(
-            num_rows=args.num_rows,
-            min_clips=args.min_clips,
-            max_clips=args.max_clips,
-            frame_budget=args.frame_budget,
-            questions_per_timeline=args.questions_per_timeline,
-            max_similarity=args.max_similarity,
-            seed=args.seed,
-        ).fitted(clips)
-        if args.dry_run:
-            print(estimate(clips, settings, args))
-            return
-        root = common.media_root(clips, args)
-        models = common.Models(args, settings.max_clips or 0)
-        counts = build_stage1(
-            clips,
-            models.seeing(args.writer or args.responder),
-            models.seeing(args.responder),
-            args.output,
-            settings,
-            embed=make_embedder(args),
-            judge=models.seeing(args.judge) if args.judge else None,
-            media_root=root,
-            facts=facts,
-            funnel=funnel,
-        )
-    except (CorpusError, EndpointError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"stage1.py: {error}")
-    common.finish(counts, args)
-
-
-def make_embedder(args: argparse.Namespace) -> Embedder | None:
+def _embedder(roles: Stage1Models, asking: ModelSettings, output: OutputSettings) -> Embedder | None:
     """The similarity filter's model."""
-    if args.embedder == "none":
+    if roles.embedder == "none" or (roles.embedder is None and roles.responder == "scripted"):
         return None
-    cache = common.media_folder(args) / "embeddings"
-    return VisionEmbedder(args.embedder, device=common.device_of(args), cache=cache)
+    from longvpo_hf.intake.embeddings import DEFAULT_MODEL, VisionEmbedder
+
+    folder = output.media_folder / "embeddings"
+    return VisionEmbedder(roles.embedder or DEFAULT_MODEL, device=device_of(asking), cache=folder)
 
 
-def estimate(clips: Sequence[Clip], settings: Stage1Settings, args: argparse.Namespace) -> str:
+def _estimate(clips: Sequence[Clip], rows: Stage1Settings, roles: Stage1Models, output: OutputSettings) -> str:
     """What a run would cost if no row were dropped."""
     mean_seconds = sum(clip.duration_seconds for clip in clips) / len(clips)
-    mean_clips = (settings.min_clips + (settings.max_clips or 0)) / 2
-    frames = min(common.FRAMES, max(1, round(mean_seconds * common.FPS)))
-    anchors = min(len(clips), settings.num_rows)
-    judged = anchors + settings.num_rows if args.judge else 0
-    anchor_tokens = frames * common.TOKENS_PER_FRAME + common.TOKENS_PER_TEXT
-    rest_frames = min(common.FRAMES, round((mean_clips - 1) * frames))
-    tokens = (2 * anchors + judged) * anchor_tokens + settings.num_rows * (
-        rest_frames * common.TOKENS_PER_FRAME + common.TOKENS_PER_TEXT
-    )
+    mean_clips = (rows.min_clips + (rows.max_clips or 0)) / 2
+    frames = min(FRAMES, max(1, round(mean_seconds * FPS)))
+    anchors = min(len(clips), rows.num_rows)
+    judged = anchors + rows.num_rows if roles.judge else 0
+    anchor_tokens = frames * TOKENS_PER_FRAME + TOKENS_PER_TEXT
+    rest_frames = min(FRAMES, round((mean_clips - 1) * frames))
+    rest_tokens = rest_frames * TOKENS_PER_FRAME + TOKENS_PER_TEXT
+    tokens = (2 * anchors + judged) * anchor_tokens + rows.num_rows * rest_tokens
     return "\n".join(
         [
             f"clips             {len(clips)} of {mean_seconds:.1f} s on average",
-            f"rows              {settings.num_rows}, {settings.min_clips} to {settings.max_clips} clips each",
-            f"model calls       {2 * anchors + settings.num_rows + judged}: {anchors} questions, {anchors} answers "
-            f"from anchors, {settings.num_rows} from the others, {judged} verdicts",
-            f"tokens            about {tokens / 1e6:.1f} million, at {common.TOKENS_PER_FRAME} per frame",
-            *common.disk_lines(clips, args),
+            f"rows              {rows.num_rows}, {rows.min_clips} to {rows.max_clips} clips each",
+            f"model calls       {2 * anchors + rows.num_rows + judged}: {anchors} questions, {anchors} answers "
+            f"from anchors, {rows.num_rows} from the others, {judged} verdicts",
+            f"tokens            about {tokens / 1e6:.1f} million, at {TOKENS_PER_FRAME} per frame",
+            *disk_lines(clips, output),
         ]
     )
 
 
-if __name__ == "__main__":
-    main()
+main = script(build, "stage1.py")

@@ -1,112 +1,130 @@
-"""LongVPO Stage 2: from long videos to rows that ask about several of their scenes at once.
-
-    # the Stage-1 model captions scenes and answers; a language model writes the questions
-    python dataset_scripts/stage2.py --corpus vript --source ./vript --responder ./stage1 \\
-        --writer Qwen/Qwen2.5-32B-Instruct --num-rows 6000 --output data/stage2 --push-to-hub longvpo/stage2
-
-    # the paper's second iteration: Stage 2 once more, by its own result
-    python dataset_scripts/stage2.py --corpus vript --source ./vript --iterate-from my-org/my-stage2-model \\
-        --writer Qwen/Qwen2.5-32B-Instruct --output data/stage2-iteration2
-
-    # with no model at all: a rehearsal of everything else
-    python dataset_scripts/stage2.py --corpus videofolder --source ./my_videos \\
-        --responder scripted --num-rows 20 --output ./try
-
-The same command goes on where a killed run stopped. Captions stay in `<output>.scenes`: `longvpo inspect` shows them,
-`--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
-"""
+"""`longvpo build stage2`: rows over several scenes of long videos."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from longvpo_hf.commands.build import common
-from longvpo_hf.errors import CorpusError, EndpointError
+from cyclopts import Parameter
+
+from longvpo_hf.building.captioning import CaptioningSettings
+from longvpo_hf.commands.build.models import Models
+from longvpo_hf.commands.build.options import (
+    CAPTIONS,
+    MODELS,
+    OUTPUT,
+    ROWS,
+    VIDEOS,
+    CorpusSettings,
+    OutputSettings,
+    SceneSettings,
+    Videos,
+    WriterSettings,
+)
+from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
+from longvpo_hf.commands.build.videos import captioned, media_root, scenes_of
+from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.funnel import Funnel
+from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    paper = Stage2Settings()
-    parser = common.parser_of(__doc__)
-    common.add_videos(parser, required=False)
-    common.add_captions(parser)
-    common.add_models(
-        parser,
-        {
-            "responder": (["--responder"], "Gives both answers: the model that will be trained (the Stage-1 model)."),
-            "iterate_from": (["--iterate-from"], "In place of --responder, the second iteration: a Stage-2 model."),
-            "captioner": (["--captioner"], "Captions the scenes. Default: the responder, as in the paper."),
-            "writer": (
-                ["--writer", "--question-writer"],
-                "Writes questions from captions, and sums captions up; may be a language model (paper: Qwen2.5-32B). "
-                "Default: the responder.",
-            ),
-            "judge": (["--judge"], "Judges answers by the captions; may be a language model. Default: none."),
-        },
+@dataclass(frozen=True, slots=True)
+class Stage2Models:
+    """Who does what.
+
+    Args:
+        responder: Gives both answers: the model that will be trained (the Stage-1 model).
+        iterate_from: In place of --responder, for the second iteration: a Stage-2 model.
+        captioner: Captions the scenes. None: the responder, as in the paper.
+        writer: Writes questions from captions, and sums captions up; may be a language model (paper: Qwen2.5-32B).
+            None: the responder.
+        judge: Judges answers by the captions; may be a language model. None: nobody does.
+    """
+
+    responder: str | None = None
+    iterate_from: str | None = None
+    captioner: str | None = None
+    writer: Annotated[str | None, Parameter(name=["--writer", "--question-writer"])] = None
+    judge: str | None = None
+
+    @property
+    def answerer(self) -> str:
+        """Who answers.
+
+        Raises:
+            ConfigError: If nobody or two are named.
+        """
+        if bool(self.responder) == bool(self.iterate_from):
+            raise ConfigError("give --responder, or --iterate-from for the second iteration")
+        return self.responder or str(self.iterate_from)
+
+
+@resumable
+def build(
+    *,
+    rows: Annotated[Stage2Settings, flat(ROWS)] = Stage2Settings(),
+    scenes: Annotated[SceneSettings, flat(ROWS)] = SceneSettings(),
+    corpus: Annotated[CorpusSettings, flat(VIDEOS)] = CorpusSettings(),
+    cutting: Annotated[CuttingSettings, flat(VIDEOS)] = CuttingSettings(),
+    media: Annotated[MediaSettings, flat(VIDEOS)] = MediaSettings(),
+    captioning: Annotated[CaptioningSettings, flat(CAPTIONS)] = CaptioningSettings(),
+    roles: Annotated[Stage2Models, flat(MODELS)] = Stage2Models(),
+    asking: Annotated[WriterSettings, flat(MODELS)] = WriterSettings(),
+    output: Annotated[OutputSettings, flat(OUTPUT)],
+    config: ConfigFile = None,
+) -> None:
+    """LongVPO Stage 2: from long videos to rows that ask about several of their scenes at once.
+
+    For example:
+
+        # the Stage-1 model captions scenes and answers;
+        # a language model writes the questions
+        longvpo build stage2 --corpus vript --source ./vript --responder ./stage1 \\
+            --writer Qwen/Qwen2.5-32B-Instruct \\
+            --num-rows 6000 --output data/stage2 --push-to-hub longvpo/stage2
+
+        # the paper's second iteration: Stage 2 once more, by its own result
+        longvpo build stage2 --corpus vript --source ./vript \\
+            --iterate-from my-org/my-stage2-model \\
+            --writer Qwen/Qwen2.5-32B-Instruct --output data/stage2-iteration2
+
+        # with no model at all: a rehearsal of everything else
+        longvpo build stage2 --corpus videofolder --source ./my_videos \\
+            --responder scripted --num-rows 20 --output ./try
+
+    The same command goes on where a killed run stopped. Captions stay in `<output>.scenes`: `longvpo inspect` shows
+    them, `--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
+    """
+    asking.check([roles.answerer, roles.captioner, roles.writer, roles.judge])
+    funnel = Funnel(output.log)
+    source = Videos(corpus, cutting, media, output)
+    timelines, facts = scenes_of(source, scenes, funnel)
+    if output.dry_run:
+        shown = f"{rows.chosen_from} and from a part or the rest"
+        print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, shown, 2 if roles.judge else 0))
+        return
+    root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
+    models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
+    writer = models.reading(roles.writer or roles.answerer)
+    captioner = models.seeing(roles.captioner or roles.answerer)
+    videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
+    if roles.iterate_from:
+        by["iteration"] = f"2, from {models.seeing(roles.iterate_from).name}"
+    counts = build_stage2(
+        videos,
+        writer,
+        models.seeing(roles.answerer),
+        output.output,
+        rows,
+        judge=models.reading(roles.judge) if roles.judge else None,
+        media_root=root,
+        facts={**facts, **by},
+        funnel=funnel,
     )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("--num-rows", type=int, default=paper.num_rows)
-    rows.add_argument("--frame-budget", type=int, default=128, help="Training frames of a row (paper: 128).")
-    rows.add_argument("--chosen-from", choices=["evidence", "whole"], default=paper.chosen_from,
-                      help="View of the chosen answer: the cited scenes, or the whole video.")  # fmt: skip
-    rows.add_argument("--reference", choices=["whole", "evidence"], default=paper.reference,
-                      help="View the reference model will be scored on.")  # fmt: skip
-    rows.add_argument("--partial-share", type=float, default=paper.partial_share,
-                      help="Of rejected answers, those from a part of the evidence; the others see none.")  # fmt: skip
-    rows.add_argument("--max-tries", type=int, default=paper.max_tries, help="Of a question that is refused.")
-    common.add_output(parser, rows)
-    args = parser.parse_args(argv)
-    if bool(args.responder) == bool(args.iterate_from):
-        parser.error("give --responder, or --iterate-from for the second iteration")
-    args.responder = args.responder or args.iterate_from
-    if not (args.captions and args.captions != "corpus") and not (args.corpus and args.source):
-        parser.error("--corpus and --source are needed, or --captions with the folder of an earlier run")
-    common.check_models(parser, [args.responder, args.captioner, args.writer, args.judge], args)
-    return args
+    finish(counts, output)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the whole job."""
-    args = parse(argv)
-    funnel = common.open_log(args)
-    try:
-        settings = Stage2Settings(
-            num_rows=args.num_rows,
-            chosen_from=args.chosen_from,
-            reference=args.reference,
-            partial_share=args.partial_share,
-            max_tries=args.max_tries,
-            seed=args.seed,
-        )
-        timelines, facts = common.scenes_of(args, funnel)
-        if args.dry_run:
-            answers = f"{args.chosen_from} and from a part or the rest"
-            print(common.estimate_over_scenes(timelines, args, settings.num_rows, answers, 2 if args.judge else 0))
-            return
-        root = common.media_root((clip for timeline in timelines for clip in timeline.clips), args)
-        models = common.Models(args, max(args.frame_budget, *map(len, timelines)))
-        writer = args.writer or args.responder
-        videos, by = common.captioned(args, timelines, models, args.captioner or args.responder, writer, funnel)
-        if args.iterate_from:
-            by["iteration"] = f"2, from {models.seeing(args.responder).name}"
-        counts = build_stage2(
-            videos,
-            models.reading(writer),
-            models.seeing(args.responder),
-            args.output,
-            settings,
-            judge=models.reading(args.judge) if args.judge else None,
-            media_root=root,
-            facts={**facts, **by},
-            funnel=funnel,
-        )
-    except (CorpusError, EndpointError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"stage2.py: {error}")
-    common.finish(counts, args)
-
-
-if __name__ == "__main__":
-    main()
+main = script(build, "stage2.py")

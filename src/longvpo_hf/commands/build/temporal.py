@@ -1,114 +1,127 @@
-"""Temporal preferences (TPO): rows about one segment of a video, about all of it, or both.
-
-    python dataset_scripts/temporal.py --mode mixed --corpus videofolder --source ./my_videos \\
-        --responder lmms-lab/LLaVA-Video-7B --writer endpoint:gpt-4o-mini --base-url https://api.openai.com/v1 \\
-        --num-rows 10000 --output data/temporal --push-to-hub longvpo/temporal
-
-    # with no model at all: a rehearsal of everything else
-    python dataset_scripts/temporal.py --mode mixed --corpus videofolder --source ./my_videos \\
-        --responder scripted --num-rows 20 --output ./try
-
-*localized*: a question about one segment; rejected is the answer from the video without it. *comprehensive*: a question
-about the whole video; rejected is the answer from a few of its frames. The same command goes on where a killed run
-stopped. Captions stay in `<output>.scenes`: `longvpo inspect` shows them, `--captions` uses them again. `--dry-run`
-says what a run would cost before it asks a model.
-"""
+"""`longvpo build temporal`: temporal preferences, localized and comprehensive."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from longvpo_hf.commands.build import common
-from longvpo_hf.errors import CorpusError, EndpointError
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from longvpo_hf.building.captioning import CaptioningSettings
+from longvpo_hf.commands.build.models import Models
+from longvpo_hf.commands.build.options import (
+    CAPTIONS,
+    MODELS,
+    OUTPUT,
+    ROWS,
+    VIDEOS,
+    CorpusSettings,
+    OutputSettings,
+    SceneSettings,
+    Videos,
+    WriterSettings,
+)
+from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
+from longvpo_hf.commands.build.videos import captioned, media_root, scenes_of
+from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
+from longvpo_hf.funnel import Funnel
+from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    paper = TemporalSettings()
-    parser = common.parser_of(__doc__)
-    common.add_videos(parser, required=False)
-    common.add_captions(parser)
-    common.add_models(
-        parser,
-        {
-            "responder": (["--responder"], "Gives both answers: the model that will be trained."),
-            "captioner": (["--captioner"], "Captions the scenes (paper: CogVLM2). Default: the responder."),
-            "writer": (
-                ["--writer", "--question-writer"],
-                "Writes questions from captions, and sums captions up; may be a language model (paper: GPT-4o-mini). "
-                "Default: the responder.",
-            ),
-            "judge": (
-                ["--judge"],
-                "Answers the post-filter's three questions from the captions. Default: the writer, as in the paper; "
-                "`none` leaves the post-filter out.",
-            ),
-        },
+@dataclass(frozen=True, slots=True)
+class TemporalScenes(SceneSettings):
+    """As `SceneSettings`, with this paper's frames.
+
+    Args:
+        frame_budget: Training frames of a row (paper: 32).
+    """
+
+    frame_budget: PositiveInt = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalModels:
+    """Who does what.
+
+    Args:
+        responder: Gives both answers: the model that will be trained.
+        captioner: Captions the scenes (paper: CogVLM2). None: the responder.
+        writer: Writes questions from captions, and sums captions up; may be a language model (paper: GPT-4o-mini).
+            None: the responder.
+        judge: Answers the post-filter's three questions from the captions; `none` leaves the post-filter out. None: the
+            writer, as in the paper.
+    """
+
+    responder: str
+    captioner: str | None = None
+    writer: Annotated[str | None, Parameter(name=["--writer", "--question-writer"])] = None
+    judge: str | None = None
+
+
+@resumable
+def build(
+    *,
+    rows: Annotated[TemporalSettings, flat(ROWS)] = TemporalSettings(),
+    scenes: Annotated[TemporalScenes, flat(ROWS)] = TemporalScenes(),
+    corpus: Annotated[CorpusSettings, flat(VIDEOS)] = CorpusSettings(),
+    cutting: Annotated[CuttingSettings, flat(VIDEOS)] = CuttingSettings(),
+    media: Annotated[MediaSettings, flat(VIDEOS)] = MediaSettings(),
+    captioning: Annotated[CaptioningSettings, flat(CAPTIONS)] = CaptioningSettings(),
+    roles: Annotated[TemporalModels, flat(MODELS)],
+    asking: Annotated[WriterSettings, flat(MODELS)] = WriterSettings(),
+    output: Annotated[OutputSettings, flat(OUTPUT)],
+    config: ConfigFile = None,
+) -> None:
+    """Temporal preferences (TPO): rows about one segment of a video, about all of it, or both.
+
+    For example:
+
+        longvpo build temporal --mode mixed \\
+            --corpus videofolder --source ./my_videos \\
+            --responder lmms-lab/LLaVA-Video-7B --writer endpoint:gpt-4o-mini \\
+            --base-url https://api.openai.com/v1 \\
+            --num-rows 10000 --output data/temporal --push-to-hub longvpo/temporal
+
+        # with no model at all: a rehearsal of everything else
+        longvpo build temporal --mode mixed \\
+            --corpus videofolder --source ./my_videos \\
+            --responder scripted --num-rows 20 --output ./try
+
+    *localized*: a question about one segment; rejected is the answer from the video without it. *comprehensive*: a
+    question about the whole video; rejected is the answer from a few of its frames.
+
+    The same command goes on where a killed run stopped. Captions stay in `<output>.scenes`: `longvpo inspect` shows
+    them, `--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
+    """
+    judge = roles.judge or roles.writer or roles.responder
+    asking.check([roles.responder, roles.captioner, roles.writer, judge])
+    funnel = Funnel(output.log)
+    source = Videos(corpus, cutting, media, output)
+    timelines, facts = scenes_of(source, scenes, funnel)
+    if output.dry_run:
+        shown, judgements = "good and degraded views", int(judge != "none")
+        print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, shown, judgements))
+        return
+    root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
+    models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
+    writer = models.reading(roles.writer or roles.responder)
+    captioner = models.seeing(roles.captioner or roles.responder)
+    videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
+    counts = build_temporal(
+        videos,
+        writer,
+        models.seeing(roles.responder),
+        output.output,
+        rows,
+        judge=models.reading(judge) if judge != "none" else None,
+        media_root=root,
+        facts={**facts, **by},
+        funnel=funnel,
     )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("--mode", choices=["localized", "comprehensive", "mixed"], default=paper.mode)
-    rows.add_argument("--num-rows", type=int, default=paper.num_rows)
-    rows.add_argument("--localized-share", type=float, default=paper.localized_share,
-                      help="With --mode mixed, the share of localized rows.")  # fmt: skip
-    rows.add_argument("--frame-budget", type=int, default=32, help="Training frames of a row (paper: 32).")
-    rows.add_argument("--chosen-from", choices=["segment", "whole"], default=paper.chosen_from,
-                      help="View of a localized row's chosen answer.")  # fmt: skip
-    rows.add_argument("--sparse-frames", type=int, default=paper.sparse_frames,
-                      help="Frames a comprehensive row's rejected answer is given from.")  # fmt: skip
-    common.add_output(parser, rows)
-    args = parser.parse_args(argv)
-    if not args.responder:
-        parser.error("--responder is needed: a name or path, `endpoint`, or `scripted`")
-    if not (args.captions and args.captions != "corpus") and not (args.corpus and args.source):
-        parser.error("--corpus and --source are needed, or --captions with the folder of an earlier run")
-    common.check_models(parser, [args.responder, args.captioner, args.writer, args.judge], args)
-    args.judge = args.judge or args.writer or args.responder
-    return args
+    finish(counts, output)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the whole job."""
-    args = parse(argv)
-    funnel = common.open_log(args)
-    try:
-        settings = TemporalSettings(
-            mode=args.mode,
-            num_rows=args.num_rows,
-            localized_share=args.localized_share,
-            chosen_from=args.chosen_from,
-            sparse_frames=args.sparse_frames,
-            seed=args.seed,
-        )
-        timelines, facts = common.scenes_of(args, funnel)
-        if args.dry_run:
-            print(
-                common.estimate_over_scenes(
-                    timelines, args, settings.num_rows, "good and degraded views", int(args.judge != "none")
-                )
-            )
-            return
-        root = common.media_root((clip for timeline in timelines for clip in timeline.clips), args)
-        models = common.Models(args, max(args.frame_budget, *map(len, timelines)))
-        writer = args.writer or args.responder
-        videos, by = common.captioned(args, timelines, models, args.captioner or args.responder, writer, funnel)
-        counts = build_temporal(
-            videos,
-            models.reading(writer),
-            models.seeing(args.responder),
-            args.output,
-            settings,
-            judge=models.reading(args.judge) if args.judge != "none" else None,
-            media_root=root,
-            facts={**facts, **by},
-            funnel=funnel,
-        )
-    except (CorpusError, EndpointError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"temporal.py: {error}")
-    common.finish(counts, args)
-
-
-if __name__ == "__main__":
-    main()
+main = script(build, "temporal.py")

@@ -1,0 +1,107 @@
+"""The models of a build, each loaded once, however many roles it has."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from longvpo_hf.commands.build.options import FPS, FRAMES, MAX_PIXELS, ModelSettings, WriterSettings
+
+if TYPE_CHECKING:
+    from longvpo_hf.responders import Responder
+
+
+class Models:
+    """Gives models by name.
+
+    Args:
+        settings: How they are asked.
+        num_frames: Most frames one call is shown.
+        seed: For endpoints.
+    """
+
+    def __init__(self, settings: ModelSettings, num_frames: int, seed: int) -> None:
+        self._settings = settings
+        self._seed = seed
+        from longvpo_hf.frames import FrameSampler
+
+        self._sampler = FrameSampler(max(FRAMES, num_frames), fps=FPS, max_pixels=MAX_PIXELS)
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._made: dict[tuple[str, int], Responder] = {}
+
+    def seeing(self, name: str) -> Responder:
+        """The model that is shown frames: answers, captions."""
+        return self._responder(name, self._settings.max_new_tokens)
+
+    def reading(self, name: str) -> Responder:
+        """The model that reads captions: writes questions, sums up, judges. May be a language model."""
+        assert isinstance(self._settings, WriterSettings)
+        return self._responder(name, self._settings.writer_max_new_tokens)
+
+    def _responder(self, name: str, max_new_tokens: int) -> Responder:
+        key = (name, max_new_tokens)
+        if key not in self._made:
+            self._made[key] = self._make(name, max_new_tokens)
+        return self._made[key]
+
+    def _make(self, name: str, max_new_tokens: int) -> Responder:
+        settings = self._settings
+        if name == "scripted":
+            from longvpo_hf.building.rehearsal import rehearsal
+
+            return rehearsal()
+        kind, _, model = name.partition(":")
+        if kind == "endpoint":
+            from longvpo_hf.responders import EndpointResponder
+
+            return EndpointResponder(
+                model or str(settings.model),
+                str(settings.base_url),
+                self._sampler,
+                max_tokens=max_new_tokens,
+                concurrency=settings.concurrency,
+                seed=self._seed,
+                api_key=_api_key(settings),
+                patience_seconds=settings.patience_seconds,
+                plain_http_key=settings.plain_http_key,
+            )
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        from transformers.utils.peft_utils import find_adapter_config_file
+
+        from longvpo_hf.responders import LocalResponder
+        from longvpo_hf.responders.checkpoint import load_checkpoint
+        from longvpo_hf.responders.text import TextResponder
+
+        adapted = find_adapter_config_file(name) is not None
+        sees = adapted or type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if name not in self._loaded:
+            if adapted:  # of a recipe's own training; merged in the base's own type, where the recipes merge in float32
+                model, processor = load_checkpoint(name, torch.device(device_of(settings)))
+                loaded = model.merge_and_unload()
+                loaded.config.name_or_path = name
+            else:
+                auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+                loaded = auto.from_pretrained(name, dtype="auto").eval().to(device_of(settings))
+                processor = AutoProcessor.from_pretrained(name)
+            self._loaded[name] = (loaded, processor)
+        loaded, processor = self._loaded[name]
+        if not sees:
+            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size)
+        return LocalResponder(loaded, processor, self._sampler, max_new_tokens, settings.batch_size)
+
+
+def device_of(settings: ModelSettings) -> str:
+    """Where models of this machine run."""
+    import torch
+
+    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _api_key(settings: ModelSettings) -> str | None:
+    """The endpoint's key: of the variable that was named, or that belongs to the address."""
+    from longvpo_hf.responders.chat import key_variable
+
+    variable = settings.api_key_env or key_variable(str(settings.base_url))
+    return os.environ.get(variable) or None if variable else None

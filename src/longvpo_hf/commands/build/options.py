@@ -1,0 +1,184 @@
+"""Options of the builders that are no settings of a method: corpus, captions, models, output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cyclopts import Group
+from cyclopts.types import NonNegativeInt, PositiveInt
+
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.funnel import log_folder
+from longvpo_hf.intake import CORPORA, CuttingSettings
+from longvpo_hf.intake.media import MediaSettings
+from longvpo_hf.paths import shared_cache
+
+if TYPE_CHECKING:
+    Corpus = str
+else:
+    Corpus = Literal[CORPORA]
+
+#: Frames that a model sees of a clip: InternVL's tile of 448 × 448; the paper samples clips at 1 fps, ≤ 64 frames.
+MAX_PIXELS, FPS, FRAMES = 448 * 448, 1.0, 64
+
+ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT = (
+    Group("Rows", sort_key=0),
+    Group("Videos", sort_key=1),
+    Group("Captions of scenes", sort_key=2),
+    Group(
+        "Models",
+        sort_key=3,
+        help="A model is a name or path, `endpoint`, `endpoint:MODEL`, or `scripted`, which rehearses a run.",
+    ),
+    Group("Output", sort_key=4),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSettings:
+    """Where videos come from.
+
+    Args:
+        corpus: Which corpus the videos are from.
+        source: Folder of the corpus.
+        benchmark_videos: NAME=FILE: a benchmark's video ids or sha256, one a line; its videos are dropped. May be given
+            several times.
+    """
+
+    corpus: Corpus | None = None
+    source: Path | None = None
+    benchmark_videos: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for item in self.benchmark_videos:
+            if "=" not in item:
+                raise ConfigError(f"--benchmark-videos must be NAME=FILE, got {item!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSettings:
+    """How videos become timelines of captioned scenes.
+
+    Args:
+        captions: `corpus`: those that the corpus has. A folder that an earlier run wrote (`<output>.scenes`): its
+            videos and captions, and no corpus is read. None: the captioner writes them.
+        max_scenes: Longer videos become several timelines of consecutive scenes. None: as --frame-budget, one frame for
+            each scene.
+        frame_budget: Training frames of a row (paper: 128).
+    """
+
+    captions: str | None = None
+    max_scenes: PositiveInt | None = None
+    frame_budget: PositiveInt = 128
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of captions that are there already, if one is given."""
+        return Path(self.captions) if self.captions not in (None, "corpus") else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How models are asked, whatever their role.
+
+    Args:
+        base_url: Address of the endpoint, e.g. http://localhost:8000/v1.
+        model: Name of the endpoint's model.
+        api_key_env: Variable that holds the endpoint's key. None: only api.openai.com (OPENAI_API_KEY) and
+            router.huggingface.co (HF_TOKEN) get one.
+        plain_http_key: Send the key to another machine without encryption: for trusted networks.
+        patience_seconds: How long an endpoint that does not answer is asked again before the run stops; the same
+            command goes on.
+        concurrency: Requests under way at the endpoint at once.
+        batch_size: Requests per batch of a model of this machine.
+        max_new_tokens: Of an answer or a caption. Answers that do not end within it are dropped.
+        device: Where models of this machine run. None: cuda where there is one, else cpu.
+    """
+
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = None
+    plain_http_key: bool = False
+    patience_seconds: float = 900.0
+    concurrency: PositiveInt = 8
+    batch_size: PositiveInt = 8
+    max_new_tokens: PositiveInt = 256
+    device: str | None = None
+
+    def check(self, names: Iterable[str | None]) -> None:
+        """Refuses an endpoint among the models without what it needs."""
+        endpoints = [name for name in names if name and name.partition(":")[0] == "endpoint"]
+        if endpoints and not self.base_url:
+            raise ConfigError("--responder endpoint needs --base-url, e.g. http://localhost:8000/v1")
+        if "endpoint" in endpoints and not self.model:
+            raise ConfigError("--responder endpoint needs --model, or write endpoint:MODEL")
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSettings(ModelSettings):
+    """How models are asked where one of them writes questions from captions.
+
+    Args:
+        writer_max_new_tokens: Of a question with its answer and reasoning, a summary or a verdict.
+    """
+
+    writer_max_new_tokens: PositiveInt = 512
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSettings:
+    """Where rows go.
+
+    Args:
+        output: Folder of the dataset.
+        media: `embed` publishes the clips; `reference` publishes rows only, for corpora that may not be redistributed.
+        cache: Folder of cut clips and of what is known about sources, shared by all builds. None: longvpo in the cache
+            of Hugging Face ($HF_HOME).
+        num_workers: Processes that cut clips; 0 cuts in this one.
+        dry_run: Estimate calls, tokens and disk; ask no model.
+        push_to_hub: NAMESPACE/NAME of a dataset on the Hub to push to. None: nothing is pushed.
+    """
+
+    output: Path
+    media: Literal["embed", "reference"] = "embed"
+    cache: Path | None = None
+    num_workers: NonNegativeInt = 0
+    dry_run: bool = False
+    push_to_hub: str | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where the run logs. A dry run has a log of its own: that of the rows that are there stays."""
+        return log_folder(self.beside(".dry-run") if self.dry_run else self.output)
+
+    @property
+    def media_folder(self) -> Path:
+        """Where what is extracted and embedded is kept, for this run and for one that resumes it."""
+        return self.beside(".media")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where cut clips are, and what is known about sources: both follow from content alone."""
+        return self.cache or shared_cache()
+
+    def beside(self, suffix: str) -> Path:
+        """A folder next to the output's."""
+        return self.output.with_name(self.output.name + suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Videos:
+    """All that decides which clips a run has."""
+
+    corpus: CorpusSettings
+    cutting: CuttingSettings
+    media: MediaSettings
+    output: OutputSettings
+
+    @property
+    def roots(self) -> list[Path]:
+        """Where the videos of captions that are there may be, besides their own build's folders."""
+        return [root for root in (self.corpus.source, self.output.cache) if root is not None]

@@ -1,0 +1,77 @@
+"""What a build says at its start and end: an estimate of its cost, and what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from longvpo_hf.commands.build.options import FPS, FRAMES, OutputSettings, SceneSettings
+from longvpo_hf.timeline import Clip, Timeline
+
+#: Rough sizes for --dry-run: visual tokens of a frame of 448 × 448 in InternVL, and of a question with its answer.
+TOKENS_PER_FRAME, TOKENS_PER_TEXT = 256, 200
+
+
+def disk_lines(clips: Iterable[Clip], output: OutputSettings) -> list[str]:
+    """Lines of an estimate: what the clips take on disk."""
+    disk = sum(Path(path).stat().st_size for path in {clip.path for clip in clips})
+    free = shutil.disk_usage(output.output.resolve().parent).free
+    return [
+        f"disk              {disk / 1e9:.2f} GB of clips, once more in the dataset; {free / 1e9:.0f} GB free",
+        "This assumes that no row is dropped; each dropped row costs its calls again.",
+    ]
+
+
+def estimate_over_scenes(
+    timelines: Sequence[Timeline],
+    scenes: SceneSettings,
+    output: OutputSettings,
+    num_rows: int,
+    shown: str,
+    judgements: int,
+) -> str:
+    """What a run over captioned videos would cost: captions, questions, two answers a row, verdicts.
+
+    Args:
+        timelines: The videos.
+        scenes: Whether they are captioned, and the frames of a row.
+        output: Where rows go.
+        num_rows: Rows asked for.
+        shown: What the answers are given from, in words.
+        judgements: Verdicts per row.
+    """
+    num_scenes = sum(len(timeline) for timeline in timelines)
+    seconds = sum(timeline.duration_seconds for timeline in timelines)
+    captions = 0 if scenes.captions else num_scenes
+    frames_of_scene = min(FRAMES, max(1.0, seconds / num_scenes * FPS))
+    frames_of_video = min(scenes.frame_budget, max(1.0, seconds / len(timelines) * FPS))
+    tokens = captions * (frames_of_scene * TOKENS_PER_FRAME + TOKENS_PER_TEXT)
+    tokens += num_rows * 2 * (frames_of_video * TOKENS_PER_FRAME + TOKENS_PER_TEXT)
+    tokens += num_rows * (1 + judgements) * (num_scenes / len(timelines) + 1) * TOKENS_PER_TEXT
+    calls = captions + num_rows * (3 + judgements)
+    return "\n".join(
+        [
+            f"videos            {len(timelines)} timelines of {num_scenes / len(timelines):.1f} scenes, "
+            f"{seconds / num_scenes:.1f} s each on average",
+            f"rows              {num_rows}",
+            f"model calls       {calls}: {captions} captions (and at most as many summaries), {num_rows} questions, "
+            f"{2 * num_rows} answers from {shown}, {judgements * num_rows} verdicts",
+            f"tokens            at most about {tokens / 1e6:.1f} million, at {TOKENS_PER_FRAME} per frame",
+            *disk_lines((clip for timeline in timelines for clip in timeline.clips), output),
+        ]
+    )
+
+
+def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> None:
+    """Shows what came through each stage and what was dropped for which reason; pushes if that was asked for."""
+    for title, numbers in counts.items():
+        print(title)
+        for name, number in numbers.items():
+            print(f"  {number:>8} {name}")
+    print(f"{counts['stages']['rows']} rows in {output.output}; look at them with: longvpo inspect {output.output}")
+    if output.push_to_hub:
+        from longvpo_hf.publishing.dataset import push_dataset
+
+        commit = push_dataset(output.output, output.push_to_hub)
+        print(f'pushed: load_dataset("{output.push_to_hub}", revision="{commit}")')

@@ -1,0 +1,132 @@
+"""From a corpus to the timelines of a build: clips cut into files, scenes with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
+from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
+from longvpo_hf.commands.build.options import OutputSettings, SceneSettings, Videos
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.funnel import Dropped, Funnel
+from longvpo_hf.intake import BenchmarkVideos, Source, clips_of, read_corpus
+from longvpo_hf.intake.media import cut_clips
+from longvpo_hf.timeline import Clip, Timeline
+
+if TYPE_CHECKING:
+    from longvpo_hf.responders import Responder
+
+
+def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[str, object]]:
+    """Reads the corpus and cuts its videos: each becomes the timeline of its clips.
+
+    Files that are cut already are not cut again, also where another build of the corpus cut them.
+
+    Args:
+        videos: See `Videos`.
+        funnel: Counts the sources and what is dropped.
+
+    Returns:
+        The timelines, and what the card says of how they came about.
+
+    Raises:
+        ConfigError: If no corpus is named, or no clip came out of it.
+        CorpusError: If the corpus is not as its reader expects.
+    """
+    from tqdm.auto import tqdm
+
+    corpus, cutting, output = videos.corpus, videos.cutting, videos.output
+    if corpus.corpus is None or corpus.source is None:
+        raise ConfigError("--corpus and --source are needed: which corpus, and its folder.")
+    name, source = corpus.corpus, corpus.source
+    lists = dict(item.split("=", 1) for item in corpus.benchmark_videos)
+    benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
+    origins: list[str] = []
+
+    def sources() -> Iterator[Source | Dropped]:
+        for item in read_corpus(name, source, output.media_folder / "extracted"):
+            funnel.count("sources")
+            yield item
+
+    def spans() -> Iterator[Clip | Dropped]:
+        for span in clips_of(sources(), cutting, benchmarks, cache=output.cache_folder):
+            origins.append(span.path)  # a cut clip no longer names its video
+            yield span
+
+    clips: Iterable[Clip | Dropped] = spans()
+    if output.media == "embed":
+        clips = cut_clips(clips, output.cache_folder, videos.media, output.num_workers)
+    members: dict[str, list[Clip]] = {}
+    for index, clip in enumerate(tqdm(clips, desc="clips", unit="clip")):
+        if isinstance(clip, Dropped):
+            funnel.drop(clip.reason, path=clip.path, source_id=clip.source_id, detail=clip.detail)
+        else:
+            members.setdefault(origins[index], []).append(clip)
+    if not members:
+        raise ConfigError(f"no clip came out of {source}; see {output.log / 'dropped.jsonl'} for why.")
+    return [Timeline(tuple(clips)) for clips in members.values()], {
+        "corpus": name,
+        "clips cut by": cutting.described(),
+        "benchmarks": benchmarks.checked() if benchmarks else "no list of benchmark videos was given: not checked",
+    }
+
+
+def scenes_of(videos: Videos, scenes: SceneSettings, funnel: Funnel) -> tuple[list[Timeline], dict[str, object]]:
+    """Videos as timelines of at most `max_scenes` scenes, from the corpus or from captions that are there.
+
+    Raises:
+        ConfigError: If neither is given.
+    """
+    if scenes.folder is not None:
+        return [video.timeline for video in read_captions(scenes.folder, *videos.roots)], {"captions": scenes.folder.name}
+    if videos.corpus.corpus is None or videos.corpus.source is None:
+        raise ConfigError("--corpus and --source are needed, or --captions with the folder of an earlier run")
+    whole, facts = read_videos(videos, funnel)
+    most = scenes.max_scenes or scenes.frame_budget
+    return [part for video in whole for part in video.parts(most)], {**facts, "scenes per timeline, at most": most}
+
+
+def captioned(
+    timelines: Sequence[Timeline],
+    videos: Videos,
+    scenes: SceneSettings,
+    captioning: CaptioningSettings,
+    captioner: Responder,
+    summariser: Responder,
+    funnel: Funnel,
+) -> tuple[list[CaptionedVideo], dict[str, object]]:
+    """The videos with captions: those of a folder, the corpus' own, or new ones, kept in `<output>.scenes`.
+
+    Returns:
+        The videos, and what the card says of who captioned them.
+    """
+    if scenes.folder is not None:
+        return read_captions(scenes.folder, *videos.roots), {"captions by": read_facts(scenes.folder)["captioner"]}
+    if scenes.captions == "corpus":
+        return [CaptionedVideo(timeline) for timeline in timelines], {"captions by": "the corpus"}
+    folder = videos.output.beside(".scenes")
+    written = caption_videos(timelines, captioner, summariser, folder, captioning, funnel)
+    return written, {"captions by": captioner.name}
+
+
+def media_root(clips: Iterable[Clip], source: Path | None, output: OutputSettings) -> Path | None:
+    """With `--media reference`, the folder that rows name their files below: the corpus, or what was extracted of its
+    archives. The names of extracted files follow from their content, so whoever extracts the same corpus has the same.
+
+    Raises:
+        ConfigError: If no one folder holds all clips.
+    """
+    if output.media == "embed":
+        return None
+    if source is None:
+        raise ConfigError("--media reference needs --source: the folder below which rows name their files.")
+    paths = {Path(clip.path).resolve() for clip in clips}
+    for root in (source, output.media_folder / "extracted"):
+        if all(path.is_relative_to(root.resolve()) for path in paths):
+            return root
+    raise ConfigError(
+        f"--media reference: some clips are in {source}, others were extracted from archives, so that rows cannot "
+        "name them below one folder. Unpack the archives into the corpus' folder first."
+    )

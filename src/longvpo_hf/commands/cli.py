@@ -1,0 +1,154 @@
+"""How every command runs: options and help from its settings, a YAML file below the command line, errors as advice.
+
+A command is a function whose parameters are settings dataclasses (`flat`) and a few options of its own. It imports what
+it needs when it runs, so that help is shown at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Yaml
+from cyclopts.help import DefaultFormatter
+
+from longvpo_hf import __version__
+from longvpo_hf.errors import ConfigError, advice
+
+if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
+    from cyclopts.help import HelpPanel
+    from rich.console import Console, ConsoleOptions
+
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., int | None])
+
+#: The option of commands that take their options from a file too.
+ConfigFile = Annotated[
+    Path | None, Parameter(help="YAML file of options, by their names here; the command line overrides it.")
+]
+
+
+def flat(group: Group) -> Parameter:
+    """Makes every field of a settings dataclass an option of the command, in this group of its help."""
+    return Parameter(name="*", group=group)
+
+
+def resumable(command: Command) -> Command:
+    """Marks a command that goes on, when it is typed again, where it was interrupted."""
+    command.resumable = True  # type: ignore[attr-defined]
+    return command
+
+
+def new_app(name: str, help: str | None = None, **settings: Any) -> App:
+    """An empty command line.
+
+    Args:
+        name: What is typed to run it.
+        help: One sentence about it.
+        settings: Further ones of `cyclopts.App`.
+    """
+    return App(
+        name=name,
+        help=help,
+        version=__version__,
+        help_format="plaintext",
+        help_formatter=_HelpFormatter(),
+        default_parameter=Parameter(
+            negative=(), allow_repeating=True, show_default=lambda value: "none" if value == () else str(value)
+        ),
+        **settings,
+    )
+
+
+def run(app: App, argv: Sequence[str] | None = None) -> None:
+    """Runs a command line, and ends the program where its exit status is not 0.
+
+    Advice (`errors.advice`, or about a wrong option) has status 2, an interrupt 130. Every other exception is a defect
+    and is raised.
+
+    Args:
+        app: The command line.
+        argv: Its words; None for those the process was started with.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    chain, _, _ = app.parse_commands(words)
+    resumes = False
+    with advice(" ".join([*app.name, *chain])):
+        try:
+            command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+            resumes = hasattr(command, "resumable")
+            if status := command(*bound.args, **bound.kwargs):
+                sys.exit(status)
+        except CycloptsError as error:
+            raise ConfigError(str(error)) from error
+        except KeyboardInterrupt:
+            more = " The same command goes on where this one stopped." if resumes else ""
+            print(f"\nInterrupted.{more}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def script(command: Command, name: str) -> Callable[..., None]:
+    """A `main` that runs one command as a program of its own.
+
+    Args:
+        command: The command.
+        name: File name of the program.
+    """
+    app = new_app(name, config=options_of_file)
+    app.default(command)
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        run(app, argv)
+
+    return main
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """The numbers of a list such as `64,128`, which must be ≥ 1.
+
+    Raises:
+        ConfigError: If it is no such list.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise ConfigError(f"--{option} must be whole numbers ≥ 1 with commas between them, got {text!r}.")
+    return numbers
+
+
+def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Reads the file that `--config` names, for the options that the command line leaves open."""
+    for argument in arguments:
+        if argument.name == "--config" and argument.tokens:
+            path = Path(argument.tokens[0].value)
+            if not path.is_file():
+                raise ConfigError(f"--config {path} is not a file.")
+            Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
+
+
+class _HelpFormatter(DefaultFormatter):
+    """Help as docstrings have it, but with lines as long as the terminal's."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        for entry in panel.entries:
+            text = getattr(entry.description, "primary_renderable", None)
+            if text is not None:
+                text.plain = " ".join(text.plain.split())
+        super().__call__(console, options, panel)
+
+    def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
+        text = getattr(description, "primary_renderable", None)
+        if text is not None:
+            paragraphs = text.plain.split("\n\n")
+            text.plain = "\n\n".join(
+                part if part.startswith(" ") else " ".join(part.split()) for part in paragraphs if part.strip()
+            )
+        super().render_description(console, options, description)

@@ -1,0 +1,49 @@
+"""`longvpo configs`: the configurations that ship with the package."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from longvpo_hf.commands.cli import new_app
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.shipped import find_among, shipped_accelerate_configs, shipped_configs
+
+app = new_app("configs", "Lists the shipped configurations, or copies one.")
+
+
+@app.default
+def configs() -> None:
+    """Lists the shipped configurations, for `longvpo train` and `longvpo check`."""
+    for title, option, ship in (
+        ("Recipes", "--config", shipped_configs()),
+        ("accelerate", "--accelerate_config", shipped_accelerate_configs()),
+    ):
+        width = max(map(len, ship))
+        print(f"{title} ({option} NAME):")
+        for name, path in ship.items():
+            print(f"  {name:<{width}}  {_first_line(path)}")
+
+
+@app.command
+def copy(name: str, destination: Path = Path(), /) -> None:
+    """Copies a configuration, to change it.
+
+    Args:
+        name: As `longvpo configs` lists it.
+        destination: The new file, or a folder for it.
+    """
+    found = find_among({**shipped_configs(), **shipped_accelerate_configs()}, name)
+    path = destination / found.name if destination.is_dir() else destination
+    if path.exists():
+        raise ConfigError(f"{path} is there already and is not replaced; name another file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found, path)
+    print(path)
+
+
+def _first_line(path: Path) -> str:
+    """What a configuration is, as its first comment says."""
+    with path.open(encoding="utf-8") as file:
+        return re.split(r"[.:](?:\s|$)", file.readline().removeprefix("#").strip())[0]

@@ -1,0 +1,79 @@
+"""`longvpo eval`: benchmarks of long video."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from cyclopts.types import PositiveInt
+
+from longvpo_hf.commands.cli import ConfigFile, resumable, whole_numbers
+from longvpo_hf.errors import ConfigError
+
+
+@resumable
+def evaluate(
+    *models: str,
+    tasks: str = "longvideobench,mlvu,videomme,mvbench",
+    frames: str | None = None,
+    data_root: Path | None = None,
+    output: Path = Path("runs/eval"),
+    fps: str | None = None,
+    max_pixels: PositiveInt | None = None,
+    batch_size: PositiveInt = 1,
+    limit: PositiveInt | None = None,
+    max_new_tokens: str | None = None,
+    tasks_dir: bool = False,
+    config: ConfigFile = None,
+) -> None:
+    """Runs benchmarks of long video through lmms-eval, with the frames of training, and prints the table.
+
+    The same command goes on where it was stopped.
+
+    Args:
+        models: Folder or name on the Hub of a model or a LoRA adapter. Several stand side by side in the table;
+            STAGE=MODEL gives one a name, e.g. base=… stage1=… stage2=…
+        tasks: Of longvideobench, mlvu, videomme (without and with subtitles), mvbench, lvbench.
+        frames: Numbers of frames, e.g. 64,128,512. None: as each model was trained.
+        data_root: Folder of annotations and videos. None: HF_HOME, as for lmms-eval.
+        output: Folder of the results.
+        fps: Most frames per second; `none` for no bound. None: as in training.
+        max_pixels: Most pixels of a frame. None: as in training.
+        batch_size: Questions per call of the model.
+        limit: Ask only this many questions of each task, to try. None: all.
+        max_new_tokens: Bound on an answer, N or SUITE=N,…. None: 32, and 16384 for models that reason before they
+            answer.
+        tasks_dir: Print the folder for lmms-eval's --include_path, and do nothing else.
+    """
+    if tasks_dir:
+        print(Path(__file__).parents[1] / "evaluation" / "tasks")
+        return
+    if not models:
+        raise ConfigError("Name at least one model.")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lmms-eval's two bars for each task; the adapter's own is shown
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if find_spec("lmms_eval") is None:
+        raise ConfigError("lmms-eval is missing: pip install 'longvpo-hf[eval]'")
+    from longvpo_hf.evaluation.benchmarks import data_root as default_root
+    from longvpo_hf.evaluation.preflight import benchmarks_named, bounds_named
+    from longvpo_hf.evaluation.run import Contestant, table_runs
+    from longvpo_hf.evaluation.run import evaluate as run_evaluation
+    from longvpo_hf.evaluation.table import comparison, to_markdown
+
+    benchmarks = benchmarks_named(tasks.split(","))
+    results = run_evaluation(
+        [Contestant.of(model) for model in models],
+        benchmarks,
+        data_root or default_root(),
+        output,
+        frames=whole_numbers("frames", frames) if frames else [],
+        fps=fps,
+        max_pixels=max_pixels,
+        batch_size=batch_size,
+        limit=limit,
+        max_new_tokens=bounds_named(max_new_tokens, benchmarks) if max_new_tokens else {},
+    )
+    if results:
+        print(f"\n{to_markdown(comparison(table_runs(results)))}")
+        print(f"Scores, answers and a section for the model card: {output}")

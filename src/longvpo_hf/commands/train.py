@@ -1,0 +1,72 @@
+"""`longvpo train`: starts a recipe with accelerate, as `trl dpo` starts TRL's script."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from longvpo_hf.shipped import find_accelerate_config, find_config, shipped
+
+
+def train(
+    recipe: Literal["stage1", "stage2", "temporal"],
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    config: str | None = None,
+    accelerate_config: str | None = None,
+) -> None:
+    """Trains: starts a recipe with accelerate.
+
+    For example:
+
+        longvpo train stage1 --config internvl3_8b/stage1_lora \\
+            --accelerate_config one_gpu --dataset_name my-org/stage1
+        longvpo train stage1 --config miniature/stage1 --cpu --max_steps 2
+
+    A killed run goes on with `--resume_from_checkpoint true`. `longvpo train stage1 -- --help` lists the recipe's
+    options: its own, TRL's ModelConfig and DPOConfig, and all of transformers' TrainingArguments.
+
+    Args:
+        recipe: What is trained: LongVPO's stages, or Temporal Preference Optimization.
+        options: Options of the recipe, which override the file. Those that the recipe does not know go to `accelerate
+            launch`, e.g. --num_processes or --machine_rank.
+        config: The recipe's YAML, or the name of a shipped one (`longvpo configs`). None: options alone.
+        accelerate_config: accelerate's YAML, or the name of a shipped one. None: accelerate's own default.
+    """
+    words = [*options, *(["--config", str(find_config(config))] if config else [])]
+    for_launch = ["--config_file", str(find_accelerate_config(accelerate_config))] if accelerate_config else []
+
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    parser = launch_command_parser()
+    more, words = _split(words, {name for action in parser._actions for name in action.option_strings})
+    # Quiet: the recipe itself says what went wrong, and its parent's traceback would say nothing more.
+    launch_command(parser.parse_args([*for_launch, *more, "--quiet", str(shipped(f"recipes/{recipe}.py")), *words]))
+
+
+def _split(words: list[str], launch_options: set[str]) -> tuple[list[str], list[str]]:
+    """The words for `accelerate launch`, and those that the recipe knows.
+
+    Raises:
+        ConfigError: If neither knows one.
+    """
+    from longvpo_hf.launch.arguments import recipe_parser, refuse_unknown
+
+    parser = recipe_parser()
+    if "--help" in words:
+        parser.print_help()
+        sys.exit()
+    _, unknown = parser.parse_known_args(words)
+    refuse_unknown(unknown, parser, launch_options)
+    # `unknown` is in the order of the command line: what is left over is the recipe's.
+    rest = iter(unknown)
+    next_unknown = next(rest, None)
+    known = []
+    for word in words:
+        if word == next_unknown:
+            next_unknown = next(rest, None)
+        else:
+            known.append(word)
+    return unknown, known

@@ -1,0 +1,250 @@
+"""The command line itself: help without loading anything, files of options, names of options, advice."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli import longvpo, result_of
+from longvpo_hf import __version__
+from longvpo_hf.building.captioning import CaptioningSettings
+from longvpo_hf.commands import app as app_module
+from longvpo_hf.commands.build import stage1, stage2, temporal
+from longvpo_hf.commands.cli import new_app, resumable, run
+from longvpo_hf.errors import ModelError
+from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.intake.media import MediaSettings
+from longvpo_hf.methods.stage1 import Stage1Settings
+from longvpo_hf.methods.stage2 import Stage2Settings
+from longvpo_hf.methods.temporal import TemporalSettings
+from test_package import HEAVY
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    "", "build", "build stage1", "build stage2", "build temporal", "train", "eval", "probe", "probe needle",
+    "probe position", "check", "inspect", "configs", "configs copy", "demo",
+]  # fmt: skip
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def loaded_after(program: str) -> tuple[str, list[str]]:
+    """What a program prints, and which heavy modules it has loaded when it ends."""
+    lines = ["import sys", "try:", f"    {program}", "except SystemExit:", "    pass"]
+    program = "\n".join([*lines, f"print(*[name for name in {HEAVY} if name in sys.modules])"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    *printed, loaded = done.stdout.splitlines()
+    return "\n".join(printed), loaded.split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_nothing_heavy(command: str) -> None:
+    words = [*command.split(), "--help"]
+    printed, loaded = loaded_after(f"from longvpo_hf.commands.app import app, run; run(app, {words})")
+    assert f"Usage: {' '.join(['longvpo', *command.split()])}" in printed
+    assert loaded == []
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "temporal"])
+def test_help_of_a_script_loads_nothing_heavy(name: str) -> None:
+    path = ROOT / "dataset_scripts" / f"{name}.py"
+    program = f"import runpy; sys.argv = ['{name}.py', '--help']; runpy.run_path({str(path)!r}, run_name='__main__')"
+    printed, loaded = loaded_after(program)
+    assert f"Usage: {name}.py" in printed
+    assert loaded == []
+
+
+def described(command: str) -> dict[str, str]:
+    """Each option of a command's help and what is said of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "2000")  # one line each
+        lines = longvpo([*command.split(), "--help"]).stdout.splitlines()
+    found = (re.match(r"│ (?:\*  |   )?(--[a-z-]+).*?  +(.*\S) *│$", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command not in ("", "build", "probe", "configs")]
+)
+def test_every_option_has_help_and_shows_its_default(command: str) -> None:
+    options = described(command)
+    assert options or command == "configs copy"
+    for option, text in options.items():
+        assert "[default: " in text or "[required]" in text, f"{command} {option}: {text}"
+        assert len(text.partition("[")[0]) > 10, f"{command} {option} says nothing"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("build stage1", (Stage1Settings, CuttingSettings, MediaSettings)),
+        ("build stage2", (Stage2Settings, CuttingSettings, MediaSettings, CaptioningSettings)),
+        ("build temporal", (TemporalSettings, CuttingSettings, MediaSettings, CaptioningSettings)),
+    ],
+)
+def test_every_setting_is_an_option_with_the_settings_default(command: str, settings: tuple[type, ...]) -> None:
+    options = described(command)
+    for kind in settings:
+        for name, field in kind.__dataclass_fields__.items():
+            assert f"[default: {field.default}]" in options[f"--{name.replace('_', '-')}"]
+
+
+def test_the_version() -> None:
+    assert longvpo(["--version"]).stdout.strip() == __version__
+
+
+# ------------------------------------------------------------------------------------------------- options and files
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Stage1Settings]:
+    """The settings that a build gets as far as its clips with."""
+    seen: list[Stage1Settings] = []
+
+    def fitted(self: Stage1Settings, clips: object) -> Stage1Settings:
+        seen.append(self)
+        raise ModelError("far enough")
+
+    monkeypatch.setattr(Stage1Settings, "fitted", fitted)
+    monkeypatch.setattr(stage1, "read_videos", lambda videos, funnel: ([], {}))
+    return seen
+
+
+def test_the_command_line_overrides_the_file(tmp_path: Path, asked: list[Stage1Settings]) -> None:
+    file = tmp_path / "my_build.yaml"
+    given = {"num_rows": 7, "max-similarity": 0.25, "responder": "scripted", "output": str(tmp_path / "rows")}
+    file.write_text(yaml.safe_dump({**given, "dry_run": True, "benchmark_videos": ["A=a", "B=b"]}), encoding="utf-8")
+    assert longvpo(["build", "stage1", "--config", str(file)]).stderr == "longvpo build stage1: far enough\n"
+    assert asked == [Stage1Settings(num_rows=7, max_similarity=0.25)]
+    longvpo(["build", "stage1", "--num-rows", "8", "--config", str(file), "--max_rounds", "3"])
+    assert asked[1:] == [Stage1Settings(num_rows=8, max_similarity=0.25, max_rounds=3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_row: 3", r"num_row.*Did you mean --num-rows\?"),
+        ("num_rows: many", r'Invalid value for .num_rows. from .*my_build.yaml: unable to convert "many" into int'),
+        ("cutting: magic", r'Invalid value "magic".*"scenes", "windows"'),
+        ("min_clips: 1", r"2 ≤ min_clips ≤ max_clips, got min_clips=1"),
+        ("num_rows: [1", r"."),
+        ("- a list", r"must be a mapping"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "my_build.yaml"
+    file.write_text(text, encoding="utf-8")
+    words = ["--config", str(file), "--responder", "scripted", "--output", str(tmp_path / "rows")]
+    for result in (longvpo(["build", "stage1", *words]), result_of(lambda: stage1.main(words))):
+        assert result.exit_code == 2
+        assert re.search(message, result.stderr)
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "rows.log").exists()
+
+
+def test_a_file_that_is_missing_is_named() -> None:
+    result = longvpo(["build", "stage1", "--config", "nowhere.yaml"])
+    assert (result.exit_code, result.stderr) == (2, "longvpo build stage1: --config nowhere.yaml is not a file.\n")
+
+
+def test_dashes_and_underscores_mean_the_same(tmp_path: Path, asked: list[Stage1Settings]) -> None:
+    words = ["--responder", "scripted", "--output", str(tmp_path)]
+    for options in (["--num-rows", "9", "--max-clips=5"], ["--num_rows", "9", "--max_clips=5"]):
+        longvpo(["build", "stage1", *words, *options])
+    assert asked == [Stage1Settings(num_rows=9, max_clips=5)] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bild"], 'longvpo: Unknown command "bild". Did you mean "build"?'),
+        (["inspect", "x", "--row", "3"], "longvpo inspect: Unknown option: --row. Did you mean --rows?"),
+        (["inspect", "x", "--rows", "0"], 'longvpo inspect: Invalid value "0" for --rows. Must be > 0.'),
+        (["probe", "needle", "m", "--frames", "4,x"], "longvpo probe needle: --frames must be whole numbers ≥ 1"),
+        (["eval"], "longvpo eval: Name at least one model."),
+        (["build", "stage1", "--benchmark-videos", "x", "--responder", "r", "--output", "o"], "must be NAME=FILE"),
+    ],
+)
+def test_a_mistake_is_one_line_of_advice(words: list[str], message: str) -> None:
+    result = longvpo(words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+# -------------------------------------------------------------------------------------------------- what commands raise
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+def test_only_what_a_user_can_mend_is_advice() -> None:
+    app = new_app("longvpo")
+    for error in (ValueError("a defect"), OSError("a disk"), RuntimeError("torch"), KeyError("k")):
+        app = new_app("longvpo")
+        app.command(lambda error=error: raising(error), name="do")
+        with pytest.raises(type(error)):
+            run(app, ["do"])
+    app = new_app("longvpo")
+    app.command(lambda: raising(ModelError("no such model; name another.")), name="do")
+    result = result_of(lambda: run(app, ["do"]))
+    assert (result.exit_code, result.stderr) == (2, "longvpo do: no such model; name another.\n")
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_an_interrupt_says_whether_the_command_goes_on(resumes: bool) -> None:
+    def do() -> None:
+        raise KeyboardInterrupt
+
+    app = new_app("longvpo")
+    app.command(resumable(do) if resumes else do)
+    result = result_of(lambda: run(app, ["do"]))
+    assert result.exit_code == 130
+    assert ("The same command goes on where this one stopped." in result.stderr) == resumes
+
+
+# ------------------------------------------------------------------------------------------------------------ documents
+
+
+def documented() -> Iterator[tuple[str, list[str]]]:
+    """The builders' and other commands of the documents and of the scripts' docstrings, as words."""
+    texts = {
+        path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    }
+    blocks = {name: "\n".join(re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL)) for name, text in texts.items()}
+    for path in (ROOT / "dataset_scripts").glob("*.py"):
+        blocks[f"dataset_scripts/{path.name}"] = path.read_text(encoding="utf-8").replace("\\\\\n", "\\\n")
+    for command in (stage1.build, stage2.build, temporal.build):
+        blocks[command.__module__] = command.__doc__ or ""
+    for name, text in blocks.items():
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if "longvpo " in line or "dataset_scripts/" in line else []
+            if words[:1] == ["longvpo"]:
+                yield name, words[1:]
+            elif len(words) > 1 and (match := re.fullmatch(r"dataset_scripts/(\w+)\.py", words[1])):
+                yield name, ["build", match[1], *words[2:]]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"), documented(), ids=lambda value: value if isinstance(value, str) else None
+)
+def test_documented_commands_are_commands(document: str, words: list[str]) -> None:
+    if "…" in words:
+        words = words[: words.index("…")]
+    app_module.app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "temporal"])
+def test_every_option_that_a_document_names_is_one(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(--[a-z][a-z-]*)", text))
+    assert named <= {"--help", *described(f"build {name}")}
