@@ -80,7 +80,9 @@ def scenes_of(videos: Videos, scenes: SceneSettings, funnel: Funnel) -> tuple[li
         ConfigError: If neither is given.
     """
     if scenes.folder is not None:
-        return [video.timeline for video in read_captions(scenes.folder, *videos.roots)], {"captions": scenes.folder.name}
+        return [video.timeline for video in read_captions(scenes.folder, *videos.roots)], {
+            "captions": scenes.folder.name
+        }
     if videos.corpus.corpus is None or videos.corpus.source is None:
         raise ConfigError("--corpus and --source are needed, or --captions with the folder of an earlier run")
     whole, facts = read_videos(videos, funnel)
