@@ -160,7 +160,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "public": (),
     "papers": (),
     "processes": (),
-    "shipped": (),
+    "shipped": ("errors",),
     "artifacts": ("errors",),
     "record": ("artifacts", "public", "errors"),
     "funnel": ("artifacts", "errors"),
