@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ def test_the_reference_view() -> None:
 # ---------------------------------------------------------------------------------------------------- bad rows
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
 def good_row() -> dict[str, Any]:
     clips = [{"file_name": f"{i}.mp4", "start_seconds": 0.0, "end_seconds": 2.0} for i in range(2)]
     return {
@@ -208,6 +212,18 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def test_messages_before_the_question_come_through() -> None:
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
+    row = {**good_row(), "prompt": [SYSTEM, *turns, *good_row()["prompt"]]}
+    read = VideoPreference.from_row(row)
+    assert (read.question, [message.role for message in read.context]) == ("Why?", ["system", "user", "assistant"])
+    assert read.to_row(lambda clip: clip.path)["prompt"] == read.prompt == row["prompt"]
+    # Rows without them keep the ids they have; rows with them are others.
+    bare = VideoPreference.from_row({**good_row(), "id": ""})
+    assert bare.id == "a0b9cbc333501f757bbdc4c4"
+    assert replace(bare, context=read.context, id="").id != bare.id
+
+
 def test_the_good_row_is_good() -> None:
     row = VideoPreference.from_row(good_row())
     assert (row.id, row.question, row.chosen, row.rejected, row.evidence) == ("r17", "Why?", "yes", "no", (0,))
@@ -217,15 +233,22 @@ def test_the_good_row_is_good() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("prompt", "Why?"), r"row r17: prompt must be a list of one message .* got 'Why\?'"),
-        (put("prompt", []), "row r17: prompt must be a list of one message"),
-        (put("prompt", 0, "role", "system"), "row r17: prompt must be .*'role': 'user'"),
+        (put("prompt", "Why?"), r"row r17: prompt must be a list of messages .*last has the role 'user', got 'Why\?'"),
+        (put("prompt", []), "row r17: prompt must be a list of messages"),
+        (put("prompt", 0, "role", "system"), "row r17: prompt must be .*the role 'user'"),
+        (put("prompt", [*good_row()["prompt"], *good_row()["chosen"]]), "row r17: prompt must be .*the role 'user'"),
+        (put("prompt", [{"role": "tool", "content": "x"}, *good_row()["prompt"]]), "message 0 of .*'tool'.*row r17"),
+        (put("prompt", [*good_row()["prompt"], SYSTEM, *good_row()["prompt"]]), "message 1 of .*'system'.*row r17"),
+        (
+            put("chosen", [*good_row()["chosen"], *good_row()["prompt"], *good_row()["chosen"]]),
+            "row r17: chosen must be",
+        ),
         (put("prompt", 0, "content", None), "row r17: prompt must be"),
         (put("prompt", 0, "content", "  \n"), r"question of a preference is empty \(row r17\); drop the row"),
-        (put("chosen", None), "row r17: chosen must be .*'role': 'assistant'.* got None"),
+        (put("chosen", None), "row r17: chosen must be .*the role 'assistant', got None"),
         (put("chosen", 0, "content", ""), r"chosen of a preference is empty \(row r17\)"),
         (put("chosen", 0, "content", "no"), r"chosen and rejected are the same, 'no' \(row r17\)"),
-        (put("rejected", [{"role": "user", "content": "no"}]), "row r17: rejected must be .*'role': 'assistant'"),
+        (put("rejected", [{"role": "user", "content": "no"}]), "row r17: rejected must be .*the role 'assistant'"),
         (put("rejected", 0, "content", " "), r"rejected of a preference is empty \(row r17\)"),
         (put("clips", []), r"row r17: clips must be a list of at least one clip, got \[\]"),
         (put("clips", None), "row r17: clips must be a list of at least one clip, got None"),

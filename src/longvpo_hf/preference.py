@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.timeline import Clip, Timeline, View, check_indices
@@ -115,6 +116,39 @@ class Provenance:
     reasoning: str = ""
 
 
+class RowError(DatasetError):
+    """A row that cannot be trained on.
+
+    Attributes:
+        kind: One of `ROW_PROBLEMS`.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str]]:
+        """Lets the error leave a worker process unchanged."""
+        return type(self), (self.kind, str(self))
+
+
+#: Why a row cannot be trained on, whatever the model.
+ROW_PROBLEMS = {
+    "no_clips": "the row has no clips",
+    "messages": "the prompt does not end with the user's message, or an answer is not one message of the assistant",
+    "empty_text": "the question or an answer is empty",
+    "same_answers": "chosen and rejected are the same, so there is nothing to prefer",
+    "malformed": "a field is missing or of another type, or a number is out of range",
+}
+
+
+class Message(NamedTuple):
+    """A turn of a conversation: who speaks (`system`, `user` or `assistant`), and the text."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class VideoPreference:
     """One question about one timeline with a preferred and a dispreferred answer.
@@ -128,9 +162,12 @@ class VideoPreference:
         reference: Indices of the clips the reference model is scored on; empty means the whole timeline.
         provenance: Where the row came from.
         id: Content hash; computed when empty.
+        context: Messages before the question: a system prompt, earlier turns. The video comes before the text of the
+            first message of the user.
 
     Raises:
-        ValueError: If a text is empty, both answers are the same, or an index is outside the timeline.
+        RowError: If a text is empty, both answers are the same, or the context has a role that is not known.
+        ValueError: If an index is outside the timeline.
     """
 
     timeline: Timeline
@@ -141,14 +178,26 @@ class VideoPreference:
     reference: tuple[int, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
     id: str = ""
+    context: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         where = f" (row {self.id})" if self.id else ""
         for name in ("question", "chosen", "rejected"):
             if not getattr(self, name).strip():
-                raise DatasetError(f"{name} of a preference is empty{where}; drop the row before training on it.")
+                raise RowError(
+                    "empty_text", f"{name} of a preference is empty{where}; drop the row before training on it."
+                )
         if self.chosen == self.rejected:
-            raise DatasetError(f"chosen and rejected are the same, {self.chosen!r}{where}: there is nothing to prefer.")
+            raise RowError(
+                "same_answers", f"chosen and rejected are the same, {self.chosen!r}{where}: there is nothing to prefer."
+            )
+        for place, (role, _) in enumerate(self.context):
+            if role not in ("system", "user", "assistant") or (role == "system" and place > 0):
+                raise RowError(
+                    "messages",
+                    f"message {place} of the prompt has the role {role!r}{where}: roles are user and assistant, and "
+                    "system for the first.",
+                )
         check_indices(self.evidence, len(self.timeline), f"evidence{where}")
         check_indices(self.reference, len(self.timeline), f"reference{where}")
         if not self.id:
@@ -159,9 +208,15 @@ class VideoPreference:
         """The view that the row wants the reference model to be scored on."""
         return View.only(self.reference) if self.reference else View.whole()
 
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """All messages that the answers follow, in TRL's form."""
+        return [message._asdict() for message in (*self.context, Message("user", self.question))]
+
     def _content_hash(self) -> str:
         clips = [(PurePosixPath(clip.path).name, clip.start_seconds, clip.end_seconds) for clip in self.timeline.clips]
-        content = [clips, self.question, self.chosen, self.rejected, self.evidence, self.reference]
+        content: list[Any] = [clips, self.question, self.chosen, self.rejected, self.evidence, self.reference]
+        content += [self.context] if self.context else []  # rows without one keep the ids they have
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:24]
 
     def to_row(self, file_name: Callable[[Clip], str]) -> dict[str, Any]:
@@ -172,7 +227,7 @@ class VideoPreference:
         """
         return {
             "id": self.id,
-            "prompt": [{"role": "user", "content": self.question}],
+            "prompt": self.prompt,
             "chosen": [{"role": "assistant", "content": self.chosen}],
             "rejected": [{"role": "assistant", "content": self.rejected}],
             "clips": [
@@ -201,16 +256,19 @@ class VideoPreference:
         where = f"row {row.get('id') or '?'}"
         clips = row.get("clips")
         if not isinstance(clips, list) or not clips:
-            raise DatasetError(f"{where}: clips must be a list of at least one clip, got {clips!r}.")
+            kind = "malformed" if clips else "no_clips"
+            raise RowError(kind, f"{where}: clips must be a list of at least one clip, got {clips!r}.")
+        *context, question = _messages_of(row, "prompt", "user", where)
         return cls(
             timeline=Timeline(tuple(_clip_of(clip, f"{where}: clips[{i}]") for i, clip in enumerate(clips))),
-            question=_text_of(row, "prompt", "user", where),
-            chosen=_text_of(row, "chosen", "assistant", where),
-            rejected=_text_of(row, "rejected", "assistant", where),
+            question=question.content,
+            chosen=_answer_of(row, "chosen", where),
+            rejected=_answer_of(row, "rejected", where),
             evidence=_indices_of(row, "evidence", where),
             reference=_indices_of(row, "reference", where),
             provenance=_provenance_of(row.get("provenance"), where),
             id=row.get("id") or "",
+            context=tuple(context),
         )
 
 
@@ -229,14 +287,33 @@ def undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _text_of(row: Mapping[str, Any], name: str, role: str, where: str) -> str:
-    messages = row.get(name)
-    message = messages[0] if isinstance(messages, list) and len(messages) == 1 else None
-    if not isinstance(message, Mapping) or message.get("role") != role or not isinstance(message.get("content"), str):
-        raise DatasetError(
-            f"{where}: {name} must be a list of one message {{'role': {role!r}, 'content': text}}, got {messages!r}."
+def _messages_of(row: Mapping[str, Any], name: str, last: str, where: str) -> list[Message]:
+    """Messages of a row, of which the last has the role `last`."""
+    stored = row.get(name)
+    messages = [
+        Message(message["role"], message["content"])
+        for message in (stored if isinstance(stored, list) else [])
+        if isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+    ]
+    if not messages or len(messages) != len(stored or ()) or messages[-1].role != last:
+        raise RowError(
+            "messages",
+            f"{where}: {name} must be a list of messages {{'role': …, 'content': text}} of which the last has the role "
+            f"{last!r}, got {reprlib.repr(stored)}.",
         )
-    return message["content"]
+    return messages
+
+
+def _answer_of(row: Mapping[str, Any], name: str, where: str) -> str:
+    messages = _messages_of(row, name, "assistant", where)
+    if len(messages) > 1:
+        raise RowError(
+            "messages",
+            f"{where}: {name} must be one message of the assistant, got {len(messages)}; earlier ones go into prompt.",
+        )
+    return messages[0].content
 
 
 def _indices_of(row: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:

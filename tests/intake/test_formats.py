@@ -259,7 +259,9 @@ def test_a_root_that_is_none(tmp_path: Path) -> None:
         ({"video": None}, "video must be a video or the name of its file, got None"),
         ({"prompt": None}, "without a prompt, chosen and rejected must begin with the same messages"),
         ({"prompt": ""}, "without a prompt"),
-        ({"prompt": [*turns()[0], *turns()[1], *turns()[0]]}, "prompt must be text or one message of the user"),
+        ({"prompt": [*turns()[0], *turns()[1]]}, "prompt must be a message of the user, got role 'assistant'"),
+        ({"prompt": [{"role": "tool", "content": "x"}, *turns()[0]]}, r"prompt\[0\] must be a message of the system"),
+        ({"chosen": [*turns()[1], *turns()[0], *turns()[1]]}, "chosen must be text or one message of the assistant"),
         ({"prompt": [{"role": "system", "content": "Hi"}]}, "prompt must be a message of the user, got role 'system'"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt must have text as its content, got None"),
         ({"prompt": turns([{"type": "video", "text": None}])[0]}, "prompt must have text as its content"),
@@ -273,6 +275,14 @@ def test_a_root_that_is_none(tmp_path: Path) -> None:
 def test_a_trl_row_not_as_expected_is_named(root: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^row 0: {message}"):
         from_trl(Dataset.from_list([trl_row(**changed)]), root)
+
+
+def test_a_system_prompt_and_earlier_turns_are_kept(root: Path) -> None:
+    prompt = [{"role": "system", "content": "Be brief."}, *turns()[0], *turns()[1], *turns("And then?")[0]]
+    (row,) = read_all(from_trl(Dataset.from_list([trl_row(prompt=prompt)]), root))
+    assert [message.role for message in row.context] == ["system", "user", "assistant"]
+    assert row.context[0].content == "Be brief."
+    assert row.question == "And then?"
 
 
 def test_in_a_list_of_videos_the_one_is_named(root: Path) -> None:

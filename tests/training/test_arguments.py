@@ -21,7 +21,6 @@ from conftest import make_dataset
 from longvpo_hf import LongVPOConfig, LongVPOTrainer
 from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.training.facts import facts_of
 
 # ------------------------------------------------------------------------------------------- arguments
 
@@ -178,9 +177,10 @@ def test_the_card_says_what_was_trained(
     tmp_path: Path, dataset: Dataset, more: dict[str, Any], loss: str, alpha: str
 ) -> None:
     trainer = trainers.make(tmp_path, dataset, **more)
-    settings = dict(facts_of(trainer, None, None, None).settings)
-    assert settings["loss"] == loss
-    assert settings["α (weight of the SFT term)"] == alpha
+    trainer.create_model_card()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
+    assert f"| loss | {loss} |" in card
+    assert f"| α (weight of the SFT term) | {alpha} |" in card
     assert trainer.args.preference_losses == dict(zip(trainer.loss_types, trainer.loss_weights, strict=True))
 
 

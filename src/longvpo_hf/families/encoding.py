@@ -99,8 +99,12 @@ class PromptEncoder:
                 types += self.processor.create_mm_token_type_ids(ids[-1:])
         return EncodedPrompts(ids, types, {key: value for key, value in first.items() if key not in _TEXT_KEYS})
 
-    def encode_answer(self, question: str, answer: str) -> list[int]:
+    def encode_answer(self, prompt: str | Sequence[Message], answer: str) -> list[int]:
         """Token ids of an assistant's answer about a video, with what the chat template writes after it.
+
+        Args:
+            prompt: The messages before it, or the text of a single question.
+            answer: The answer.
 
         Prompt and answer together are the tokens of the whole conversation. Where these would merge the prompt's end
         with the answer's start, the answer starts at the prompt's end, as it does when a model generates it.
@@ -109,26 +113,31 @@ class PromptEncoder:
             ModelError: If the template renders the prompt differently once an answer follows, a text contains a
                 placeholder of the processor, or the tokenizer has no ids for the answer that follow the prompt's.
         """
+        return self.encode_texts(prompt, answer)[1]
+
+    def encode_texts(self, prompt: str | Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt with its video as one placeholder, and of the answer; see `encode_answer`."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         # Rendered with a video, like the prompt: SmolVLM's processor has another template for texts alone.
-        user = {"role": "user", "content": [{"type": "video"}, *self._content(question)]}
+        turns = self._turns(messages, with_video=True)
+        before = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         assistant = {"role": "assistant", "content": self._content(answer)}
-        prompt = self.processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-        whole = self.processor.apply_chat_template([user, assistant], tokenize=False)
-        if not whole.startswith(prompt):
+        whole = self.processor.apply_chat_template([*turns, assistant], tokenize=False)
+        if not whole.startswith(before):
             raise ModelError(
                 f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
-                f"follows: {prompt[-60:]!r} is not how {whole[:200]!r} goes on. Use a template that only appends."
+                f"follows: {before[-60:]!r} is not how {whole[:200]!r} goes on. Use a template that only appends."
             )
-        prompt_ids, whole_ids = self._tokenize(prompt), self._tokenize(whole)
+        prompt_ids, whole_ids = self._tokenize(before), self._tokenize(whole)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
-            return whole_ids[len(prompt_ids) :]
-        answer_ids = self._tokenize(whole[len(prompt) :])
+            return prompt_ids, whole_ids[len(prompt_ids) :]
+        answer_ids = self._tokenize(whole[len(before) :])
         if self._text(prompt_ids + answer_ids) != self._text(whole_ids):  # a space put before the answer, for one
             raise ModelError(
-                f"{type(self.processor.tokenizer).__name__} merges the prompt's end {prompt[-20:]!r} with the answer's "
+                f"{type(self.processor.tokenizer).__name__} merges the prompt's end {before[-20:]!r} with the answer's "
                 f"start {answer[:20]!r}, and reads the answer alone as another text: drop what the answer starts with."
             )
-        return answer_ids
+        return prompt_ids, answer_ids
 
     def _content(self, text: str) -> list[dict[str, str]]:
         for token in self.processor.all_special_multimodal_tokens:
@@ -140,6 +149,11 @@ class PromptEncoder:
         return [{"type": "text", "text": text}]
 
     def _render(self, messages: Sequence[Message], with_video: bool) -> str:
+        turns = self._turns(messages, with_video)
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+    def _turns(self, messages: Sequence[Message], with_video: bool) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them, with the video before the first text of the user."""
         rendered, placed = [], not with_video
         for message in messages:
             content = self._content(message["content"])
@@ -149,7 +163,7 @@ class PromptEncoder:
             rendered.append({"role": message["role"], "content": content})
         if not placed:
             raise ModelError(f"A prompt about a video needs a user message, got roles {[m['role'] for m in messages]}.")
-        return self.processor.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
+        return rendered
 
     def _process(self, text: str, frames: Frames | None) -> Mapping[str, Any]:
         videos: dict[str, Any] = {}

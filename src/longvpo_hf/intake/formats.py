@@ -33,7 +33,7 @@ from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.frames import UnreadableVideo, whole_clip
 from longvpo_hf.intake.records import short_repr
 from longvpo_hf.paths import OutsideRoot, path_inside
-from longvpo_hf.preference import Provenance, VideoPreference, row_schema
+from longvpo_hf.preference import Message, Provenance, VideoPreference, row_schema
 from longvpo_hf.timeline import Clip, Timeline
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def from_trl(
         missing: Whether a row that cannot be used, mostly for want of its video, raises an error or is left out.
 
     Raises:
-        DatasetError: If a row is not as described, has more than one question and one answer, or names a file that is
-            missing, not a video, or outside `video_root`; the message names the row and the field. With
-            `missing="drop"`, if no row is left.
+        DatasetError: If a row is not as described, its answers have several turns, or it names a file that is missing,
+            not a video, or outside `video_root`; the message names the row and the field. With `missing="drop"`, if no
+            row is left.
     """
     columns = [name for name in ("video", "videos") if name in dataset.column_names]
     if len(columns) != 1:
@@ -79,9 +79,11 @@ def from_trl(
 
     def read(row: Mapping[str, Any], where: str) -> VideoPreference:
         prompt, chosen, rejected = _split(row, where)
+        *context, question = prompt if isinstance(prompt, list) else [prompt]
         return _preference(
             media.clips(row[columns[0]], f"{where}: {columns[0]}"),
-            question=_text(prompt, "user", f"{where}: prompt"),
+            context=tuple(_message(message, f"{where}: prompt[{i}]") for i, message in enumerate(context)),
+            question=_text([question] if isinstance(prompt, list) else prompt, "user", f"{where}: prompt"),
             chosen=_text(chosen, "assistant", f"{where}: chosen"),
             rejected=_text(rejected, "assistant", f"{where}: rejected"),
             method="trl",
@@ -189,10 +191,18 @@ def _from_flat(
 
 
 def _preference(
-    clips: tuple[Clip, ...], *, question: str, chosen: str, rejected: str, method: str, where: str
+    clips: tuple[Clip, ...],
+    *,
+    question: str,
+    chosen: str,
+    rejected: str,
+    method: str,
+    where: str,
+    context: tuple[Message, ...] = (),
 ) -> VideoPreference:
+    provenance = Provenance(method=method)
     try:
-        return VideoPreference(Timeline(clips), question, chosen, rejected, provenance=Provenance(method=method))
+        return VideoPreference(Timeline(clips), question, chosen, rejected, provenance=provenance, context=context)
     except ValueError as error:
         raise DatasetError(f"{where}: {error}") from error
 
@@ -253,14 +263,22 @@ def _split(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
     return chosen[:same], chosen[same:], rejected[same:]
 
 
+def _message(message: Any, where: str) -> Message:
+    """A message before the question."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ("system", "user", "assistant"):
+        raise DatasetError(f"{where} must be a message of the system, the user or the assistant, got role {role!r}.")
+    return Message(role, _text([message], role, where))
+
+
 def _text(messages: Any, role: str, where: str) -> str:
     """The text of a prompt or an answer."""
     if isinstance(messages, str):
         return _without_placeholder(messages) if role == "user" else messages
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], Mapping):
         raise DatasetError(
-            f"{where} must be text or one message of the {role}, got {short_repr(messages)}. Rows hold one question "
-            "and one answer; put a system prompt into the chat template."
+            f"{where} must be text or one message of the {role}, got {short_repr(messages)}: a row has one answer; put "
+            "earlier turns into its prompt."
         )
     if messages[0].get("role") != role:
         raise DatasetError(f"{where} must be a message of the {role}, got role {short_repr(messages[0].get('role'))}.")

@@ -220,12 +220,12 @@ class VideoPreferenceCollator:
                 logger.warning(f"on_bad_video='skip': row {names} is left out: {error}")
                 prompts.update(dict.fromkeys(rows, error.reason))
                 continue
-            prompts.update(zip(rows, self._ask(frames, [preferences[i].question for i in rows]), strict=True))
+            prompts.update(zip(rows, self._ask(frames, [preferences[i].prompt for i in rows]), strict=True))
         return [prompts[i] for i in range(len(preferences))]
 
-    def _ask(self, frames: Frames, questions: Sequence[str]) -> list[_Prompt]:
-        encoded = self.encoder.encode(frames, [[{"role": "user", "content": question}] for question in questions])
-        types: Sequence[list[int] | None] = encoded.mm_token_type_ids or [None] * len(questions)
+    def _ask(self, frames: Frames, prompts: Sequence[Sequence[Mapping[str, str]]]) -> list[_Prompt]:
+        encoded = self.encoder.encode(frames, prompts)
+        types: Sequence[list[int] | None] = encoded.mm_token_type_ids or [None] * len(prompts)
         pairs = zip(encoded.input_ids, types, strict=True)
         return [_Prompt(ids, kinds, encoded.visual, len(frames)) for ids, kinds in pairs]
 
@@ -245,7 +245,7 @@ class VideoPreferenceCollator:
         sequences = []  # (prompt, answer ids), chosen first
         for answers in ("chosen", "rejected"):
             for preference, prompt in asked:
-                answer = self.encoder.encode_answer(preference.question, getattr(preference, answers))
+                answer = self.encoder.encode_answer(preference.prompt, getattr(preference, answers))
                 sequences.append((prompt, answer))
                 self._check_length(preference, prompt, len(answer), setting)
         batch: Batch = {
@@ -268,7 +268,7 @@ class VideoPreferenceCollator:
 
     def _stand_in(self, preference: VideoPreference) -> tuple[VideoPreference, _Prompt]:
         frames = Frames(torch.zeros(2, 3, 56, 56, dtype=torch.uint8), (0.25, 0.75), (0, 0), 1.0)
-        return preference, self._ask(frames, [preference.question])[0]
+        return preference, self._ask(frames, [preference.prompt])[0]
 
     def _visual_tokens(self, prompt: _Prompt) -> int:
         return sum(token in self.visual_token_ids for token in prompt.ids)

@@ -15,6 +15,7 @@ from longvpo_hf.errors import ConfigError
 
 ReferenceView = Literal["row", "anchor", "full"]
 OnBadVideo = Literal["raise", "skip"]
+OnBadRow = Literal["raise", "skip"]
 
 
 @dataclass
@@ -53,6 +54,11 @@ class LongVPOConfig(DPOConfig):
             What happens to a row whose video cannot be decoded: `"raise"` ends the run with an error that names row and
             clip, `"skip"` leaves the row out and counts it by reason (`bad_videos/<reason>` in the logs). The loss is
             then the mean over the remaining rows; a batch without any adds nothing to the gradient.
+        on_bad_row (`str`, *optional*, defaults to `"raise"`):
+            What happens to rows that cannot be trained on: no clips, empty or equal answers, more clips than frames,
+            more tokens than the model's context, texts that the chat template cannot take. All rows are looked over
+            before training, without opening a video: `"raise"` ends the run with all that was found, `"skip"` leaves
+            these rows out and logs them. Rows of a stream are checked as they come, and raise.
         max_nonfinite_steps (`int`, *optional*, defaults to `0`):
             Number of optimizer steps in a row that may have a loss or a gradient which is not finite (NaN or infinite).
             Such a step does not change the weights, and its loss is logged as NaN. One more ends the run with an error;
@@ -134,6 +140,14 @@ class LongVPOConfig(DPOConfig):
             "choices": ["raise", "skip"],
         },
     )
+    on_bad_row: OnBadRow = field(
+        default="raise",
+        metadata={
+            "help": "What happens to rows that cannot be trained on. They are looked for before training: 'raise' ends "
+            "the run with all that was found, 'skip' leaves them out and logs them.",
+            "choices": ["raise", "skip"],
+        },
+    )
     max_nonfinite_steps: int = field(
         default=0,
         metadata={
@@ -168,6 +182,8 @@ class LongVPOConfig(DPOConfig):
             raise ConfigError(f"reference must be 'row', 'anchor' or 'full', got {self.reference!r}.")
         if self.on_bad_video not in ("raise", "skip"):
             raise ConfigError(f"on_bad_video must be 'raise' or 'skip', got {self.on_bad_video!r}.")
+        if self.on_bad_row not in ("raise", "skip"):
+            raise ConfigError(f"on_bad_row must be 'raise' or 'skip', got {self.on_bad_row!r}.")
         if self.max_nonfinite_steps < 0:
             raise ConfigError(f"max_nonfinite_steps must be ≥ 0, got {self.max_nonfinite_steps}.")
         if isinstance(self.loss_type, str):

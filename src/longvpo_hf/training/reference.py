@@ -56,7 +56,7 @@ def reference_fingerprints(
                 sizes[clip.path] = os.path.getsize(clip.path) if os.path.isfile(clip.path) else -1
         content = {
             **settings,
-            "texts": [preference.question, preference.chosen, preference.rejected],
+            "texts": [*preference.context, preference.question, preference.chosen, preference.rejected],
             "clips": [
                 [os.path.basename(clip.path), sizes[clip.path], clip.start_seconds, clip.end_seconds] for clip in clips
             ],

@@ -32,6 +32,7 @@ from longvpo_hf.families import context_tokens
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
 from longvpo_hf.publishing.model_card import write_model_card
 from longvpo_hf.record import ModelRecord, write_record
+from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
     BAD_VIDEO_REASONS,
     SCORE_COLUMNS,
@@ -153,7 +154,7 @@ class LongVPOTrainer(DPOTrainer):
                     name, revision=revision, trust_remote_code=args.trust_remote_code
                 )
             data_collator = data_collator or VideoPreferenceCollator.of(processing_class, args)
-            train_dataset = undecoded(train_dataset)
+            train_dataset, eval_dataset = look_over(model, args, data_collator, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             ref_model=ref_model,
