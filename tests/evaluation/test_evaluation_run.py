@@ -588,7 +588,7 @@ def test_annotations_that_are_there_and_cannot_be_read_are_told(root: Path, tmp_
 def test_an_unknown_benchmark_is_told(root: Path, model: Path, tmp_path: Path) -> None:
     result = longvpo_eval(model, "--tasks", "mmlu", "--data-root", root, "--output", tmp_path)
     assert result.exit_code == 2
-    assert "'mmlu' is none of the benchmarks: longvideobench, mlvu, videomme, mvbench, lvbench." in result.output
+    assert "There is no benchmark 'mmlu'; choose among longvideobench, mlvu, videomme, mvbench" in result.output
 
 
 def test_nothing_is_missing_where_all_is_there(root: Path) -> None:

@@ -1,11 +1,10 @@
 """The model `longvpo` of lmms-eval: a checkpoint of this package's trainer, seen through its own sampler and prompts.
 
-Takes lmms-eval's requests; gives answers in their order, one after the other. All that matters is done elsewhere:
-frames by `FrameSampler`, prompts by `PromptEncoder`, batches by `LocalResponder`, weights by `load_checkpoint`. An
-error is raised as it is, never turned into an answer.
+It joins lmms-eval to what the package has: frames come from `FrameSampler`, prompts from `PromptEncoder`, batches from
+`LocalResponder`, weights from `load_checkpoint`. An error is raised, never turned into an answer.
 
-Answers are given as an iterator, so that lmms-eval's response cache keeps each as soon as it is there: a run that was
-interrupted goes on behind the last one it kept (see `docs/evaluation.md`).
+Answers come from an iterator, so that lmms-eval's response cache keeps each one at once: an interrupted run continues
+after the last one it kept (see `docs/evaluation.md`).
 """
 
 from __future__ import annotations
@@ -209,8 +208,8 @@ class LongVPO(lmms):
         """A text, or of subtitles the lines that belong to the frames of a timeline of one clip."""
         if "subtitles" not in part or timeline is None:
             return part["text"]
-        begin = timeline.clips[0].start_seconds
-        instants = [begin + seconds for seconds in self._responder.sampler.timeline_seconds(timeline)]
+        start = timeline.clips[0].start_seconds
+        instants = [start + seconds for seconds in self._responder.sampler.timeline_seconds(timeline)]
         return "\n".join(shown_at(part["subtitles"], instants)) or "No subtitles available"
 
     def _clip(self, path: str) -> Clip:
@@ -225,7 +224,7 @@ def _settings(instance: Instance) -> Mapping[str, Any]:
 
 
 def _until(reply: str, stops: str | Sequence[str] | None) -> str:
-    """The reply up to the first of `stops` in its answer: what stands in its reasoning stops nothing."""
+    """The reply up to the first of `stops` in its answer: a stop within its reasoning does not count."""
     answer = without_reasoning(reply)
     before = reply[: len(reply) - len(answer)] if reply.endswith(answer) else ""
     for stop in [stops] if isinstance(stops, str) else stops or ():

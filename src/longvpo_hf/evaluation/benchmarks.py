@@ -1,9 +1,9 @@
 """The benchmarks: where their questions and videos are, and what a row of theirs asks.
 
-Takes a row as the benchmark's authors publish it; gives a `Question`. Datasets, splits, fields, file names and prompts
-are those of lmms-eval's own tasks (0.7.3), except that an MVBench video may also lie in `data0613`, as lmms-eval
-intends. Everything lies in one folder, the data root: annotations under the dataset's id, or else in the Hub's cache;
-media where lmms-eval unpacks them. Knows nothing of models, answers or scores.
+A row, as the benchmark's authors publish it, becomes a `Question`. Datasets, splits, fields, file names and prompts are
+those of lmms-eval's own tasks (0.7.3), except that an MVBench video may also be in `data0613`, as lmms-eval intends.
+Everything is in one folder, the data root: annotations under the dataset's id, or else in the Hub's cache; media where
+lmms-eval unpacks them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Needle in a haystack: is the question about a few frames still answered among many, wherever they stand?
 
-Takes a responder, questions (the needles) and a filler (the haystack); gives right answers by number of frames and
-depth, as `needle.json` and the heat map `needle.png`. Depth 0 % is the video's begin, 100 % its end, right before the
-question. Lengths are probed from the shortest on; at the first that does not fit in memory the probe ends and says so
-in both files. A killed run goes on where it was: the output folder keeps each cell.
+Questions (the needles) are put into a filler (the haystack); right answers by number of frames and depth are written as
+`needle.json` and the heat map `needle.png`. Depth 0 % is the start of the video, 100 % its end, right before
+the question. Lengths are probed from the shortest on; at the first that does not fit in memory the probe ends and says
+so in both files. A killed run continues: the output folder keeps each finished cell.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def probe_needle(
         questions: The needles.
         filler: The haystack.
         frames: Lengths: frames of the whole video, the needle's among them.
-        num_depths: Number of depths, spread evenly from begin to end; one is the middle.
+        num_depths: Number of depths, spread evenly from start to end; one is the middle.
         output: Folder of the results.
         facts: More of what they depend on; see `settings_of`.
 

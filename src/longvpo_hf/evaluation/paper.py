@@ -23,7 +23,7 @@ class PaperModel:
 
     Args:
         stage: `base`, `stage1`, `stage2`, or what else the paper says of it.
-        note: What tells it from others of its stage; empty where there are none.
+        note: What distinguishes it from others of its stage; empty where there are none.
         scores: Percent by benchmark; a benchmark the paper does not give is left out.
     """
 

@@ -1,10 +1,10 @@
-"""Position bias (LongVPO, Fig. 1): how far may a short video stand from the question, and still be understood?
+"""Position bias (LongVPO, Fig. 1): how far from the question may a short video be, and still be understood?
 
-Takes a responder, questions about short videos and a filler; lays each video's frames, in one block, at random places
-among the filler's and asks. Gives accuracy by distance to the question with bootstrap confidence bands, next to the
-upper bound (the same questions about the video alone), and one number for the dip: upper bound − middle third. Written
-as `position.json` and the curve `position.png`; a killed run goes on where it was. A distance of d frames means that d
-filler frames stand between the video's last frame and the question.
+Each short video's frames are inserted, in one block, at random places among a filler's, and its question is asked. The
+result is accuracy by distance to the question with bootstrap confidence bands, next to the upper bound (the same
+questions about the video alone), and one number for the dip: upper bound − middle third. It is written as
+`position.json` and the curve `position.png`; a killed run continues where it was. A distance of d frames means that d
+filler frames are between the video's last frame and the question.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def probe_position(
     Args:
         responder: Answers; its sampler must grant `num_frames`.
         questions: About short videos.
-        filler: What stands around them.
+        filler: What surrounds them.
         num_frames: Frames of the whole video, the short one's among them.
         placements: Random places for each question; over all questions they are spread evenly.
         output: Folder of the results.

@@ -1,7 +1,6 @@
 """What an evaluation needs, looked for before a model is loaded: annotations, videos, subtitles, a token.
 
-Takes benchmarks and the data root; gives what is missing, each with the command that brings it. Looks at names only: it
-decodes nothing.
+Each missing thing is named with the command that brings it. Only names are looked at: nothing is decoded.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.benchmarks import BENCHMARKS, Benchmark, locate
 
-#: Missing files of a benchmark that are named; of the others only the number is told.
+#: Missing files of a benchmark that are named; the others are only counted.
 _NAMED = 3
 
 
@@ -45,7 +44,7 @@ class NotReady(ConfigError):
         super().__init__("\n".join(["data of the evaluation are missing:", *parts]))
 
     def __reduce__(self) -> tuple[type[NotReady], tuple[tuple[Missing, ...]]]:
-        """Lets the error leave a worker process as it is."""
+        """Lets the error leave a worker process unchanged."""
         return type(self), (self.missing,)
 
 
@@ -142,7 +141,7 @@ def benchmarks_named(names: Iterable[str]) -> list[Benchmark]:
     for name in dict.fromkeys(names):
         if name not in BENCHMARKS or name == "videomme_subtitles":
             known = ", ".join(each for each in BENCHMARKS if each != "videomme_subtitles")
-            raise ConfigError(f"{name!r} is none of the benchmarks: {known}.")
+            raise ConfigError(f"There is no benchmark {name!r}; choose among {known}.")
         benchmarks.append(BENCHMARKS[name])
         if name == "videomme":
             benchmarks.append(BENCHMARKS["videomme_subtitles"])

@@ -1,9 +1,7 @@
-"""What the needle probe and the position probe share: a question's clips laid among others, asked, judged and kept.
+"""What the needle probe and the position probe share: a question's clips inserted among others, asked, judged and kept.
 
-Takes questions about a few frames (`ProbeQuestion`), something to lay them among (`Filler`) and a responder; gives
-right or wrong. Frames are those of the one sampler, answers those of any responder: a place in a long video is a
-`Timeline`, each of whose clips gets the same number of frames. Knows nothing of models, and nothing of what the answers
-are summed up to.
+A question about a few frames (`ProbeQuestion`) at a place in a long video is a `Timeline` of its clips and those of a
+`Filler`, each of which gets the same number of frames; any responder can answer it.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class ProbeQuestion:
         text: The question, as it is asked.
         answer: The truth: one of `letters`, or a text.
         letters: The letters of its options; empty where the reply must be the answer's text.
-        frames_per_clip: Frames of each clip, of the question's and of those it is laid among.
+        frames_per_clip: Frames of each clip, of the question's and of the filler's.
 
     Raises:
         ValueError: If there is no clip, no text, or an answer that is none of the letters.
@@ -84,7 +82,7 @@ class ProbeQuestion:
 
 
 class Filler(Protocol):
-    """What a question's clips are laid among."""
+    """What a question's clips are inserted among."""
 
     @property
     def name(self) -> str:
@@ -305,7 +303,7 @@ def _free_memory() -> None:
 
 
 class Journal:
-    """Results by key in a file of JSON lines, each written as soon as it is known: a killed run goes on after it.
+    """Results by key in a file of JSON lines, each written as soon as it is known: a killed run continues after it.
 
     Args:
         path: The file.
@@ -351,7 +349,7 @@ class Journal:
 def settings_of(
     probe: str, responder: Responder, questions: Sequence[ProbeQuestion], filler: Filler, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a probe's results depend on, beside frames and places; folders of this machine are not told.
+    """What a probe's results depend on, beside frames and places; without the folders of this machine.
 
     Args:
         facts: More of it: what the caller knows of the model, frame sizes and seeds.

@@ -1,8 +1,7 @@
 """One evaluation: models × numbers of frames × benchmarks, through lmms-eval.
 
-Takes checkpoints and benchmarks; looks for the data before it loads a model; gives scores, and writes them with every
-answer into a folder. Answers are kept as they come, so the same call goes on where an interrupted one stopped. Knows
-nothing of frames, prompts or how an answer is read.
+The data are looked for before a model is loaded; scores and all answers are written into a folder. Answers are kept as
+they come, so the same call continues an interrupted one.
 
 Scores of one model at one number of frames, all in percent:
 

@@ -1,7 +1,7 @@
 """Subtitles of a video, and those that belong to the frames a model sees.
 
-Takes SRT files and instants; gives lines. A line belongs to a frame if it is shown at the frame's instant, as
-Video-MME asks: "the subtitles corresponding to the sampled frames". Knows nothing of models or benchmarks.
+A line of an SRT file belongs to a frame if it is shown at the frame's instant, as Video-MME asks: "the subtitles
+corresponding to the sampled frames".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from longvpo_hf.errors import ConfigError
 
-#: What stands behind the times says where on the screen the line is shown.
+#: What follows the times says where on the screen the line is shown.
 _TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)[^\r\n]*")
 #: The number of the next line, on a line of its own before that line's times.
 _COUNTER = re.compile(r"\n[ \t]*\d+[ \t]*\r?\n[ \t]*$")

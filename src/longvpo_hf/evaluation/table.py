@@ -1,9 +1,8 @@
 """The paper's table: base, Stage 1 and Stage 2 side by side with deltas, next to the paper's own numbers.
 
-Takes results of `longvpo eval` (one JSON file for each model and number of frames); gives the table as JSON and
-Markdown, a section of a model card, and the card's `model-index`. Every number says whether it was measured or is the
-paper's; the paper's stand only beside results at the paper's own number of frames. Knows nothing of how answers were
-scored.
+Results of `longvpo eval` (one JSON file for each model and number of frames) become the table as JSON and Markdown, a
+section of a model card, and the card's `model-index`. Every number says whether it was measured or is the paper's; the
+paper's are shown only beside results at the paper's own number of frames.
 """
 
 from __future__ import annotations
@@ -315,7 +314,7 @@ def eval_results(runs: Sequence[EvalRun]) -> list[EvalResult]:
             dataset_name=benchmark.partition(" (")[0].partition(",")[0],
             dataset_split=BENCHMARKS[name].split,
             metric_type="accuracy",
-            # With what tells runs of one dataset apart: the Hub merges their entries.
+            # With what distinguishes runs of one dataset: the Hub merges their entries.
             metric_name=f"{benchmark}, {run.num_frames} frames",
             metric_value=round(value, 2),
         )

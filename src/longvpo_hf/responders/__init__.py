@@ -1,8 +1,7 @@
 """Who answers: one protocol, frames and messages in, text out.
 
-A responder writes questions, answers or judges; which of these it does is in the messages. `LocalResponder` runs a
-transformers model in this process, `EndpointResponder` one behind an OpenAI-compatible endpoint, `ScriptedResponder` a
-function. Knows nothing of rows or filters.
+A responder writes questions, answers or judges, as the messages ask. `LocalResponder` runs a transformers model in this
+process, `EndpointResponder` one behind an OpenAI-compatible endpoint, `ScriptedResponder` a function.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ class Responder(Protocol):
 
     @property
     def name(self) -> str:
-        """Model and revision, as it stands in a row's provenance. See `identity` for what else tells models apart."""
+        """Model and revision, for a row's provenance. See `identity` for what else distinguishes models."""
         ...
 
     def respond(
@@ -163,8 +162,8 @@ def one_by_one(
 def identity(responder: Responder) -> Any:
     """What a responder's answers follow from, as JSON: its name, and its `settings` where it has them.
 
-    A name stands in rows and cannot tell two models in folders of one name apart, nor bounds on answers and frames;
-    finished work must.
+    Rows hold the name, which is the same for two models in folders of one name, and under other bounds on answers and
+    frames; finished work must distinguish these.
     """
     return [responder.name, getattr(responder, "settings", None)]
 

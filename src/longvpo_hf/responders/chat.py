@@ -368,7 +368,7 @@ def _is_private(base_url: str) -> bool:
 
 
 def _at(value: Any, *path: str | int) -> Any:
-    """What stands at a path in JSON of any shape; None where nothing does."""
+    """The value at a path in JSON of any shape; None where there is none."""
     for step in path:
         if isinstance(step, int) and isinstance(value, list) and len(value) > step:
             value = value[step]

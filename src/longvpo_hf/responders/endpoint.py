@@ -214,7 +214,7 @@ class EndpointResponder:
     async def _persist(
         self, call: _Call, parts: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None, chance: random.Random
     ) -> tuple[Outcome, int]:
-        """Asks until there is an outcome that stands or patience is at its end; also how many tries it took."""
+        """Asks until there is an answer or a refusal, or patience runs out; also returns the number of tries."""
 
         def wait_seconds(state: RetryCallState) -> float:
             backoff_seconds = min(_FIRST_WAIT_SECONDS * 2 ** min(state.attempt_number - 1, 16), _LONGEST_WAIT_SECONDS)
@@ -244,7 +244,7 @@ class EndpointResponder:
             EndpointError: If the server answered nothing meanwhile and does not now: it is gone, or a quota is spent.
         """
         why = f"{self.name}: {failure} (tries: {num_tries})"
-        # Another request's answer shows that the server is up; the last one of a call has nobody else to show it.
+        # Another request's answer shows that the server is up; where there is no other, a greeting has to.
         if call.heard_seconds >= started_seconds or isinstance(await self._hello(call), str):
             return Unreached(why)
         asks_to_wait = failure.retry_after_seconds >= self.patience_seconds > 0

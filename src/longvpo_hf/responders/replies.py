@@ -51,7 +51,7 @@ def without_reasoning(reply: str) -> str:
 def opened_reasoning(prompt: str) -> str:
     """The tag with which a template opens the model's reasoning at the end of a prompt; "" where it opens none.
 
-    Before the reply it tells reasoning from an answer, also where the reply ends inside it.
+    Put before the reply, it marks the reasoning as such, also where the reply ends inside it.
     """
     tags = list(_TAG.finditer(prompt))
     if not tags or tags[-1]["close"] or tags[-1]["bracket"] or tags[-1]["kimi"] or prompt[tags[-1].end() :].strip():

@@ -28,7 +28,7 @@ _REASONING = re.compile(
 
 # ------------------------------------------------------------------------------------------------- forms of an answer
 
-#: What is the answer whatever stands around it; one of the groups holds it.
+#: What is the answer whatever is around it; one of the groups holds it.
 _BOX = re.compile(
     r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}|<answer>(.*?)</answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>"
     r"|[\"']answer[\"']\s*:\s*[\"']([^\"']*)[\"']",

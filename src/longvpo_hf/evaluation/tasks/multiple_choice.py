@@ -1,8 +1,7 @@
 """The class of all tasks here: questions of a `Benchmark` as lmms-eval asks and scores them.
 
-Takes a task's YAML, which names the benchmark under `metadata`; gives lmms-eval its rows, messages, records and
-metrics. Differs from lmms-eval's own tasks in that nothing is downloaded or unpacked behind one's back, an error is
-raised as it is instead of retried into a `RetryError`, and media are looked for under the data root.
+A task's YAML names the benchmark under `metadata`. Unlike in lmms-eval's own tasks nothing is downloaded or unpacked
+unasked, an error is raised instead of retried into a `RetryError`, and media are looked for under the data root.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class MultipleChoice(ConfigurableMessagesTask):
     def doc_to_messages(self, doc: Mapping[str, Any], **_: Any) -> list[dict[str, Any]]:
         """One turn of the user: the video, its subtitles where the benchmark has them, the question.
 
-        The part with the subtitles holds all of them as its text, for models that take a text as it is, and as
+        The part with the subtitles holds all of them as its text, for models that take any text, and as
         `subtitles` with their times, for those that show the ones of the frames they sample.
         """
         question = self.question(doc)
@@ -116,7 +115,7 @@ class MultipleChoice(ConfigurableMessagesTask):
     ) -> dict[str, Any]:
         """What one answer adds to each metric: to a group's score nothing unless it is of the group.
 
-        lmms-eval takes standard errors of numbers and of what stands under `score`; M-Avg and `official` have none.
+        lmms-eval computes standard errors of numbers and of the key `score`; M-Avg and `official` have none.
         """
         question = self.question(doc)
         record = scoring.record(
