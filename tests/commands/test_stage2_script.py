@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx2
@@ -24,8 +25,8 @@ from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausa
 import tiny_models
 from cli import result_of
 from longvpo_hf.captions import read_captions
-from longvpo_hf.commands.build import stage2, temporal
-from longvpo_hf.commands.build.models import Models
+from longvpo_hf.commands.build import stage1, stage2, temporal
+from longvpo_hf.commands.build.models import Models, ask_endpoints
 from longvpo_hf.commands.build.options import WriterSettings
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, Request, chat
@@ -173,6 +174,52 @@ def test_each_endpoint_is_shown_its_own_key(
     settings = WriterSettings(base_url=url, **more)
     assert Models(settings, 8, seed=0).reading("endpoint:m").respond([Request("?")]) == ["yes"]
     assert sent == [f"Bearer {(key or 'EMPTY').replace(' ', '-')}"]
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [(stage1, ["--judge", "endpoint:blind"]), (stage2, ["--captioner", "endpoint:blind"]), (temporal, [])],
+    ids=["stage1", "stage2", "temporal"],
+)
+def test_an_endpoint_is_asked_before_anything_is_cut(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: ModuleType, more: list[str]
+) -> None:
+    """Models that see are shown a picture, models that read are not; a dry run asks nobody."""
+    asked: list[tuple[str, bool]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content)
+        shows = len(body["messages"][0]["content"]) > 1
+        asked.append((body["model"], shows))
+        if body["model"] == "blind" and shows:
+            return httpx2.Response(400, json={"error": "not a multimodal model"})
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
+
+    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    args = arguments(videos, tmp_path / "rows", "--base-url", "http://localhost:1/v1", *more)
+    args[args.index("scripted")] = "endpoint:blind" if command is temporal else "scripted"
+    with pytest.raises(SystemExit):
+        command.main(args)
+    assert "blind at http://localhost:1/v1 answers text but takes no images: " in capsys.readouterr().err
+    assert asked == [("blind", True), ("blind", False)]
+    assert not list(tmp_path.rglob("*.mp4"))
+    asked.clear()
+    command.main([*args, "--dry-run"])
+    assert not asked
+
+
+def test_a_writer_is_shown_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content)
+        asked.append((body["model"], len(body["messages"][0]["content"])))
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
+
+    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    settings = WriterSettings(base_url="http://localhost:1/v1")
+    ask_endpoints(settings, ["endpoint:sees", None, "scripted", "endpoint:sees"], ["endpoint:reads", None])
+    assert asked == [("sees", 2), ("reads", 1)]
 
 
 def test_the_second_iteration_is_told_on_the_card(videos: Path, tmp_path: Path) -> None:

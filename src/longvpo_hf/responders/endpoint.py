@@ -272,7 +272,8 @@ class EndpointResponder:
             )
             if sees_video and is_refused and isinstance(await self._hello(call), str):
                 raise EndpointError(
-                    f"{self._chat} answers text but takes no images: serve a vision-language model. It said: {outcome}"
+                    f"{self._chat} answers text but takes no images: serve a vision-language model. It said: "
+                    f"{str(outcome).removeprefix(f'{self._chat}: ')}"
                 )
             if isinstance(outcome, Failure):
                 outcome, _ = await self._persist(call, parts, None, random.Random(self._chat.seed))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.commands.build.options import FPS, FRAMES, MAX_PIXELS, ModelSettings, WriterSettings
@@ -90,6 +92,27 @@ class Models:
         if not sees:
             return TextResponder(loaded, processor, max_new_tokens, settings.batch_size)
         return LocalResponder(loaded, processor, self._sampler, max_new_tokens, settings.batch_size)
+
+
+def ask_endpoints(settings: ModelSettings, seeing: Sequence[str | None], reading: Sequence[str | None] = ()) -> None:
+    """Asks each endpoint of a build a tiny question, before the build cuts anything.
+
+    Args:
+        settings: How models are asked.
+        seeing: Names of the models that are shown frames; others than endpoints, and None, are left alone.
+        reading: Names of those that read captions.
+
+    Raises:
+        EndpointError: If an endpoint does not answer: no server, another model, a wrong key, no images.
+    """
+    from longvpo_hf.responders import EndpointResponder
+
+    models = Models(settings, FRAMES, seed=0)
+    for names, get, sees_video in ((seeing, models.seeing, True), (reading, models.reading, False)):
+        for name in dict.fromkeys(name for name in names if name and name.partition(":")[0] == "endpoint"):
+            endpoint = get(name)
+            assert isinstance(endpoint, EndpointResponder)
+            endpoint.check(sees_video, on_wait=lambda why: print(why, file=sys.stderr))
 
 
 def device_of(settings: ModelSettings) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvpo_hf.commands.build.models import Models, device_of
+from longvpo_hf.commands.build.models import Models, ask_endpoints, device_of
 from longvpo_hf.commands.build.options import (
     FPS,
     FRAMES,
@@ -82,6 +82,8 @@ def build(
     The same command goes on where a killed run stopped. `--dry-run` says what a run would cost before it asks a model.
     """
     asking.check([roles.responder, roles.writer, roles.judge])
+    if not output.dry_run:
+        ask_endpoints(asking, seeing=[roles.responder, roles.writer, roles.judge])
     funnel = Funnel(output.log)
     videos, facts = read_videos(Videos(corpus, cutting, media, output), funnel)
     clips = [clip for video in videos for clip in video.clips]

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from longvpo_hf.building.captioning import CaptioningSettings
-from longvpo_hf.commands.build.models import Models
+from longvpo_hf.commands.build.models import Models, ask_endpoints
 from longvpo_hf.commands.build.options import (
     CAPTIONS,
     MODELS,
@@ -99,6 +99,8 @@ def build(
     them, `--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
     """
     asking.check([roles.answerer, roles.captioner, roles.writer, roles.judge])
+    if not output.dry_run:
+        ask_endpoints(asking, seeing=[roles.answerer, roles.captioner], reading=[roles.writer, roles.judge])
     funnel = Funnel(output.log)
     source = Videos(corpus, cutting, media, output)
     timelines, facts = scenes_of(source, scenes, funnel)

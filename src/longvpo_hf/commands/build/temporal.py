@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from longvpo_hf.building.captioning import CaptioningSettings
-from longvpo_hf.commands.build.models import Models
+from longvpo_hf.commands.build.models import Models, ask_endpoints
 from longvpo_hf.commands.build.options import (
     CAPTIONS,
     MODELS,
@@ -98,6 +98,8 @@ def build(
     """
     judge = roles.judge or roles.writer or roles.responder
     asking.check([roles.responder, roles.captioner, roles.writer, judge])
+    if not output.dry_run:
+        ask_endpoints(asking, seeing=[roles.responder, roles.captioner], reading=[roles.writer, judge])
     funnel = Funnel(output.log)
     source = Videos(corpus, cutting, media, output)
     timelines, facts = scenes_of(source, scenes, funnel)
