@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import re
 import socket
 import subprocess
@@ -663,6 +664,59 @@ def test_a_build_drops_what_is_not_answered_by_name(serve: Serve, clips: dict[st
     assert unanswered["detail"].startswith(f"writer at {server.base_url}: status 422: too white. ")
     asked = [call for call in server.calls if call.body["model"] == "writer"]
     assert len(asked) == 4  # each clip once
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_build_through_outages_makes_the_rows_of_an_undisturbed_one(
+    serve: Serve, clips: dict[str, Clip], tmp_path: Path, seed: int
+) -> None:
+    """The server answers 30 %, dies, comes back, twice; the same command asks for what is missing only."""
+    rng = random.Random(seed)
+    dies_after = [rng.randint(2, 5), rng.randint(6, 9)]
+    answered: list[str] = []
+    state = {"weak": False}
+
+    def script(call: Call) -> Reply:
+        if state["weak"]:
+            if dies_after and len(answered) >= dies_after[0]:
+                return Reply(status=502, body=b"gone", hang_up=call.number % 2 == 0)
+            if call.number % 10 not in (1, 4, 8):
+                return Reply(status=503, body=b"busy")
+        answered.append(call.text)
+        colours = [int(np.asarray(image).min()) for image in call.images]
+        is_writer = call.body["model"] == "writer"
+        return Reply(f"Which colour of {colours} is it?" if is_writer else f"One of brightness {colours}.")
+
+    server = serve(script)
+
+    def build(name: str) -> bytes:
+        writer, answerer = (
+            EndpointResponder(model, server.base_url, sampler(), concurrency=2, patience_seconds=1)
+            for model in ("writer", "answerer")
+        )
+        settings = Stage1Settings(num_rows=6, max_clips=3, max_rounds=4)
+        build_stage1(list(clips.values()), writer, answerer, tmp_path / name, settings)
+        return (tmp_path / name / "train.parquet").read_bytes()
+
+    undisturbed = build("undisturbed")
+    needed = len(answered)
+    answered.clear()
+    state["weak"] = True
+    stops = []
+    rows = b""
+    while not rows:
+        try:
+            rows = build("disturbed")
+        except EndpointError as error:
+            stops.append(str(error))
+            if dies_after and len(answered) >= dies_after[0]:
+                dies_after.pop(0)
+        assert len(stops) < 9, stops
+    assert not dies_after, "it died twice"
+    assert all("the same command" in stop for stop in stops)
+    assert rows == undisturbed
+    once = len(answered) - answered.count("Hello.")
+    assert needed <= once <= needed + 2 * len(stops), "at most those in flight are answered twice"
 
 
 def test_an_outage_ends_the_call(serve: Serve) -> None:
