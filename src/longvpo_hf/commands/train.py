@@ -35,15 +35,17 @@ def train(
         config: The recipe's YAML, or the name of a shipped one (`longvpo configs`). None: options alone.
         accelerate_config: accelerate's YAML, or the name of a shipped one. None: accelerate's own default.
     """
-    words = [*options, *(["--config", str(find_config(config))] if config else [])]
+    file = ["--config", str(find_config(config))] if config else []
     for_launch = ["--config_file", str(find_accelerate_config(accelerate_config))] if accelerate_config else []
 
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     parser = launch_command_parser()
-    more, words = _split(words, {name for action in parser._actions for name in action.option_strings})
+    more, words = _split(list(options), {name for action in parser._actions for name in action.option_strings})
     # Quiet: the recipe itself says what went wrong, and its parent's traceback would say nothing more.
-    launch_command(parser.parse_args([*for_launch, *more, "--quiet", str(shipped(f"recipes/{recipe}.py")), *words]))
+    launch_command(
+        parser.parse_args([*for_launch, *more, "--quiet", str(shipped(f"recipes/{recipe}.py")), *file, *words])
+    )
 
 
 def _split(words: list[str], launch_options: set[str]) -> tuple[list[str], list[str]]:
