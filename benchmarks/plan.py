@@ -1,15 +1,15 @@
-"""What `longvpo check` estimates beside what a step of `LongVPOTrainer` does; kept in `benchmarks/results/plan.*`.
+"""The plan of `longvpo check` against a real step of `LongVPOTrainer`; kept in `benchmarks/results/plan.*`.
 
     python benchmarks/plan.py
 
 Two comparisons, both on a CPU in float32: the InternVL of `trainer_step.py` (2 million parameters, a residual stream
-like a real model's) at growing lengths in all its modes; and the tiny models of the tests, of all families. Measured
-are parameters, tokens of the collated batch, FLOPs by torch's counter (causal halves left out, as the estimate does),
-bytes that autograd saves, bytes of gradients and optimizer, and the highest resident memory of the step above what was
-held before it. Nothing here says anything of a GPU's time or memory.
+like a real model's) at growing lengths in all its modes; and the tests' tiny models of all families. Measured are
+parameters, tokens of the collated batch, FLOPs (without the causal halves, as in a plan), bytes that autograd saves,
+bytes of gradients and optimizer, and the highest resident memory of the step above what was held before it. Nothing
+here applies to a GPU's time or memory.
 
-TRL's fused head scores every position on a CPU and only the answers' on a GPU, which is what the estimate is about: the
-head's work is left out on both sides.
+On a CPU TRL's fused head scores every position, on a GPU only the answers', which is what a plan is about: the head's
+work is left out on both sides.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ FAMILIES = tuple(tiny_models.ALL)
 
 
 def internvl(connection: Connection, setup: Setup) -> None:
-    """Sends what was estimated and measured of one configuration of `trainer_step.py`."""
+    """Sends what was planned and measured for one configuration of `trainer_step.py`."""
     trainer_step._quiet(setup.threads)
     try:
         run = Run(setup)
@@ -80,7 +80,7 @@ def internvl(connection: Connection, setup: Setup) -> None:
             "peak_mib": peak / MIB,
         }
         connection.send({"estimated": estimated, "measured": measured})
-    except Exception:  # told to the parent with its traceback, which raises it
+    except Exception:  # sent to the parent with its traceback, which raises it
         connection.send(RuntimeError(f"{setup.mode} {setup.size}:\n{traceback.format_exc()}"))
 
 
@@ -97,7 +97,7 @@ def _rows(setup: Setup, tokens: dict[str, int]) -> Rows:
 
 
 class GradientRun(Run):
-    """A run that notes the gradients' bytes before they are let go."""
+    """A run that records the gradients' bytes before they are freed."""
 
     gradient_bytes = 0
 
@@ -111,7 +111,7 @@ class GradientRun(Run):
 
 
 def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
-    """What is estimated and measured of a step of the tests' tiny model of a family."""
+    """What is planned and measured for a step of the tests' tiny model of a family."""
     rows = Dataset.from_list(trainer_step.write_rows(folder, frames, 56)[:1])
     trainer = trainers.make(folder, rows, name, num_frames=frames, fps=1.0, per_device_train_batch_size=1)
     batch = trainers.batch_of(trainer, rows)
@@ -154,7 +154,7 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
 
 
 def estimate(trainer: Any, batch: dict[str, Any], lora: bool, rows: Rows) -> dict[str, float]:
-    """What `longvpo check` says of a trainer."""
+    """The plan of a trainer."""
     model = ModelConfig(
         model_name_or_path="model", dtype="float32", use_peft=lora, lora_r=16, lora_alpha=8, lora_dropout=0.0
     )
@@ -215,7 +215,7 @@ def held(trainer: Any) -> dict[str, float]:
 
 
 def table(runs: dict[str, Any], figures: list[str]) -> list[str]:
-    """Markdown: of each figure measured, estimated, and the ratio."""
+    """Markdown: each figure as measured, as estimated, and the ratio."""
     lines = ["| | figure | measured | estimated | estimated / measured |", "|---|---|---:|---:|---:|"]
     for name, run in runs.items():
         for figure in figures:
@@ -244,26 +244,25 @@ def report(results: dict[str, Any]) -> str:
         [
             "# `longvpo check` against a real step, on a CPU",
             "",
-            "Float32, the work of the LM head left out on both sides (on a CPU it scores every position, on a GPU the",
-            "answers' alone). No GPU was at hand: what is said here of memory is about tensors, not about CUDA's",
-            "allocator, and of step time nothing at all. LLaVA-OneVision has a norm behind its tower that gets no",
-            "gradient.",
+            "Float32, without the work of the LM head on both sides (on a CPU it scores every position, on a GPU",
+            "only the answers'). No GPU was used: memory here is that of tensors, not of CUDA's allocator, and step",
+            "time was not compared. LLaVA-OneVision has a norm behind its tower that gets no gradient.",
             "",
-            "Parameters, trained parameters, visual tokens, gradients and optimizer are to be equal, to the last one: "
+            "Parameters, trained parameters, visual tokens, gradients and optimizer must be equal, to the last one: "
             + ("they are, in all of the runs below." if not differ else "**not** for " + "; ".join(differ) + "."),
             "",
             "## An InternVL of 2 million parameters (the one of trainer_step_cpu.md)",
             "",
             *table(results["internvl"], [*estimated, "peak_mib"]),
             "",
-            "The peak is the resident memory's, above what was held before the step, of two steps the larger; the",
-            "estimate is activations, vision, head and gradients: too low for a CPU, most of all with adapters and",
-            "checkpointing; how much of that is the allocator's is not known, nor what a GPU's will take: for that",
-            f"`longvpo check` adds {FRAGMENTED:.0%} and {RESERVE_GIB} GiB, which no GPU has confirmed.",
+            "The peak is that of resident memory above what was held before the step, the larger of two steps. The",
+            "estimate is activations, vision, head and gradients. It is too low for a CPU, most of all with adapters",
+            "and checkpointing. How much of that is due to the allocator is not known, nor what a GPU's allocator",
+            f"takes: for that `longvpo check` adds {FRAGMENTED:.0%} and {RESERVE_GIB} GiB, which no GPU has confirmed.",
             "",
             "## Tiny models of all families",
             "",
-            "Their text model is 32 wide: what is small beside a real model's layers (norms, rope) is large here.",
+            "Their text model is 32 wide, so what is small beside a real model's layers (norms, rope) is large here.",
             "",
             *table(results["families"], estimated),
             "",

@@ -395,9 +395,8 @@ def build_trainer(setup: Setup, folder: str) -> DPOTrainer:
             freeze_vision_tower=mode.lora,
             **arguments,
         )
-        trainer = LongVPOTrainer(
-            model, config, Dataset.from_list(setup.rows[: arm.pairs]), processing_class=processor, **models_
-        )
+        rows = Dataset.from_list(setup.rows[: arm.pairs])
+        trainer = LongVPOTrainer(model, args=config, train_dataset=rows, processing_class=processor, **models_)
     if mode.checkpointing:
         trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     trainer.current_gradient_accumulation_steps = 1
@@ -449,10 +448,12 @@ class Run:
         counter = FlopCounter()
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self._step()
-        metrics = self.trainer._metrics["train"]
+        ours = isinstance(self.trainer, LongVPOTrainer)
+        logged = self.trainer._take_means("train") if ours else self.trainer._metrics["train"]
+        metrics = {name: value if ours else value[-1] for name, value in logged.items()}
         return {
             "loss": loss,
-            "log_probs": [metrics[f"logps/{answer}"][-1] for answer in ("chosen", "rejected")],
+            "log_probs": [metrics[f"logps/{answer}"] for answer in ("chosen", "rejected")],
             "flops": counter.flops,
             "flops_causal_skips": counter.skipped,
             "saved_bytes": sum(saved.values()),

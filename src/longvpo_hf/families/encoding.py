@@ -76,7 +76,7 @@ class PromptEncoder:
         if not family.processor and (reason := _reason_in_trial(self)):
             raise ModelError(
                 f"{type(processor).__name__} is of no family that docs/families.md lists, and a trial on two small "
-                f"videos failed: {reason}. Choose a model of a listed family, or add this one (CONTRIBUTING.md)."
+                f"videos failed: {reason}. Choose a model of a listed family, or add this one as that page says."
             )
 
     def encode(self, frames: Frames | None, prompts: Sequence[Sequence[Message]]) -> EncodedPrompts:
