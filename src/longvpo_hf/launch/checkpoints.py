@@ -16,6 +16,7 @@ from trl import ModelConfig
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.training.checkpoints import last_whole_checkpoint, torn
 from longvpo_hf.training.config import LongVPOConfig
 
 logger = get_logger(__name__)
@@ -77,24 +78,29 @@ def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
 
 
 def checkpoint_to_resume(training: LongVPOConfig) -> str | None:
-    """The checkpoint that training goes on from; None to begin.
+    """The checkpoint that training resumes from; None to start anew.
 
     `resume_from_checkpoint=true` means the last whole one in `output_dir`, if there is any: a killed run may leave a
     checkpoint that was not written to its end.
 
     Raises:
-        ValueError: If `output_dir` holds checkpoints and nothing was said of resuming.
+        ConfigError: If the checkpoint that is asked for is not whole, or if `output_dir` holds checkpoints and
+            `resume_from_checkpoint` does not say what to do with them.
     """
     asked = training.resume_from_checkpoint
     if asked is not None and str(asked).lower() not in ("true", "false"):
+        reason = torn(Path(asked))
+        if reason is not None:
+            raise ConfigError(
+                f"resume_from_checkpoint={asked}: {reason}; name a whole checkpoint, or true for the last."
+            )
         return str(asked)
-    folders = Path(training.output_dir).glob("checkpoint-*")
-    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]  # written last
-    if not whole:
+    whole = last_whole_checkpoint(training.output_dir)
+    if whole is None:
         return None
     if str(asked).lower() != "true":
         raise ConfigError(
             f"{training.output_dir} holds checkpoints of an earlier run: go on with --resume_from_checkpoint true, "
             "name another --output_dir, or delete them."
         )
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
+    return str(whole)

@@ -25,7 +25,6 @@ import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.building.captioning import caption_videos
@@ -60,6 +59,7 @@ from longvpo_hf.miniature.world import (
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, ScriptedResponder
 from longvpo_hf.timeline import Timeline
+from longvpo_hf.training.checkpoints import last_whole_checkpoint
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.trainer import LongVPOTrainer
 
@@ -240,8 +240,8 @@ class Demo:
             )
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(_Progress)
-            checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            trainer.train(resume_from_checkpoint=checkpoint)
+            checkpoint = last_whole_checkpoint(folder)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             with whole_folder(self.output / arm.name) as part:
                 trainer.save_model(str(part))
             logs = [entry for entry in trainer.state.log_history if "loss" in entry]

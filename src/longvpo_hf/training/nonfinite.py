@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers.trainer_utils import get_last_checkpoint
 
 from longvpo_hf.errors import TrainingError
 
 if TYPE_CHECKING:
-    from longvpo_hf.training.config import LongVPOConfig
+    from longvpo_hf.training.checkpoints import last_whole_checkpoint
+from longvpo_hf.training.config import LongVPOConfig
 
 
 class NonFiniteSteps:
@@ -59,7 +58,7 @@ def nonfinite_error(what: str, args: LongVPOConfig) -> TrainingError:
         what: What was seen, as a sentence without its full stop.
         args: The settings to change.
     """
-    saved = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    saved = last_whole_checkpoint(args.output_dir)
     checkpoint = f"the last checkpoint is {saved}" if saved else "there is no checkpoint"
     clipping = "" if 0 < args.max_grad_norm <= 1 else f", set max_grad_norm=1.0 (now {args.max_grad_norm:g})"
     precision = ", use bf16 instead of fp16" if args.fp16 else ""

@@ -32,6 +32,7 @@ from longvpo_hf.families import context_tokens
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
 from longvpo_hf.publishing.model_card import write_model_card
 from longvpo_hf.record import ModelRecord, write_record
+from longvpo_hf.training.checkpoints import seal
 from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
     BAD_VIDEO_REASONS,
@@ -270,9 +271,13 @@ class LongVPOTrainer(DPOTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """TRL's, but weights that are not finite end the run before they replace a checkpoint that is."""
+        """TRL's, but weights that are not finite end the run before they replace a checkpoint that is; sealed."""
         self._require_finite_weights()
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and folder.is_dir():
+            seal(folder)
 
     def _require_finite_weights(self) -> None:
         name = nonfinite_weight(self.model)
