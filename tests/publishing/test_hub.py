@@ -6,6 +6,8 @@ What talks to the Hub runs in a process of its own against `hub_double`; functio
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from dataclasses import replace
@@ -224,6 +226,29 @@ def push_without_leave(repo: str) -> dict[str, str]:
     except DatasetError as error:
         return {"refusal": str(error)}
     return {"refusal": ""}
+
+
+def build_without_leave(source: str, output: str) -> dict[str, str]:
+    """Builds rows that could not be pushed."""
+    from longvpo_hf.commands.build import stage1
+
+    words = ["--corpus", "videofolder", "--source", source, "--responder", "scripted", "--num-rows", "4"]
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        stage1.main([*words, "--output", output, "--push-to-hub", REPO])
+    return {"refusal": said.getvalue()}
+
+
+def test_a_build_that_could_not_push_does_no_work(
+    tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(preferences[0].timeline.clips[0].path).parent
+    with HubDouble() as hub:
+        environment = hub.environment
+        monkeypatch.setattr(hub, "environment", lambda home: environment(home) | {"HF_TOKEN": f"{TOKEN}-of-a-guest"})
+        output = tmp_path / "build" / "rows"
+        told = hub.call(build_without_leave, source, output, cwd=tmp_path, hf_home=tmp_path / "home")
+    assert f"The dataset {REPO} cannot be written to" in told["refusal"]
+    assert not output.parent.exists()
 
 
 def commit_too_many(number: str) -> dict[str, str]:

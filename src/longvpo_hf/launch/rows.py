@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
+from transformers import AutoProcessor
 
+from longvpo_hf.families import context_tokens, model_config
 from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
-from longvpo_hf.launch.arguments import RecipeArguments
+from longvpo_hf.launch.arguments import RecipeArguments, parse
 from longvpo_hf.preference import undecoded
+from longvpo_hf.training.checks import RowCheck, check_rows
+from longvpo_hf.training.collator import VideoPreferenceCollator
 
 _FORMS: dict[str, Callable[..., Dataset]] = {
     "reference": from_reference,
@@ -30,6 +34,26 @@ def load_rows(recipe: RecipeArguments) -> tuple[Dataset | IterableDataset, Datas
         earlier = _split(replace(recipe, dataset_name=recipe.replay_name, dataset_config=None), "train")
         rows = concatenate_datasets([rows, earlier.select(range(min(len(earlier), len(rows) // 2)))])
     return rows, held_out
+
+
+def check_dataset(name: str, config: str | None = None, options: Sequence[str] = ()) -> RowCheck:
+    """Looks over the rows of a dataset, as a training script does before it trains.
+
+    Args:
+        name: The dataset, as `dataset_name` takes it.
+        config: A recipe's YAML, with whose model and settings the rows are checked; None checks the rows alone.
+        options: Options of the recipe, which override the file.
+    """
+    if config is None:
+        return check_rows(_split(RecipeArguments(dataset_name=name), "train"))
+    recipe, model, training = parse(["--config", config, *options])
+    rows = _split(replace(recipe, dataset_name=name, dataset_streaming=False), recipe.dataset_train_split)
+    base = str(model.model_name_or_path)
+    processor = AutoProcessor.from_pretrained(base, revision=model.model_revision)
+    collator = VideoPreferenceCollator.of(processor, training)
+    shapes = model_config(base, model.model_revision or "main")
+    collator.context_tokens = context_tokens(shapes)
+    return check_rows(rows, collator, shapes)
 
 
 def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:

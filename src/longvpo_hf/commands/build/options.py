@@ -164,6 +164,17 @@ class OutputSettings:
         """Where cut clips are, and what is known about sources: both follow from content alone."""
         return self.cache or shared_cache()
 
+    def check(self) -> None:
+        """Makes sure, before any work, that the rows can be pushed where they should go.
+
+        Raises:
+            DatasetError: If they cannot.
+        """
+        if self.push_to_hub is not None and not self.dry_run:
+            from longvpo_hf.publishing.dataset import prepare_push
+
+            prepare_push(self.push_to_hub)
+
     def beside(self, suffix: str) -> Path:
         """A folder next to the output's."""
         return self.output.with_name(self.output.name + suffix)

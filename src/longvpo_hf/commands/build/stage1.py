@@ -82,6 +82,7 @@ def build(
     The same command goes on where a killed run stopped. `--dry-run` says what a run would cost before it asks a model.
     """
     asking.check([roles.responder, roles.writer, roles.judge])
+    output.check()
     if not output.dry_run:
         ask_endpoints(asking, seeing=[roles.responder, roles.writer, roles.judge])
     funnel = Funnel(output.log)

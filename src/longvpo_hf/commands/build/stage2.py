@@ -99,6 +99,7 @@ def build(
     them, `--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
     """
     asking.check([roles.answerer, roles.captioner, roles.writer, roles.judge])
+    output.check()
     if not output.dry_run:
         ask_endpoints(asking, seeing=[roles.answerer, roles.captioner], reading=[roles.writer, roles.judge])
     funnel = Funnel(output.log)

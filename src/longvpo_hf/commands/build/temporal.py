@@ -98,6 +98,7 @@ def build(
     """
     judge = roles.judge or roles.writer or roles.responder
     asking.check([roles.responder, roles.captioner, roles.writer, judge])
+    output.check()
     if not output.dry_run:
         ask_endpoints(asking, seeing=[roles.responder, roles.captioner], reading=[roles.writer, judge])
     funnel = Funnel(output.log)
