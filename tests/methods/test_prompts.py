@@ -36,7 +36,7 @@ TEXTS: dict[ModuleType, dict[str, list[str]]] = {
     stage2: {
         "question_prompt": [
             stage2.question_prompt(SCENES, [], None, ""),
-            stage2.question_prompt(SCENES, ["Scenes #0 to #9: Animals."], 4, "it names no scene"),
+            stage2.question_prompt(SCENES, ["Scenes #0 to #9: Animals."], 4, stage2.try_again([*stage2._BETTER])),
         ],
         "support_prompt": [stage2.support_prompt("Who runs?", "A dog.", LINES)],
         "QUESTION_SCHEMA": [json.dumps(stage2.QUESTION_SCHEMA)],
@@ -61,9 +61,9 @@ HASHES = {
     "stage1-1 also_right_prompt": "36614fbe0b655a14",
     "captions-1 caption_prompt": "602494d136a23148",
     "captions-1 summary_prompt": "505e7812a7f6c0af",
-    "stage2-1 question_prompt": "5254c77c5c410545",
-    "stage2-1 support_prompt": "318f6c9fe1c4820b",
-    "stage2-1 QUESTION_SCHEMA": "855540d425c4f6bf",
+    "stage2-2 question_prompt": "21737870ba13a310",
+    "stage2-2 support_prompt": "318f6c9fe1c4820b",
+    "stage2-2 QUESTION_SCHEMA": "855540d425c4f6bf",
     "temporal-1 question_prompt": "6b2c439f5ed3623f",
     "temporal-1 post_filter_prompt": "f83cd0c62698abff",
     "temporal-1 QUESTION_TYPES": "7f6639e36d201c33",

@@ -54,7 +54,7 @@ def _embed(clips: Sequence[Clip]) -> NDArray[np.float64]:
     [
         ("stage1", "2332cefc838cb6f4"),
         ("stage1-embedded", "dd51d72d8d0aa707"),
-        ("stage2", "ec6e15160759f974"),
+        ("stage2", "82efaafd32e9133b"),
         ("temporal", "ac2a44526e7a5901"),
     ],
 )

@@ -237,18 +237,20 @@ def test_tries_are_bounded_each_is_told_why_and_none_is_the_same(tmp_path: Path)
     assert drop["reason"] == "unknown_scene"
     texts = [request.text for request in requests]
     assert len(texts) == 3 == len(set(texts))
-    assert "refused" not in texts[0]
-    assert texts[1] == f"{texts[0]}\nYour last answer was refused: the reasoning cites fewer than two scenes. " + (
-        "Write another one."
-    )
-    assert texts[2].count("the reasoning cites fewer than two scenes") == 2
+    assert "version" not in texts[0]
+    order = "Cite two or more scenes in the reasoning."
+    for number, text in enumerate(texts[1:], 2):
+        assert text.replace(f"\nWrite version {number}. {order}", "") == texts[0]
+        assert text.endswith(texts[0].rpartition("\n")[2]), "the last line says what to answer with"
     assert all(request.schema == stage2.QUESTION_SCHEMA for request in requests)
     assert all(request.timeline is None for request in requests)
 
     row, requests = ask_once(["no JSON", one_scene, GOOD, "never asked"], tmp_path / "b", max_tries=5)
     assert row.evidence == (1, 3)
     assert len(requests) == 3
-    assert "fewer than two scenes, and the one before: the question writer did not give the JSON" in requests[2].text
+    assert (
+        "object alone, with no word before or after it. Cite two or more scenes in the reasoning." in requests[2].text
+    )
 
 
 def test_a_model_that_is_not_reached_is_not_asked_again(tmp_path: Path) -> None:

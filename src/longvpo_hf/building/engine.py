@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from longvpo_hf.artifacts import Fields, Journal, Log, locked
 from longvpo_hf.building.asking import Answer, Asker, answer_from_json
+from longvpo_hf.building.judging import Watch
 from longvpo_hf.building.method import Answered, Draft, Lost, Part
 from longvpo_hf.building.rows import Shares, question_id, row_of
 from longvpo_hf.building.work import work
@@ -101,7 +102,8 @@ def build(
         funnel.count("rows", writer.num_rows)
         counts = funnel.close()
         if writer.num_rows == 0:
-            raise DatasetError(f"No row came out; dropped: {in_one_line(counts)}. See {log_folder(output)} for each.")
+            each = f" See {log_folder(output)} for each." if counts["dropped"] else ""
+            raise DatasetError(f"No row came out; dropped: {in_one_line(counts)}.{each} {remedy}")
         asked = {**models, "answers": answerer}
         writer.write_record(
             DatasetRecord(
@@ -150,6 +152,7 @@ class _Build:
         self.funnel = funnel
         self.shares = Shares()
         self._remembered: dict[str, Answer] = {}
+        self._watch = Watch()
         self._job = Journal(output.with_name(output.name + ".job"), [methods, identity(answerer), seed, follows_from])
         self._ids: set[str] = set()
         self._questions: set[str] = set()
@@ -189,7 +192,7 @@ class _Build:
         self, part_index: int, drafts: Sequence[Draft], known: Mapping[Timeline, Sequence[str]], log: Log
     ) -> list[Fields]:
         ask = Asker(log, self._remembered)
-        outcomes = work(self.parts[part_index].method, drafts, known, self.answerer, self.seed, ask)
+        outcomes = work(self.parts[part_index].method, drafts, known, self.answerer, self.seed, ask, self._watch)
         return [ask.remembered, *(outcome.to_fields() for outcome in outcomes)]
 
     def _row(self, part_index: int, draft: Draft, outcome: Answered | Lost) -> VideoPreference | None:

@@ -34,6 +34,11 @@ def normalise(text: str) -> str:
     return " ".join(words)
 
 
+def is_ellipsis(text: str) -> bool:
+    """Whether a text is the "..." that stands for texts in the examples of prompts."""
+    return re.fullmatch(r"\s*(\.{2,}|…)\s*", text) is not None
+
+
 def check_question(question: str) -> str | None:
     """Reason to drop a question, or None."""
     if not normalise(question):

@@ -197,10 +197,12 @@ class QuestionFilter:
     Args:
         verdict: Stands in the rows that it let through.
         check: Gives a `Drop` for each draft to drop, None for the others.
+        judge: Name of the model that it asks, if it asks one.
     """
 
     verdict: str
     check: Callable[[Sequence[Draft], Asker], Sequence[Drop | None]]
+    judge: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ class PairFilter:
 
     verdict: str
     check: Callable[[Sequence[Answered], Asker], Sequence[Drop | None]]
+    judge: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from longvpo_hf.building.asking import Answer, Asker
 from longvpo_hf.building.filters import check_answer, check_pair, check_question
+from longvpo_hf.building.judging import Watch
 from longvpo_hf.building.method import Answered, Asked, Draft, Drop, Lost, Method, PairFilter, QuestionFilter
 from longvpo_hf.building.rows import question_id
 from longvpo_hf.responders import CutOff, Request, Responder
@@ -29,6 +30,7 @@ def work(
     answerer: Responder,
     seed: int,
     ask: Asker,
+    watch: Watch,
 ) -> list[Answered | Lost]:
     """What becomes of the drafts of a piece, in order.
 
@@ -39,8 +41,9 @@ def work(
         answerer: Gives both answers.
         seed: Decides every random choice.
         ask: Asks the models.
+        watch: Is told what the method's filters drop.
     """
-    steps = _Steps(method, answerer, seed, ask)
+    steps = _Steps(method, answerer, seed, ask, watch)
     written = _then(drafts, steps.write_questions)
     written = _then(written, partial(steps.drop_known, known))
     for question_filter in method.question_filters:
@@ -65,6 +68,7 @@ class _Steps:
     answerer: Responder
     seed: int
     ask: Asker
+    watch: Watch
 
     def write_questions(self, drafts: list[Draft]) -> list[Draft | Lost]:
         """The drafts with their questions, unless these are none."""
@@ -72,6 +76,8 @@ class _Steps:
         for draft, written in zip(drafts, self.method.write(drafts, self.ask), strict=True):
             if isinstance(written, Drop):
                 outcomes.append(Lost(written))
+            elif isinstance(written.question, CutOff):
+                outcomes.append(Lost(Drop("cut_off", written.question)))
             elif reason := check_question(written.question):
                 outcomes.append(Lost(Drop(reason, written.question)))
             else:
@@ -105,6 +111,7 @@ class _Steps:
     def filter_questions(self, question_filter: QuestionFilter, drafts: list[Draft]) -> list[Draft | Lost]:
         """Applies one of the method's filters of questions."""
         drops = question_filter.check(drafts, self.ask)
+        self.watch.count(question_filter, drops)
         return [Lost(drop, draft.question) if drop else draft for draft, drop in zip(drafts, drops, strict=True)]
 
     def choose_views(self, drafts: list[Draft]) -> list[Asked | Lost]:
@@ -149,6 +156,7 @@ class _Steps:
     def filter_pairs(self, pair_filter: PairFilter, pairs: list[Answered]) -> list[Answered | Lost]:
         """Applies one of the method's filters of pairs."""
         drops = pair_filter.check(pairs, self.ask)
+        self.watch.count(pair_filter, drops)
         return [_lost(pair, drop) if drop else pair for pair, drop in zip(pairs, drops, strict=True)]
 
 
@@ -159,5 +167,5 @@ def _lost(pair: Answered, drop: Drop) -> Lost:
 def _checked(question: str, answer: Answer) -> Answer:
     if isinstance(answer, Drop):
         return answer
-    reason = check_answer(question, answer) or ("cut_off" if isinstance(answer, CutOff) else None)
+    reason = "cut_off" if isinstance(answer, CutOff) else check_answer(question, answer)
     return Drop(reason, answer) if reason else answer

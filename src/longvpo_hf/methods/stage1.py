@@ -170,8 +170,8 @@ def method(question_writer: Responder, judge: Responder | None = None) -> Method
         chosen=evidence,
         rejected=without_evidence,
         reference=evidence,
-        question_filters=(QuestionFilter("specific", partial(_drop_unspecific, judge)),) if judge else (),
-        pair_filters=(PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge)),) if judge else (),
+        question_filters=(QuestionFilter("specific", partial(_drop_unspecific, judge), judge.name),) if judge else (),
+        pair_filters=(PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge), judge.name),) if judge else (),
         reasons=REASONS,
         citation=LONGVPO,
     )

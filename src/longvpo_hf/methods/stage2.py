@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from longvpo_hf.building.asking import Asker
-from longvpo_hf.building.filters import check_question
+from longvpo_hf.building.filters import check_question, is_ellipsis
 from longvpo_hf.building.judging import YES_OR_NO, unless
 from longvpo_hf.building.method import Answered, Draft, Drop, Method, PairFilter, Part, ViewOf, evidence, whole
 from longvpo_hf.building.rehearsal import all_things_in, digits_of, things_in
 from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import REASONS as GENERAL_REASONS
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders import CutOff, Request, Responder
 from longvpo_hf.responders.replies import json_object
 from longvpo_hf.timeline import View
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "longvpo-stage2"
 #: Version of the prompt texts below; a change of wording is a new version.
-PROMPT_VERSION = "stage2-1"
+PROMPT_VERSION = "stage2-2"
 #: Drops of this method's own.
 REASONS = {
     "unknown_scene": "the reasoning cites a scene that does not exist or has no caption",
@@ -115,28 +114,55 @@ class Stage2Settings:
 # ------------------------------------------------------------------------------------------------------------- prompts
 
 
-def question_prompt(scenes: Sequence[tuple[int, str]], overview: Sequence[str], focus: int | None, refused: str) -> str:
+def question_prompt(scenes: Sequence[tuple[int, str]], overview: Sequence[str], focus: int | None, again: str) -> str:
     """Asks for a question that takes several scenes to answer, with the reasoning.
 
     Args:
         scenes: Number and caption of the scenes that may be cited, in order.
         overview: What happens in the whole video, a line each; empty where `scenes` are all there are.
         focus: A scene the question must need; None leaves the choice free.
-        refused: What was wrong with the answer before; empty at the first try.
+        again: What to do better than at the tries before, see `try_again`; empty at the first.
     """
     told = "What happens in the whole video:\n" + "\n".join(overview) + "\n\n" if overview else ""
     lines = "\n".join(f"Scene #{number}: {caption}" for number, caption in scenes)
     needed = f" One of them must be Scene #{focus}." if focus is not None else ""
-    again = f"\nYour last answer was refused: {refused}. Write another one." if refused else ""
     return (
         f"{told}These are scenes of one long video, in order:\n{lines}\n\n"
         "Write one question about the video that can only be answered by whoever has seen two or more of these scenes "
         f"and puts together what they show.{needed} Ask as somebody would who watches the video: describe people, "
         "things and events, never name scenes by their numbers nor say where in the video they are. Write the answer, "
         "and the reasoning that leads to it, which cites every scene that is needed, and no other, as "
-        '"Scene #N".\nAnswer with a JSON object and nothing else: '
-        f'{{"question": "...", "answer": "...", "reasoning": "..."}}{again}'
+        f'"Scene #N".{again}\nAnswer with a JSON object and nothing else: '
+        '{"question": "...", "answer": "...", "reasoning": "..."}'
     )
+
+
+#: What to do better, by what was wrong with a reply. Small models repeat a complaint in place of an answer, so these
+#: are orders, none of which could pass for a question or an object.
+_BETTER = {
+    "malformed_question": "Give the JSON object alone, with no word before or after it.",
+    "cut_off": "Keep each of its three texts under 40 words.",
+    "copied_example": "Put texts of your own in place of the dots.",
+    "unknown_scene": "Cite no other scenes than those above.",
+    "too_few_scenes": "Cite two or more scenes in the reasoning.",
+    "lacks_focus": "Cite the scene that must be among them.",
+    "names_position": "Leave numbers of scenes and places in the video out of the question.",
+    "empty_question": "Put a question into the object.",
+    "no_question": "End the question with a question mark.",
+    "question_too_long": "Ask in one sentence.",
+    "refusal": "Go by what the descriptions of the scenes say.",
+}
+
+
+def try_again(reasons: Sequence[str]) -> str:
+    """Asks for another try.
+
+    Args:
+        reasons: Why the tries before were refused, in order. Their number makes each try another request, as a request
+            that was asked before is only remembered.
+    """
+    orders = " ".join(dict.fromkeys(_BETTER[reason] for reason in reasons))
+    return f"\nWrite version {len(reasons) + 1}. {orders}"
 
 
 def support_prompt(question: str, answer: str, captions: Sequence[str]) -> str:
@@ -178,8 +204,10 @@ def method(
         rejected=rejected,
         reference=views[settings.reference],
         pair_filters=(
-            PairFilter("supported", partial(_drop_unsupported, judge, settings.max_context_characters)),
-            PairFilter("rejected_is_wrong", partial(_drop_right_ones, judge, settings.max_context_characters)),
+            PairFilter("supported", partial(_drop_unsupported, judge, settings.max_context_characters), judge.name),
+            PairFilter(
+                "rejected_is_wrong", partial(_drop_right_ones, judge, settings.max_context_characters), judge.name
+            ),
         )
         if judge
         else (),
@@ -277,10 +305,10 @@ class _Writer:
 
     def __call__(self, drafts: Sequence[Draft], ask: Asker) -> list[Draft | Drop]:
         outcomes: list[Draft | Drop] = [Drop("malformed_question")] * len(drafts)
-        waiting = dict.fromkeys(range(len(drafts)), "")  # and why the tries before were refused
+        waiting: dict[int, list[str]] = {i: [] for i in range(len(drafts))}  # and why the tries before were refused
         for _ in range(self._settings.max_tries):
             shown = {i: self._shown(drafts[i]) for i in waiting}
-            requests = [self._request(drafts[i], shown[i], refused) for i, refused in waiting.items()]
+            requests = [self._request(drafts[i], shown[i], reasons) for i, reasons in waiting.items()]
             answers = ask(self._writer, requests, "questions", remember=True)
             for i, answer in zip(list(waiting), answers, strict=True):
                 if isinstance(answer, Drop):  # the model gave nothing: asking on will not help
@@ -289,9 +317,7 @@ class _Writer:
                     continue
                 outcomes[i] = outcome = _read(drafts[i], answer, shown[i], self._focus(drafts[i]))
                 if isinstance(outcome, Drop):
-                    # With all reasons so far, no try is the same as one before, which would only be remembered.
-                    before = f", and the one before: {waiting[i]}" if waiting[i] else ""
-                    waiting[i] = {**GENERAL_REASONS, **REASONS}[outcome.reason] + before
+                    waiting[i].append(outcome.reason)
                 else:
                     del waiting[i]
             if not waiting:
@@ -327,7 +353,7 @@ class _Writer:
                 shown.append(scene)
         return sorted(shown)
 
-    def _request(self, draft: Draft, shown: Sequence[int], refused: str) -> Request:
+    def _request(self, draft: Draft, shown: Sequence[int], reasons: Sequence[str]) -> Request:
         video = self._videos[draft.timeline]
         captions, overview = [draft.timeline.clips[scene].caption for scene in shown], []
         room = self._settings.max_context_characters
@@ -336,7 +362,7 @@ class _Writer:
             overview = within(video.history, room)
         captions = within(captions, room - sum(len(f"Scene #{scene}: ") for scene in shown))
         scenes, focus = list(zip(shown, captions, strict=True)), self._focus(draft)
-        text = question_prompt(scenes, overview, focus, refused)
+        text = question_prompt(scenes, overview, focus, try_again(reasons) if reasons else "")
         return Request(text, schema=QUESTION_SCHEMA, rehearsed=partial(_rehearsed_question, text, scenes, focus))
 
 
@@ -360,7 +386,9 @@ def _read(draft: Draft, answer: str, shown: Sequence[int], focus: int | None) ->
     fields = json_object(answer)
     texts = [(fields or {}).get(name) for name in ("question", "answer", "reasoning")]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        return Drop("malformed_question", answer)
+        return Drop("cut_off" if isinstance(answer, CutOff) else "malformed_question", answer)
+    if any(is_ellipsis(str(text)) for text in texts):
+        return Drop("copied_example", answer)
     question, sketch, reasoning = (str(text).strip() for text in texts)
     cited = _cited(reasoning)
     detail = f"{question} — {reasoning}"

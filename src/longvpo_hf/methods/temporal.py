@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from longvpo_hf.building.asking import Answer, Asker
+from longvpo_hf.building.filters import is_ellipsis
 from longvpo_hf.building.method import (
     Answered,
     Draft,
@@ -32,7 +33,7 @@ from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
-from longvpo_hf.responders import Request, Responder
+from longvpo_hf.responders import CutOff, Request, Responder
 from longvpo_hf.responders.replies import json_object, without_reasoning
 from longvpo_hf.timeline import View
 
@@ -377,7 +378,9 @@ def _read(draft: Draft, answer: Answer) -> Draft | Drop:
     if question is None or (isinstance(question, str) and question.strip().strip(".").casefold() in _DECLINED):
         return Drop("declined", draft.question_type)
     if fields is None or not isinstance(question, str):
-        return Drop("malformed_question", answer)
+        return Drop("cut_off" if isinstance(answer, CutOff) else "malformed_question", answer)
+    if is_ellipsis(question):
+        return Drop("copied_example", answer)
     return replace(draft, question=question.strip())
 
 
@@ -391,7 +394,7 @@ def _sparse(num_frames: int, draft: Draft, rng: np.random.Generator) -> View:
 
 
 def _post_filter(judge: Responder | None, context: _Context) -> tuple[PairFilter, ...]:
-    return (PairFilter("post_filter", partial(_ask_three, judge, context)),) if judge else ()
+    return (PairFilter("post_filter", partial(_ask_three, judge, context), judge.name),) if judge else ()
 
 
 def _ask_three(judge: Responder, context: _Context, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
@@ -416,7 +419,7 @@ def _verdict(pair: Answered, verdict: Answer) -> Drop | None:
     if not (
         answers["better"] in ("yes", "no", "equally") and {answers["ambiguous"], answers["correct"]} <= {"yes", "no"}
     ):
-        return Drop("malformed_verdict", detail)
+        return Drop("cut_off" if isinstance(verdict, CutOff) else "malformed_verdict", detail)
     if answers["better"] != "yes":
         return Drop("not_better", detail)
     if answers["ambiguous"] != "no":
