@@ -575,10 +575,9 @@ def test_rows_train_unchanged(tmp_path: Path) -> None:
     assert math.isfinite(trainers.logged(trainer)[0])
 
     rows, dataset = by_name["temporal"]
-    trainer = trainers.make(tmp_path / "none", dataset, reference="anchor", max_steps=1)
     message = f"row {rows[0].id}: reference='anchor' needs .* and it names none. Use reference='row' or 'full'"
     with pytest.raises(ValueError, match=message):
-        trainer.data_collator([dataset[0]])
+        trainers.make(tmp_path / "none", dataset, reference="anchor", max_steps=1)
     full = trainers.make(tmp_path / "full", dataset, reference="full", max_steps=1)
     assert trainers.batch_of(full, dataset)["places"].isnan().all(), "rows without evidence have no place"
 
