@@ -13,6 +13,7 @@ from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.benchmarks import data_root
 from longvpo_hf.evaluation.preflight import benchmarks_named, check
 from longvpo_hf.launch.arguments import RecipeArguments
+from longvpo_hf.record import RECORD_FILE
 from longvpo_hf.training.trainer import LongVPOTrainer
 
 
@@ -51,7 +52,7 @@ def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
             HfApi(token=args.hub_token).upload_folder(
                 repo_id=trainer.hub_model_id,
                 folder_path=args.output_dir,
-                allow_patterns=["README.md", "evaluation/*.json", "evaluation/*.md"],
+                allow_patterns=[RECORD_FILE, "README.md", "evaluation/*.json", "evaluation/*.md"],
                 commit_message="Benchmarks",
             )
 

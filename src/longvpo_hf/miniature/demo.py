@@ -115,7 +115,7 @@ class Demo:
         return (self._state / f"{name}.json").exists()
 
     def seconds(self) -> dict[str, float]:
-        """How long each finished phase took, in order of finishing; of a resumed one, its last part."""
+        """Seconds of each finished phase, in order of finishing; of a resumed one, of its last part."""
         paths = sorted((p for p in self._state.glob("*.json") if p.stem != "settings"), key=lambda p: p.stat().st_mtime)
         return {path.stem: json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in paths}
 
@@ -139,7 +139,7 @@ class Demo:
         return read_world(self.output / "world" / name)
 
     def base(self) -> dict[str, int]:
-        """Trains the base from nothing on one and two clips, into `base/`; gives its size and steps."""
+        """Trains the base from nothing on one and two clips, into `base/`; returns its size and steps."""
 
         def work() -> dict[str, int]:
             clips = self._world("pretraining")
@@ -164,12 +164,12 @@ class Demo:
         return self.phase("base", work)
 
     def rows(self) -> dict[str, dict[str, int]]:
-        """Makes the Stage-1 rows with the product's builder, into `dataset/`; gives its funnel."""
+        """Makes the Stage-1 rows, into `dataset/`; returns the funnel."""
 
         def work() -> dict[str, dict[str, int]]:
             responder = self._responder(self.output / "base")
             describer = Describer(responder)
-            # No caption: the builder learns nothing of the world but what the base sees.
+            # Without captions, the builder knows of the world only what the model sees.
             clips = [replace(item.clip, caption="") for item in self._world("stage1")]
             settings = Stage1Settings(
                 num_rows=self.settings.num_rows,
@@ -182,7 +182,7 @@ class Demo:
         return self.phase("rows", work)
 
     def stage2_captions(self, captioner: str = "base") -> dict[str, int]:
-        """Has the model in folder `captioner` caption the scenes of the long videos, into `stage2-captions/`."""
+        """Captions the scenes of the long videos with the model in folder `captioner`, into `stage2-captions/`."""
 
         def work() -> dict[str, int]:
             videos = _videos(self._world("stage2"), *self.settings.stage2_scenes, self.settings.seed)
@@ -200,10 +200,10 @@ class Demo:
         return self.phase("stage2-captions", work)
 
     def stage2_rows(self, answerer: str = "model", folder: str = "stage2-dataset") -> dict[str, Any]:
-        """Makes Stage-2 rows with the product's builder, answered by the model in folder `answerer`.
+        """Makes Stage-2 rows, answered by the model in folder `answerer`.
 
         Returns:
-            The builder's funnel, and what the world's truth says of the rows, see `row_truth`.
+            The funnel, and how right the rows are, see `row_truth`.
         """
 
         def work() -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Demo:
 
         Args:
             arm: See `Arm`.
-            steps: Steps of 48 rows; None for as many as Stage 1 has.
+            steps: Steps of 48 rows; None for those of Stage 1.
         """
 
         def work() -> dict[str, Any]:
@@ -344,7 +344,7 @@ class Demo:
 
 
 def run_demo(output: Path, settings: DemoSettings) -> dict[str, Any]:
-    """Runs all phases and writes the report into `output`; gives what `metrics.json` holds."""
+    """Runs all phases and writes the report into `output`; returns the content of `metrics.json`."""
     from longvpo_hf.miniature.report import write_report
 
     with one_thread(), PeakMemory() as memory:
@@ -396,7 +396,7 @@ def _videos(scenes: Sequence[WorldClip], shortest: int, longest: int, seed: int)
     rng = np.random.default_rng(seed)
     videos = []
     for _, in_file in groupby(scenes, key=lambda scene: scene.clip.path):
-        # No caption: the builder learns nothing of the world but what the model sees.
+        # Without captions, the builder knows of the world only what the model sees.
         clips = [replace(scene.clip, caption="") for scene in in_file]
         while len(clips) >= shortest:
             length = int(rng.integers(shortest, longest + 1))

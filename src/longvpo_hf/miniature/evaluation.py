@@ -1,7 +1,6 @@
-"""Accuracy of a model in the miniature's world: about one clip and about two, by number of clips and where they stand.
+"""Accuracy of a model in the miniature's world: about one clip and about two, by number of clips and by position.
 
-Takes clips no training phase saw and a responder; gives counts of right answers with confidence intervals. An answer is
-right if it is the truth to the letter. Knows nothing of training.
+An answer is right if it equals the truth, to the letter. Counts come with confidence intervals.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ class Question:
 
 
 def make_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed: int) -> list[Question]:
-    """`number` questions about one clip of `num_clips`, these clips spread evenly over the positions.
+    """`number` questions about one clip of `num_clips`; these clips are spread evenly over the positions.
 
     Raises:
-        ValueError: If the pool cannot fill such a timeline.
+        ConfigError: If the pool cannot fill such a timeline.
     """
     rng = np.random.default_rng([seed, num_clips])
     places = (rng.permutation(number) + rng.random(number)) / number
@@ -67,7 +66,7 @@ def make_pair_questions(clips: Sequence[WorldClip], num_clips: int, number: int,
     """`number` questions about two clips of `num_clips`, at random positions, of different colours.
 
     Raises:
-        ValueError: If `num_clips` < 2, or the pool cannot fill such a timeline.
+        ConfigError: If `num_clips` < 2, or the pool cannot fill such a timeline.
     """
     if num_clips < 2:
         raise ConfigError(f"Questions about two clips need num_clips ≥ 2, got {num_clips}.")
@@ -88,7 +87,7 @@ def make_pair_questions(clips: Sequence[WorldClip], num_clips: int, number: int,
 def _timeline(
     clips: Sequence[WorldClip], order: Sequence[int], num_clips: int, asked: dict[int, WorldClip]
 ) -> Timeline:
-    """A timeline with the asked clips at their positions, filled in this order with clips of other markers."""
+    """A timeline with the asked clips at their positions, and clips of other markers, in this order, at all others."""
     markers = {clip.marker for clip in asked.values()}
     missing = num_clips - len(asked)
     others = [clips[index] for index in order if clips[index].marker not in markers][:missing]
@@ -104,11 +103,11 @@ def _timeline(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers of a number of questions.
+    """Right answers among a number of questions.
 
     Args:
-        right: How many were right.
-        number: Of how many.
+        right: Number of right answers.
+        number: Number of questions.
     """
 
     right: int
@@ -132,7 +131,7 @@ class LengthScore:
 
     Args:
         overall: All questions.
-        by_position: By third of the timeline the anchor stands in; thirds without a question are left out.
+        by_position: By third of the timeline that the anchor is in; thirds without a question are left out.
     """
 
     overall: Score
@@ -140,7 +139,7 @@ class LengthScore:
 
 
 def score(responder: Responder, questions: Sequence[Question]) -> LengthScore:
-    """Asks all questions."""
+    """Asks all questions, and counts right answers."""
     answers = responder.respond([Request(question.text, question.timeline) for question in questions])
     right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
     by_position = {}

@@ -1,8 +1,7 @@
 """The miniature's vision-language model: a real InternVL of transformers, small enough to train on a laptop CPU.
 
-Does: builds an untrained `InternVLForConditionalGeneration` of about 0.9 million parameters and its
-`InternVLProcessor` (video processor, word-level tokenizer, chat template). Both save and load with the plain Auto
-classes, offline. Takes a seed; gives model and processor. Knows nothing of clips, files or training.
+An untrained `InternVLForConditionalGeneration` has about 0.9 million parameters; its `InternVLProcessor` has a video
+processor, a word-level tokenizer and a chat template. Both save and load with the plain Auto classes, offline.
 
 One frame is one token: the vision tower's 16 patches are shuffled into one, and the tokenizer's normalizer drops the
 `Frame3: ` labels and the tokens between two frames that InternVLProcessor writes. The labels would be words for
@@ -72,7 +71,7 @@ def build_processor() -> InternVLProcessor:
 
 
 def build_model(processor: InternVLProcessor, seed: int) -> InternVLForConditionalGeneration:
-    """The untrained model for `processor`'s vocabulary, its weights decided by `seed`."""
+    """The untrained model for the vocabulary of `processor`; `seed` decides its weights."""
     tokenizer = processor.tokenizer
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
@@ -82,7 +81,7 @@ def build_model(processor: InternVLProcessor, seed: int) -> InternVLForCondition
             intermediate_size=128,
             image_size=FRAME_PIXELS,
             patch_size=8,
-            layer_scale_init_value=1.0,  # InternVL's 0.1 makes two layers all but the identity.
+            layer_scale_init_value=1.0,  # InternVL's 0.1 makes two layers almost the identity.
         ),
         text_config=Qwen2Config(
             vocab_size=len(tokenizer),
@@ -131,7 +130,7 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
         [normalizers.Replace(Regex(r"Frame\d+: "), ""), normalizers.Replace(f"{_VIDEO_END}\n{_VIDEO_START}", "")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # `normalized`: found after normalizing, else the text is cut at them first and the normalizer sees only crumbs.
+    # `normalized`: matched after normalizing. Otherwise the text is split at them first, into pieces.
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True) for token in _SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,11 +1,9 @@
 """Pretraining of the miniature: from nothing to a model that answers well about one or two clips, and badly about many.
 
-Does: trains the untrained model in two phases. *Naming*: one clip, vision and language together, mostly captions, so
-that vision learns to name the marker. *Recall*: vision frozen and its features computed once; one or two clips, and
-questions that name the clips whose colours are asked. At first about one of any two clips, until the model finds the
-named one; then also about both, until it answers these too; then half of the pairs share wall or frame colour.
-Takes model, processor, decoded frames, the truth about them, a seed and settings; gives the loss history. Knows nothing
-of files, decoding or longer timelines.
+There are two phases. *Naming* trains vision and language together on one clip, mostly on captions, so that vision
+learns to name the marker. *Recall* freezes vision, whose features are computed once, and trains on one or two clips
+with questions that name the clips whose colours are asked for: first about one of any two clips, until the model finds
+the named one; then also about both, until it answers these too; then half of the pairs share wall or frame colour.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ from transformers import InternVLForConditionalGeneration, InternVLProcessor
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.miniature.world import CAPTION_QUESTION, SHAPE_COLOURS, WorldClip, pair_question
 
-_IGNORED_LABEL = -100  # What torch's cross-entropy skips.
+_IGNORED_LABEL = -100  # torch's cross-entropy skips it.
 _RUNNING_MEAN_WEIGHT = 0.05  # Of the newest loss: the mean of about the last 20 steps.
 _FEATURE_CHUNK_CLIPS = 256  # Clips per vision pass: bounds memory, changes no result.
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainingSettings:
-    """How long and how to train. The defaults are the miniature's recipe; `fast()` is a smoke run that learns little.
+    """How long and how to train. The defaults are the miniature's own; `fast()` is a smoke run that learns little.
 
     Args:
         naming_steps: Steps of one-clip training with vision.
@@ -43,12 +41,12 @@ class PretrainingSettings:
             until it answers these. Seeds 1, 2, 5, 6 and 9 took 130 to 260 steps, then 70 to 135.
         recall_found_loss: It has found it when the running mean of the loss of each kind of question is below this. Per
             answer token, guessing between the two clips' colours costs 0.30, and between all colours 1.04.
-        recall_steps: Steps from then on, with the cosine. Counting all steps together instead left late finders
-            weak at 4 and 8 clips.
+        recall_steps: Steps from then on, with the cosine. With one count for all steps, models that were late to find
+            the clip were weak at 4 and 8 clips.
         recall_videos: Timelines per recall step, each with two questions.
         single_every: Every so many recall steps the timelines have one clip instead of two.
         hard_share: Share of two-clip timelines whose markers share a word, once the named clip is found. Hard pairs
-            from the beginning delay that: in one of five seeds beyond 600 steps.
+            from the start delay that: in one of five seeds beyond 600 steps.
         learning_rate: Peak of each phase.
         warmup_steps: Steps of linear warm-up of each phase.
         final_share: Share of the peak at which the cosine of each phase ends.
@@ -88,9 +86,9 @@ class PretrainingHistory:
 
 
 class TextCoder:
-    """Token ids of prompts and answers, as the processor gives them for the same messages and a video of that length.
+    """Token ids of prompts and answers, as the processor makes them for the same messages and a video of that length.
 
-    The processor wants the pixels anew for every prompt; here each text is tokenized once and remembered.
+    The processor needs the pixels for every prompt; here each text is tokenized once and remembered.
     """
 
     def __init__(self, processor: InternVLProcessor) -> None:
@@ -99,14 +97,14 @@ class TextCoder:
         self._answers: dict[str, list[int]] = {}
 
     def prompt_ids(self, num_frames: int, question: str) -> list[int]:
-        """Ids up to where the answer begins, for a video of `num_frames` followed by `question`."""
+        """Ids up to the start of the answer, for a video of `num_frames` followed by `question`."""
         key = (num_frames, question)
         if key not in self._prompts:
             content = [{"type": "video"}, {"type": "text", "text": question}]
             text = self._processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
-            video = {"pixel_values_videos": [torch.empty(num_frames, 0)]}  # Only its length is looked at.
+            video = {"pixel_values_videos": [torch.empty(num_frames, 0)]}  # Only its length counts.
             text = text.replace(self._processor.video_token, self._processor.replace_video_token(video, 0))
             self._prompts[key] = self._processor.tokenizer(text)["input_ids"]
         return self._prompts[key]
@@ -120,13 +118,13 @@ class TextCoder:
 
 
 def pixel_values(processor: InternVLProcessor, frames: Tensor) -> Tensor:
-    """Frames `[clips, frames, 3, H, W]` uint8 as the model takes them, float `[clips * frames, 3, H, W]`."""
+    """Frames, uint8 `[clips, frames, 3, H, W]`, as the model takes them: float `[clips * frames, 3, H, W]`."""
     videos = processor.video_processor(videos=list(frames), return_tensors="pt")["pixel_values_videos"]
     return videos.flatten(0, 1)
 
 
 def frame_features(model: InternVLForConditionalGeneration, processor: InternVLProcessor, frames: Tensor) -> Tensor:
-    """What the language model sees of each frame, float `[clips, frames, hidden]`, without gradient."""
+    """What the language model sees of each frame: float `[clips, frames, hidden]`, without a graph."""
     with torch.no_grad():
         chunks = [
             model.get_image_features(pixel_values(processor, chunk)).pooler_output
@@ -146,18 +144,18 @@ def pretrain(
     """Trains `model` in place.
 
     Args:
-        model: Untrained, as `build_model` gives it.
+        model: Untrained, from `build_model`.
         processor: Its processor.
         frames: Decoded frames of `clips`, uint8 `[len(clips), frames per clip, 3, H, W]`.
         clips: The truth about them.
         seed: Decides which examples are drawn.
-        settings: The recipe; `PretrainingSettings()` if `None`.
+        settings: `PretrainingSettings()` if None.
 
     Returns:
         The losses.
 
     Raises:
-        ValueError: If `frames` and `clips` do not belong together.
+        ConfigError: If `frames` and `clips` do not belong together.
     """
     settings = settings or PretrainingSettings()
     if frames.dtype != torch.uint8 or frames.dim() != 5 or len(frames) != len(clips):

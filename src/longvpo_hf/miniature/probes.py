@@ -1,7 +1,7 @@
 """Questions and distractors of the miniature's world for the needle and the position probe.
 
-Takes a world's clips; gives the probes' questions and filler. The miniature's models know the world's own words and no
-others; any other model is asked in plain English, with eight options. Knows nothing of how the probes ask or count.
+The miniature's models know the world's own words and no others; any other model is asked in plain English, with eight
+options.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def world_questions(
 
     Args:
         clips: The world's clips.
-        number: How many questions.
+        number: Number of questions.
         seed: Draws the clips.
-        plain_english: With options and in a sentence, instead of in the words of the miniature's models.
-        frames_per_clip: One where they are laid among something else than clips of a world.
+        plain_english: Ask in sentences with options, instead of in the words of the miniature's models.
+        frames_per_clip: 1 where the clips come among other things than clips of a world.
 
     Raises:
-        ValueError: If there are not so many clips.
+        ConfigError: If there are too few clips.
     """
     if not 1 <= number <= len(clips):
         raise ConfigError(f"A world of {len(clips)} clips gives 1 to {len(clips)} questions, got {number}.")
@@ -65,7 +65,7 @@ class WorldFiller:
 
     Args:
         clips: The world's clips.
-        seed: Decides their order, which is a different one for each question; longer videos begin as shorter ones do.
+        seed: Decides their order, which differs between questions. Longer videos start with the clips of shorter ones.
     """
 
     def __init__(self, clips: Sequence[WorldClip], seed: int) -> None:
@@ -93,6 +93,6 @@ class WorldFiller:
 
 
 def clips_needed(num_frames: int) -> int:
-    """How many clips of a world surely fill a video of so many frames beside any question."""
-    # On average one clip in as many as there are markers has the question's; three times as many are as good as sure.
+    """A number of clips that fills a video of so many frames, whatever the question."""
+    # On average, one clip in as many as there are markers has the question's; three times as many are practically sure.
     return -(-num_frames // FRAMES_PER_CLIP) * (len(MARKERS) + 3) // len(MARKERS) + 64

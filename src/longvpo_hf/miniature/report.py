@@ -1,8 +1,4 @@
-"""The demo's report: tables, plots and filmstrips.
-
-Takes the demo's measurements and a row of each of its datasets; writes `report.md`, `accuracy.png`, `positions.png` and
-the rows' filmstrips. Knows nothing of how they came about.
-"""
+"""The demo's report: tables, plots and filmstrips, from the demo's measurements and a row of each of its datasets."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from longvpo_hf.artifacts import whole_file, write_text
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.miniature.evaluation import POSITIONS
 from longvpo_hf.preference import VideoPreference
@@ -30,19 +27,20 @@ _MARK = "#c0392b"
 def write_report(
     output: Path, metrics: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], sampler: FrameSampler
 ) -> None:
-    """Writes the report's files into `output`.
+    """Writes `report.md`, its plots and the rows' filmstrips into `output`.
 
     Args:
         output: The folder of the run.
-        metrics: What `metrics.json` holds.
+        metrics: The content of `metrics.json`.
         rows: A row of each dataset, by the name of its filmstrip.
         sampler: Takes their frames.
     """
-    _plot_accuracy(metrics).savefig(output / "accuracy.png", dpi=150)
-    _plot_positions(metrics).savefig(output / "positions.png", dpi=150)
-    for name, row in rows.items():
-        _plot_filmstrip(VideoPreference.from_row(row), sampler).savefig(output / f"{name}.png", dpi=150)
-    (output / "report.md").write_text(_text(metrics), encoding="utf-8")
+    strips = {name: _plot_filmstrip(VideoPreference.from_row(row), sampler) for name, row in rows.items()}
+    pictures = {"accuracy": _plot_accuracy(metrics), "positions": _plot_positions(metrics), **strips}
+    for name, picture in pictures.items():
+        with whole_file(output / f"{name}.png") as file:
+            picture.savefig(file, format="png", dpi=150)
+    write_text(output / "report.md", _text(metrics))
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -93,7 +91,7 @@ def _position_table(metrics: Mapping[str, Any]) -> str:
 
 
 def truth_table(truth: Mapping[str, Mapping[str, int]]) -> str:
-    """What the world's truth says of Stage-2 rows, as Markdown."""
+    """How right Stage-2 rows are by the world's truth, as Markdown."""
     lines = [
         "| Stage-2 pairs | number | chosen right | rejected wrong | evidence exactly the scenes needed |",
         "|---|---:|---:|---:|---:|",

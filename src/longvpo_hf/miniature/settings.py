@@ -14,12 +14,12 @@ class DemoSettings:
 
     Args:
         seed: Decides worlds, weights, rows and order.
-        scale: Name of the setting, as it stands in the report.
+        scale: Name of the setting, for the report.
         pretraining_clips: Clips the base is trained on.
         stage1_clips: Clips Stage-1 rows are made of.
         stage2_clips: Clips of the long videos that Stage-2 rows are about.
         evaluation_clips: Clips of the evaluation; no training phase sees them.
-        pretraining: Recipe of the base.
+        pretraining: Settings of the base's training.
         num_rows: Stage-1 rows.
         max_clips: Most clips of a Stage-1 timeline; the fewest are 2.
         steps: Stage-1 steps of 48 rows: 12 timelines with up to 4 questions each.
@@ -31,7 +31,7 @@ class DemoSettings:
         questions_per_length: Questions at each of them.
         pair_lengths: Numbers of clips at which questions about two clips are evaluated.
         pair_questions_per_length: Questions at each of them.
-        meaningless: The run is too short for its numbers to mean anything, which the report then says.
+        meaningless: Whether the run is too short for its numbers to mean anything; the report then says so.
     """
 
     seed: int = 0
@@ -119,7 +119,7 @@ class Arm:
     replay: str = ""
     learning_rate: float = 3e-4
     reference: ReferenceView = "row"
-    # β 0.1 and α 1 where the paper has 0.01 and 1: the recipe was found with these, and frozen.
+    # β 0.1 where the paper has 0.01 (α is the paper's): these settings were found with it, and frozen.
     beta: float = 0.1
     sft_weight: float = 1.0
     loss_type: tuple[str, ...] = ("sigmoid",)

@@ -1,4 +1,4 @@
-"""Temporal preferences from the miniature's world: captions by the base, questions by a template."""
+"""Temporal preferences in the miniature's world: the base captions and answers, a template writes the questions."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _QUESTIONS_PER_TIMELINE = 4
 
 
 def base_responder(demo: Demo) -> LocalResponder:
-    """The base, which answers."""
+    """The base as a responder."""
     base = demo.output / "base"
     model, processor = AutoModelForImageTextToText.from_pretrained(base).eval(), AutoProcessor.from_pretrained(base)
     return LocalResponder(model, processor, demo.sampler, MAX_ANSWER_TOKENS, batch_size=64, name="miniature-base")
 
 
 def temporal_rows(demo: Demo, output: Path, mode: Literal["localized", "comprehensive", "mixed"]) -> Any:
-    """Temporal preferences about timelines like those of Stage 1, captioned by the base; gives the builder's funnel."""
+    """Temporal preferences about timelines like those of Stage 1, captioned by the base; returns the funnel."""
     responder = base_responder(demo)
     clips = [item.clip for item in read_world(demo.output / "world" / "stage1")]
     captions = responder.respond([Request(CAPTION_QUESTION, Timeline((clip,))) for clip in clips])
@@ -50,7 +50,7 @@ def temporal_rows(demo: Demo, output: Path, mode: Literal["localized", "comprehe
 
 
 def _ask_about_a_marker(request: Request) -> str:
-    """Writes a question from captions, as a language model would: about one of the clips they tell of."""
+    """Writes a question about one of the captioned clips, as a language model would."""
     markers = re.findall(r"([a-z]+-[a-z]+) , ", request.text)
     if not markers:
         return json.dumps({"question": None})

@@ -1,10 +1,9 @@
 """The miniature's clip world: real mp4 files of tiny scenes, and the truth about them.
 
-Does: draws clips of 32×32 pixels and 1 second, encodes many of them back to back into each mp4 file, and writes what
-is true of them beside the media. A clip has a *marker* (wall colour × frame colour, one word such as `navy-gold`),
-which tells it from its neighbours, and one big shape whose *colour* is what is asked: of one clip or of two.
-What the shape is, where it moves and the small grey second shape are nuisance. Takes a folder, a number of clips and a
-seed; gives `WorldClip`s. Knows nothing of decoding, models or tokens.
+A clip has 32×32 pixels and lasts 1 second; each mp4 file holds many of them, back to back. A clip has a *marker* (wall
+colour × frame colour, one word such as `navy-gold`), which tells it from its neighbours, and one big shape whose
+*colour* is the answer to questions about one clip or two. The kind of the shape, its path and a small grey second shape
+are nuisance variables.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ _BORDER_PIXELS = 4
 _SHAPE_RADIUS_PIXELS = 6.0
 _NUISANCE_RADIUS_PIXELS = 2.5
 _NUISANCE_RGB = (128, 128, 128)
-_STEP_PIXELS = 3.0  # How far the big shape moves between the two frames of its clip.
+_STEP_PIXELS = 3.0  # The big shape moves so far between the two frames of its clip.
 _DIRECTIONS = np.array([(0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0)])  # (down, right)
 _CORNERS = np.array(
     [(7.0, 7.0), (7.0, 24.0), (24.0, 7.0), (24.0, 24.0)]
@@ -117,8 +116,8 @@ def question(marker: str) -> str:
 def pair_question(first: str, second: str) -> str:
     """The question about the clips with these two markers; its answer is their colours in this order: `red blue`.
 
-    It has as many words as `question`. Where it had more, a model that saw few lengths of video knew by the position of
-    its answer how many colours to give (seed 31), and no longer did in longer videos or after Stage 1.
+    It has as many words as `question`. With more, a model that saw few lengths of video told from the position of its
+    answer how many colours to give (seed 31), and failed in longer videos and after Stage 1.
     """
     return f"what colours in {first} then {second} ?"
 
@@ -129,9 +128,9 @@ def named_markers(asked: str) -> list[str]:
 
 
 def answer_to(asked: str, scenes: Sequence[tuple[str, str]]) -> str:
-    """The answer to either of the questions above, of a video whose clips have these markers and colours.
+    """The answer to either of the questions above, for a video whose clips have these markers and colours.
 
-    Empty where there is none: a marker that the question names is in no clip, or in several.
+    It is empty if a marker that the question names is in no clip, or in several.
     """
     colours = [[colour for marker, colour in scenes if marker == named] for named in named_markers(asked)]
     return " ".join(found[0] for found in colours) if all(len(found) == 1 for found in colours) else ""
@@ -143,18 +142,18 @@ def caption(marker: str, colour: str) -> str:
 
 
 def write_world(folder: str | Path, num_clips: int, seed: int) -> list[WorldClip]:
-    """Writes `num_clips` clips as mp4 files under `folder`, and the truth about them last: it vouches for the rest.
+    """Writes `num_clips` clips as mp4 files into `folder`; the truth about them comes last and marks a whole world.
 
     Args:
-        folder: Where the files go; made if absent, files of the same names are overwritten.
-        num_clips: How many clips, ≥ 1.
+        folder: Made if absent; files of the same names are overwritten.
+        num_clips: Number of clips, ≥ 1.
         seed: Decides every clip.
 
     Returns:
         The clips, in the order they were drawn.
 
     Raises:
-        ValueError: If `num_clips` < 1.
+        ConfigError: If `num_clips` < 1.
     """
     if num_clips < 1:
         raise ConfigError(f"num_clips of a world must be ≥ 1, got {num_clips}.")
@@ -194,13 +193,11 @@ def read_world(folder: str | Path) -> list[WorldClip]:
     folder = Path(folder)
     truth = folder / TRUTH_FILE
     if not truth.is_file():
-        raise DatasetError(
-            f"No {TRUTH_FILE} in {folder}: the world was not written to its end. Call write_world again."
-        )
+        raise DatasetError(f"No {TRUTH_FILE} in {folder}: writing this world did not finish. Call write_world again.")
     records = json.loads(truth.read_text(encoding="utf-8"))["clips"]
     for file_name in sorted({record["file_name"] for record in records}):
         if not (folder / file_name).is_file():
-            raise DatasetError(f"{truth} names {file_name}, which is not there. Call write_world again.")
+            raise DatasetError(f"{truth} names {file_name}, which does not exist. Call write_world again.")
     return [
         WorldClip(
             clip=Clip(
@@ -224,8 +221,8 @@ def _encode(frames: npt.NDArray[np.uint8], path: Path) -> None:
         codec="libx264",
         pixel_format="yuv420p",
         crf=18,
-        # Every clip starts with a key frame: reaching it decodes nothing before it. One thread: the files are tiny.
-        # Without x264's lookahead and macroblock tree: with them some files came out otherwise in another process.
+        # Every clip starts with a key frame, so that seeking to it decodes nothing before it. One thread: the files are
+        # tiny. With x264's lookahead and macroblock tree, some files differed between processes.
         extra_options={"g": FRAMES_PER_CLIP, "bf": 0, "threads": 1, "x264-params": "mbtree=0:rc-lookahead=0"},
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longvpo_hf.artifacts import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -19,15 +21,15 @@ _POSITIONS = ("begin", "middle", "end")
 def save_curves(log_history: Logs, path: Path) -> bool:
     """Writes the curves of a run as a PNG: training as lines, evaluation as dots.
 
-    Loss with its SFT term, reward accuracy (by where on the timeline the evidence lies, where that is logged), reward
-    margin, and log-probabilities per answer token of policy and reference; what was not logged is left out.
+    The panels are the loss with its SFT term, reward accuracy (also by position of the evidence on the timeline),
+    reward margin, and log-probabilities per answer token of policy and reference. What was not logged is left out.
 
     Args:
         log_history: As `TrainerState.log_history`.
         path: The picture.
 
     Returns:
-        Whether there was anything to draw; otherwise nothing is written.
+        Whether there was anything to draw; if not, nothing is written.
     """
     panels: list[tuple[str, list[tuple[str, str, str]]]] = [
         ("loss", [("loss", "loss", "-"), ("loss/sft", "SFT term", "--")]),
@@ -58,8 +60,8 @@ def save_curves(log_history: Logs, path: Path) -> bool:
     axes: Sequence[Axes] = figure.subplots(1, len(drawn), squeeze=False)[0]
     for panel, (title, curves) in zip(axes, drawn, strict=True):
         _draw(panel, title, curves, lambda name: _points(log_history, name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
     return True
 
 

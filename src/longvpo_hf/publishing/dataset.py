@@ -53,9 +53,12 @@ class DatasetWriter:
     """Writes rows and their media into a folder, as a context manager: it appears whole at the end or not at all.
 
     Args:
-        folder: Where the dataset will stand; an earlier one there is replaced, anything else is an error.
-        media_root: Leaves the media out, for corpora that may not be redistributed: rows then name each clip's file
-            relative to this folder, and `adapters.from_reference` finds them there again. None copies the media.
+        folder: The dataset's folder. An earlier dataset there is replaced; anything else is an error.
+        media_root: None copies the media. A folder leaves them out, for corpora that may not be redistributed: rows
+            then name each clip's file relative to this folder, where `formats.from_reference` finds them again.
+
+    Raises:
+        DatasetError: On entry, if the folder is neither empty nor a dataset.
     """
 
     def __init__(self, folder: Path, media_root: Path | None = None) -> None:
@@ -80,7 +83,7 @@ class DatasetWriter:
         return self
 
     def add(self, preference: VideoPreference) -> None:
-        """Adds one row, and its clips' media where they are not there yet.
+        """Adds one row, and the media of its clips that no earlier row had.
 
         Raises:
             UnreadableVideo: If a media file is missing.
@@ -93,10 +96,11 @@ class DatasetWriter:
             self._flush()
 
     def write_record(self, record: DatasetRecord) -> None:
-        """Writes the record and the card made of it, with what the rows that were added before say of themselves.
+        """Writes the record, and the card that is rendered from it.
 
         Args:
-            record: How they were made; counts, licences, digest and versions are filled in.
+            record: How the rows were made. Counts, licences, digest and versions are filled in from the rows added so
+                far.
         """
         complete = replace(
             record,
@@ -118,8 +122,8 @@ class DatasetWriter:
         self._parquet.close()
         media = [] if self._media_root else list((self._part / "clips").glob("*/*"))
         if len(media) == 1:
-            # `datasets` chooses its builder by the more numerous kind of file, Parquet in a draw: a second copy makes
-            # this a dataset of videos.
+            # `datasets` chooses its builder by the more frequent kind of file, and Parquet in a draw: a second copy
+            # makes this a dataset of videos.
             shutil.copyfile(media[0], media[0].with_stem(f"{media[0].stem}-again"))
         self._open.__exit__(kind, error, trace)
 
@@ -145,9 +149,9 @@ class DatasetWriter:
 
 
 def prepare_push(repo_id: str, *, private: bool | None = None) -> HfApi:
-    """Makes sure that `push_dataset` may write to a repository, which is made where there is none.
+    """Makes sure that `push_dataset` may write to a repository; creates it if it does not exist.
 
-    Call it before a build, so that a missing token costs nothing.
+    Call it before a build, so that a missing token costs no work.
 
     Raises:
         DatasetError: If the name is not one of the Hub's, or the token may not write there.
@@ -166,14 +170,13 @@ def prepare_push(repo_id: str, *, private: bool | None = None) -> HfApi:
 
 
 def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
-    """Publishes a folder that `DatasetWriter` wrote, in one commit that leaves nothing of an earlier one.
+    """Publishes a folder that `DatasetWriter` wrote, in one commit that replaces an earlier dataset entirely.
 
-    The card in the folder is given the dataset's name. A push that broke off is repeated by the same call, which
-    uploads no media twice.
+    The dataset's name is put into the card. After a push that broke off, call this again; no media are uploaded twice.
 
     Args:
         folder: See `DatasetWriter`.
-        repo_id: Name on the Hub, `namespace/name`; made where there is none yet.
+        repo_id: Name on the Hub, `namespace/name`; created if it does not exist.
         private: Whether a new repository is private; None leaves it to the namespace's setting.
 
     Returns:
@@ -187,13 +190,13 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
     card = folder / "README.md"
     for path in (card, folder / "train.parquet"):
         if not path.is_file():
-            raise DatasetError(f"{folder} lacks {path.name}: it is no dataset of DatasetWriter, or one without a card.")
+            raise DatasetError(f"{folder} lacks {path.name}: it is not a dataset that DatasetWriter finished.")
     record = read_record(folder, DatasetRecord)
     named = set() if record is not None and record.by_reference else _media_of(folder / "train.parquet")
     missing = sorted(name for name in named if not (folder / name).is_file())
     if missing:
         raise DatasetError(
-            f"{len(missing)} media files that rows of {folder / 'train.parquet'} name are not in {folder}, e.g. "
+            f"{len(missing)} media files that the rows of {folder / 'train.parquet'} name are missing, e.g. "
             f"{missing[0]!r}. Build the dataset again."
         )
     for parent, number in Counter(name.rpartition("/")[0] for name in named).items():
@@ -223,15 +226,15 @@ def _may_be_replaced(folder: Path) -> bool:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """The path as rows name it: relative, with forward slashes.
+    """The path as rows name it: relative to `root`, with forward slashes.
 
     Raises:
-        ValueError: If it lies outside of `root`.
+        DatasetError: If it is outside `root`.
     """
     try:
         return path.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
-        raise DatasetError(f"{path} lies outside of media_root={root}; rows name media below it only.") from None
+        raise DatasetError(f"{path} is outside media_root={root}, the folder that all media must be in.") from None
 
 
 def _media_of(parquet: Path) -> set[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from longvpo_hf.artifacts import write_text
 from longvpo_hf.public import markdown
 from longvpo_hf.publishing.curves import Logs, save_curves
 from longvpo_hf.publishing.dataset_card import fenced
@@ -33,7 +34,7 @@ _REFERENCE_VIEWS = {
 def write_model_card(folder: Path, record: ModelRecord, log_history: Logs = ()) -> None:
     """Writes the record, the card made of it, and the training curve where anything was logged, into `folder`.
 
-    The card shows the curve that is in the folder, also one of an earlier run that logged it.
+    The card shows whatever curve is in the folder, also that of an earlier run.
 
     Args:
         folder: Made where there is none.
@@ -44,7 +45,7 @@ def write_model_card(folder: Path, record: ModelRecord, log_history: Logs = ()) 
     if any("loss" in entry for entry in log_history):
         save_curves(log_history, folder / CURVE_FILE)
     write_record(folder, record)
-    _card(record, (folder / CURVE_FILE).is_file()).save(folder / "README.md")
+    write_text(folder / "README.md", str(_card(record, (folder / CURVE_FILE).is_file())))
 
 
 # ---------------------------------------------------------------------------------------------------------- the text

@@ -131,6 +131,7 @@ def _shown_row(
         "rejected answer seen from": origin.rejected_view,
         "question by": public_name(origin.question_model or ""),
         "answers by": public_name(origin.answer_model or ""),
+        "before the question": "\n".join(f"{role}: {text}" for role, text in preference.context),
         "kind of question": origin.question_type,
         "reasoning": origin.reasoning,
         "prompt version": origin.prompt_version,
