@@ -31,6 +31,12 @@ def indices_of(frames: Tensor) -> list[int]:
     return [index_of(frame) for frame in frames]
 
 
+def unfilmed_bytes(text: str) -> bytes:
+    """A file that is never decoded but may be published: an mp4 without tracks, whose only box holds the text."""
+    content = text.encode()
+    return (8 + len(content)).to_bytes(4, "big") + b"free" + content
+
+
 def write_video(
     path: Path,
     num_frames: int,

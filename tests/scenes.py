@@ -22,6 +22,7 @@ from longvpo_hf.captions import CaptionedVideo
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import OnResult, OnWait, Request, one_by_one
 from longvpo_hf.timeline import Clip, Timeline
+from media import unfilmed_bytes
 
 FRAMES_PER_SCENE = 3
 SCENE_SECONDS = 0.3
@@ -50,7 +51,7 @@ def unfilmed(folder: Path, lengths: Sequence[int]) -> list[CaptionedVideo]:
     videos, first = [], 0
     for number, length in enumerate(lengths):
         path = folder / f"{number}.mp4"
-        path.write_bytes(f"video {number}".encode())
+        path.write_bytes(unfilmed_bytes(f"video {number}"))
         videos.append(captioned(path, range(first, first + length)))
         first += length
     return videos

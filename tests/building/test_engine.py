@@ -31,6 +31,7 @@ from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import CutOff, NoAnswer, Request, Responder, Unanswered
 from longvpo_hf.timeline import Timeline, View
+from media import unfilmed_bytes
 from scenes import (
     Scripted,
     answer_by_clips,
@@ -476,7 +477,7 @@ def test_one_request_never_has_two_chosen_answers_also_where_a_build_was_stopped
     things_of = [[0, *range(10 * n, 10 * n + 3)] for n in range(1, 101)]
     path = tmp_path / "media" / "0.mp4"
     path.parent.mkdir()
-    path.write_bytes(b"video")
+    path.write_bytes(unfilmed_bytes("video"))
     timelines = []
     for numbers in things_of:
         clips = captioned(path, numbers).timeline.clips

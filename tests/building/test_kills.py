@@ -24,6 +24,7 @@ from longvpo_hf.preference import undecoded
 from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.responders.replies import yes_or_no
 from longvpo_hf.timeline import Clip
+from media import unfilmed_bytes
 
 SETTINGS = Stage1Settings(num_rows=150, max_clips=4, seed=7)
 
@@ -35,7 +36,7 @@ def pool(tmp_path: Path) -> list[Clip]:
     for number in range(40):
         path = tmp_path / "media" / f"{number}.mp4"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(f"clip {number}".encode())
+        path.write_bytes(unfilmed_bytes(f"clip {number}"))
         clips.append(Clip(str(path), 0.0, 2.0 + number % 3))
     return clips
 
@@ -203,7 +204,7 @@ def test_a_judge_that_says_neither_yes_nor_no_is_named(pool: list[Clip], tmp_pat
 def test_rows_are_never_doubled(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.mp4" for number in range(3)]
     for path in paths:
-        path.write_bytes(path.stem.encode())
+        path.write_bytes(unfilmed_bytes(path.stem))
     pool = [Clip(str(path), 0.0, 1.0) for path in paths]
     settings = Stage1Settings(num_rows=50, max_clips=2, seed=1)
     funnel = build_stage1(pool, WRITER, ANSWERER, tmp_path / "rows", settings)

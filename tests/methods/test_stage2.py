@@ -31,6 +31,7 @@ from longvpo_hf.preference import VideoPreference
 from longvpo_hf.record import DatasetRecord, read_record
 from longvpo_hf.responders import NoAnswer, Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline
+from media import unfilmed_bytes
 from scenes import (
     Scripted,
     about,
@@ -309,7 +310,7 @@ def long_video(num_scenes: int, caption_characters: int) -> CaptionedVideo:
 def test_prompts_keep_their_bound_and_only_scenes_that_are_shown_can_be_cited(
     num_scenes: int, max_context_characters: int, has_summaries: bool, tmp_path: Path
 ) -> None:
-    (tmp_path / "long.mp4").write_bytes(b"long")
+    (tmp_path / "long.mp4").write_bytes(unfilmed_bytes("long"))
     video = long_video(num_scenes, 600)
     clips = tuple(replace(clip, path=str(tmp_path / "long.mp4")) for clip in video.timeline.clips)
     video = CaptionedVideo(Timeline(clips), video.summaries if has_summaries else ())
@@ -346,7 +347,7 @@ def test_prompts_keep_their_bound_and_only_scenes_that_are_shown_can_be_cited(
 @pytest.mark.parametrize("lengths", [[30_000, 30_000], [30_000, 20, 20], [400] * 9])
 def test_prompts_keep_their_bound_where_captions_are_giant(lengths: list[int], tmp_path: Path) -> None:
     """A corpus' own captions may have any length; the judge is told no more than the writer."""
-    (tmp_path / "odd.mp4").write_bytes(b"odd")
+    (tmp_path / "odd.mp4").write_bytes(unfilmed_bytes("odd"))
     clips = [
         replace(clip, caption=f"{clip.caption} {'x' * length}")
         for clip, length in zip(
@@ -369,7 +370,7 @@ def test_prompts_keep_their_bound_where_captions_are_giant(lengths: list[int], t
 
 
 def test_a_scene_that_is_not_shown_is_unknown(tmp_path: Path) -> None:
-    (tmp_path / "long.mp4").write_bytes(b"long")
+    (tmp_path / "long.mp4").write_bytes(unfilmed_bytes("long"))
     video = long_video(100, 600)
     clips = tuple(replace(clip, path=str(tmp_path / "long.mp4")) for clip in video.timeline.clips)
 
@@ -490,7 +491,7 @@ def test_a_missing_scene_that_neither_answer_saw_costs_its_row_only(tmp_path: Pa
     scenes = []
     for number in range(6):
         path = tmp_path / f"{number}.mp4"
-        path.write_bytes(f"scene {number}".encode())
+        path.write_bytes(unfilmed_bytes(f"scene {number}"))
         scenes.append(Clip(str(path), 0.0, 1.0, f"thing {number} appears", "one"))
     (tmp_path / "5.mp4").unlink()
     good = unfilmed(tmp_path / "media", [6])[0]

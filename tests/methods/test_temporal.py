@@ -21,6 +21,7 @@ from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.responders import NoAnswer, Request, Responder, one_by_one
 from longvpo_hf.timeline import Clip, Timeline
+from media import unfilmed_bytes
 from scenes import (
     FRAMES_PER_SCENE,
     Scripted,
@@ -218,7 +219,7 @@ def test_prompts_keep_their_bound(
     tmp_path: Path, num_scenes: int, max_context_characters: int, has_summaries: bool
 ) -> None:
     path = tmp_path / "long.mp4"
-    path.write_bytes(b"long")
+    path.write_bytes(unfilmed_bytes("long"))
     clips = tuple(Clip(str(path), float(i), i + 1.0, f"thing {i} appears ".ljust(1200, "x")) for i in range(num_scenes))
     summaries = [Summary(1, i, i + 7, "s" * 800, tuple(map(str, range(i, i + 8)))) for i in range(0, num_scenes - 8, 8)]
     video = CaptionedVideo(Timeline(clips), tuple(summaries) if has_summaries else ())

@@ -23,6 +23,7 @@ from huggingface_hub import DatasetCard
 from hub_double import MAX_FILES_PER_FOLDER, TOKEN, HubDouble, card_errors
 from longvpo_hf import papers
 from longvpo_hf.errors import DatasetError
+from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.preference import Provenance, VideoPreference, undecoded
 from longvpo_hf.public import markdown, public_name
 from longvpo_hf.publishing.dataset import DatasetWriter, prepare_push, push_dataset
@@ -166,6 +167,44 @@ def test_push_refuses_rows_without_their_media(tmp_path: Path, preferences: list
     media = sorted((folder / "clips").glob("*/*"))
     media[1].unlink()
     with pytest.raises(ValueError, match=rf"^1 media files .* e\.g\. 'clips/{media[1].name[:2]}/{media[1].name}'"):
+        push_dataset(folder, REPO)
+
+
+SECRET = b"-----BEGIN PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize("content", [SECRET, b"", b"#EXTM3U\nfile:///etc/passwd", b"\0\0\0\x40ftypisom" + SECRET])
+def test_what_is_no_video_is_not_published(tmp_path: Path, preferences: list[VideoPreference], content: bytes) -> None:
+    """Whatever gave the name of the file: neither answer may have been given from it, so that nobody decoded it."""
+    (tmp_path / "key.mp4").write_bytes(content)
+    first, second = preferences[0], preferences[1]
+    clips = (first.timeline.clips[0], replace(first.timeline.clips[0], path=str(tmp_path / "key.mp4")))
+    with DatasetWriter(tmp_path / "rows") as writer:
+        writer.add(second)
+        with pytest.raises(UnreadableVideo, match=r"unreadable: .*key\.mp4"):
+            writer.add(replace(first, timeline=Timeline(clips), evidence=(), reference=(), id=""))
+        writer.write_record(RECORD)
+    files = [path for path in (tmp_path / "rows").rglob("*") if path.is_file()]
+    assert not any(SECRET in path.read_bytes() for path in files)
+    assert len(pq.read_table(tmp_path / "rows" / "train.parquet")) == 1
+
+
+@pytest.mark.parametrize("kind", ["name", "link"])
+def test_push_refuses_media_that_lead_out_of_the_folder(
+    tmp_path: Path, preferences: list[VideoPreference], kind: str
+) -> None:
+    folder = write(tmp_path / "rows", preferences)
+    media = next((folder / "clips").glob("*/*.mp4"))
+    (tmp_path / "private.mp4").write_bytes(media.read_bytes())
+    if kind == "link":
+        (media.parent / "extra.mp4").symlink_to(tmp_path / "private.mp4")
+        message = r"extra\.mp4 is a link to .*private\.mp4, which would be published"
+    else:
+        rows = pq.read_table(folder / "train.parquet").to_pylist()
+        rows[0]["clips"][0]["file_name"] = "../private.mp4"
+        pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+        message = r"1 media files .* are not in .*rows, e\.g\. '\.\./private\.mp4'"
+    with pytest.raises(DatasetError, match=message):
         push_dataset(folder, REPO)
 
 

@@ -27,7 +27,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from longvpo_hf.artifacts import file_digest, whole_folder, write_text
 from longvpo_hf.errors import DatasetError
-from longvpo_hf.frames import UnreadableVideo
+from longvpo_hf.frames import UnreadableVideo, is_whole
+from longvpo_hf.paths import OutsideRoot, is_inside, path_inside
 from longvpo_hf.preference import VideoPreference, row_schema
 from longvpo_hf.public import public_name
 from longvpo_hf.publishing.dataset_card import UNNAMED, dataset_card
@@ -86,7 +87,7 @@ class DatasetWriter:
         """Adds one row, and the media of its clips that no earlier row had.
 
         Raises:
-            UnreadableVideo: If a media file is missing.
+            UnreadableVideo: If a media file is missing, or is not a video.
         """
         self._rows.append(preference.to_row(self._store))
         self._content.update(preference.id.encode())
@@ -140,6 +141,8 @@ class DatasetWriter:
             if self._media_root is not None:
                 self._names[clip.path] = _relative(source, self._media_root)
                 return self._names[clip.path]
+            if not is_whole(source):  # whatever names the file, only video is published
+                raise UnreadableVideo("unreadable", clip, "it is not a whole video of a known container")
             digest = file_digest(source)[:20]
             name = f"clips/{digest[:2]}/{digest}{source.suffix.lower() or '.mp4'}"
             (self._part / name).parent.mkdir(exist_ok=True)
@@ -193,12 +196,15 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
             raise DatasetError(f"{folder} lacks {path.name}: it is not a dataset that DatasetWriter finished.")
     record = read_record(folder, DatasetRecord)
     named = set() if record is not None and record.by_reference else _media_of(folder / "train.parquet")
-    missing = sorted(name for name in named if not (folder / name).is_file())
+    missing = sorted(name for name in named if not _is_media(folder, name))
     if missing:
         raise DatasetError(
             f"{len(missing)} media files that the rows of {folder / 'train.parquet'} name are missing, e.g. "
             f"{missing[0]!r}. Build the dataset again."
         )
+    for path in (folder / "clips").rglob("*"):
+        if not is_inside(folder, path):
+            raise DatasetError(f"{path} is a link to {path.resolve()}, which would be published; remove it.")
     for parent, number in Counter(name.rpartition("/")[0] for name in named).items():
         if number > MAX_FILES_PER_FOLDER:
             raise DatasetError(
@@ -245,6 +251,14 @@ def _media_of(parquet: Path) -> set[str]:
             clips = batch.column("clips").flatten()
             names.update(clips.field("file_name").to_pylist())
     return names
+
+
+def _is_media(folder: Path, name: str) -> bool:
+    """Whether a name that rows give is that of a file in the dataset's folder."""
+    try:
+        return path_inside(folder, name).is_file()
+    except OutsideRoot:
+        return False
 
 
 def _licences(clips: Iterable[Clip]) -> tuple[LicenceRecord, ...]:
