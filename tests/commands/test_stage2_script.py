@@ -170,7 +170,7 @@ def test_each_endpoint_is_shown_its_own_key(
         sent.append(request.headers["authorization"])
         return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
 
-    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    monkeypatch.setattr(chat, "_client", lambda is_local: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
     settings = WriterSettings(base_url=url, **more)
     assert Models(settings, 8, seed=0).reading("endpoint:m").respond([Request("?")]) == ["yes"]
     assert sent == [f"Bearer {(key or 'EMPTY').replace(' ', '-')}"]
@@ -195,7 +195,7 @@ def test_an_endpoint_is_asked_before_anything_is_cut(
             return httpx2.Response(400, json={"error": "not a multimodal model"})
         return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
 
-    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    monkeypatch.setattr(chat, "_client", lambda is_local: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
     args = arguments(videos, tmp_path / "rows", "--base-url", "http://localhost:1/v1", *more)
     args[args.index("scripted")] = "endpoint:blind" if command is temporal else "scripted"
     with pytest.raises(SystemExit):
@@ -216,7 +216,7 @@ def test_a_writer_is_shown_no_picture(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append((body["model"], len(body["messages"][0]["content"])))
         return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
 
-    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    monkeypatch.setattr(chat, "_client", lambda is_local: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
     settings = WriterSettings(base_url="http://localhost:1/v1")
     ask_endpoints(settings, ["endpoint:sees", None, "scripted", "endpoint:sees"], ["endpoint:reads", None])
     assert asked == [("sees", 2), ("reads", 1)]

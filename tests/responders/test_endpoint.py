@@ -650,18 +650,24 @@ def test_a_build_drops_what_is_not_answered_by_name(serve: Serve, clips: dict[st
     def script(call: Call) -> Reply:
         colours = [int(np.asarray(image).min()) for image in call.images]
         if call.body["model"] == "writer":  # of one clip; only the white one has no dark channel
-            return Reply(status=422, body=b"too white") if min(colours) > 80 else Reply("Which colour is the clip?")
+            refusal = Reply(status=422, body=f"too white for {KEY}".encode())
+            return refusal if min(colours) > 80 else Reply("Which colour is the clip?")
         return Reply(f"One of brightness {colours}.")
 
     server = serve(script)
-    writer, answerer = (EndpointResponder(model, server.base_url, sampler()) for model in ("writer", "answerer"))
+    writer, answerer = (
+        EndpointResponder(model, server.base_url, sampler(), api_key=KEY) for model in ("writer", "answerer")
+    )
     settings = Stage1Settings(num_rows=6, max_clips=3, max_rounds=4)
     funnel = build_stage1(list(clips.values()), writer, answerer, tmp_path / "rows", settings)
     assert funnel["stages"]["rows"] == 6
     assert funnel["dropped"]["no_answer"] >= 1
     drops = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
     (unanswered, *_) = [drop for drop in drops if drop["reason"] == "no_answer"]
-    assert unanswered["detail"].startswith(f"writer at {server.base_url}: status 422: too white. ")
+    assert unanswered["detail"].startswith(f"writer at {server.base_url}: status 422: too white for ***. ")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5, "rows, card, log and job"
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
     asked = [call for call in server.calls if call.body["model"] == "writer"]
     assert len(asked) == 4  # each clip once
 
@@ -807,7 +813,7 @@ def headers_sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         sent.append(dict(request.headers))
         return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
 
-    monkeypatch.setattr(chat, "_client", lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
+    monkeypatch.setattr(chat, "_client", lambda is_local: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
     return sent
 
 
@@ -864,6 +870,19 @@ def test_a_key_goes_unencrypted_to_this_machine_only(
         assert KEY not in str(error.value)
     responder(base_url, api_key=KEY, plain_http_key=not may).respond([Request("?")])
     assert [headers["authorization"] for headers in headers_sent] == ["Bearer EMPTY", f"Bearer {KEY}"]
+
+
+def test_a_server_of_this_machine_is_asked_without_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would read the key; other servers are asked through it."""
+    proxy = serve(lambda call: Reply("by proxy"))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.base_url.removesuffix("/v1"))
+    server = serve(lambda call: Reply("directly"))
+    assert responder(server, api_key=KEY).respond([Request("?")]) == ["directly"]
+    assert not proxy.calls
+    assert responder("http://elsewhere.invalid/v1").respond([Request("?")]) == ["by proxy"]
 
 
 def test_no_copy_and_no_dump_of_a_responder_holds_the_key(serve: Serve) -> None:

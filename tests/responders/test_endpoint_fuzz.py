@@ -261,7 +261,7 @@ def test_whatever_a_server_says_ends_as_one_of_three(
     rng = random.Random(0)
     server = Server(rng)
     client = chat._client
-    monkeypatch.setattr(chat, "_client", lambda: client(server))
+    monkeypatch.setattr(chat, "_client", lambda is_local: client(is_local, server))
     ends: Counter[str] = Counter()
     while server.num_replies < NUM_REPLIES:
         server.lets_calls_run = rng.random() < 0.3

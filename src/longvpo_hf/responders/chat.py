@@ -175,7 +175,7 @@ class Chat:
         if is_offline_mode() and is_hugging_face(self.base_url):
             raise EndpointError(f"HF_HUB_OFFLINE is set, and {self.base_url} is Hugging Face's: unset it.")
         try:
-            return _client()
+            return _client(is_local=_is_local(self.base_url))
         except (ValueError, ImportError) as error:
             raise EndpointError(f"The environment's proxy settings cannot be used: {error}") from None
 
@@ -325,12 +325,18 @@ class _NoCookies(CookieJar):
         """Keeps nothing."""
 
 
-def _client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
+def _client(is_local: bool, transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
     # Not huggingface_hub's: it follows redirects, and HF_HUB_OFFLINE keeps it from asking local servers too.
+    # A server of this machine is asked without the environment's proxy, which would read the key.
     # `timeout_seconds` bounds what comes after the connection.
     timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
     return httpx2.AsyncClient(
-        follow_redirects=False, timeout=timeout, cookies=_NoCookies(), verify=_trusted(), transport=transport
+        follow_redirects=False,
+        timeout=timeout,
+        cookies=_NoCookies(),
+        verify=_trusted(),
+        trust_env=not is_local,
+        transport=transport,
     )
 
 
@@ -357,9 +363,12 @@ def _host(base_url: str) -> str:
 
 def _is_private(base_url: str) -> bool:
     """Whether nobody on the way reads what is sent: it is encrypted, or never leaves this machine."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+    return urlsplit(base_url).scheme == "https" or _is_local(base_url)
+
+
+def _is_local(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
         return ip_address(host).is_loopback
