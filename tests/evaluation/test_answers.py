@@ -48,10 +48,10 @@ def chance_of(number: int, total: int, share: float) -> float:
     return sum(math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(number, total + 1))
 
 
-def check(read: list[tuple[str, str, str]]) -> None:
+def check(read: list[tuple[str, str, str]], most_wrong: float = 0.02) -> None:
     """At least 98 % of (reply, right letter, read letter) agree, and no letter stands out in the others."""
     wrong = [(reply, right, got) for reply, right, got in read if right != got]
-    assert len(wrong) <= 0.02 * len(read), wrong
+    assert len(wrong) <= most_wrong * len(read), wrong
     taken = Counter(got for _, _, got in wrong if got)
     for letter, number in taken.items():
         assert chance_of(number, taken.total(), 1 / 4) > 0.01, f"biased towards {letter}: {wrong}"
@@ -60,7 +60,8 @@ def check(read: list[tuple[str, str, str]]) -> None:
 def test_the_key_is_read_as_its_writer_meant_it() -> None:
     assert len(KEY) >= 750
     assert len({line["style"] for line in KEY}) >= 27
-    check([(line["reply"], line["letter"], letter_of(line["reply"], line["letters"])) for line in KEY])
+    read = [(line["reply"], line["letter"], letter_of(line["reply"], line["letters"])) for line in KEY]
+    check(read, most_wrong=0.005)  # all agree; whoever adds a form may lose a few of another
 
 
 def test_no_letter_is_special() -> None:
