@@ -138,6 +138,48 @@ def test_a_dry_run_asks_nothing(name: str, videos: Path, tmp_path: Path, capsys)
     assert f"model calls       {18 + 12 + 24 + verdicts}: 18 captions" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "most"),
+    [
+        ("stage2", [], 5 + 6 + 7 + 3),  # a question for each scene, and one that is free for each video
+        ("temporal", ["--mode", "comprehensive"], 8 * 3),
+        ("temporal", ["--mode", "localized", "--num-rows", "300"], 8 * 18),
+    ],
+)
+def test_a_dry_run_promises_what_can_be(name: str, more: list[str], most: int, videos: Path, tmp_path: Path, capsys):
+    asked = [*arguments(videos, tmp_path / "rows"), "--num-rows", "60", "--judge", "scripted", *more]
+    main = {"stage2": stage2, "temporal": temporal}[name].main
+    main([*asked, "--dry-run"])
+    said = re.findall(r"rows +(\d+) at most, not \d+: more different questions cannot be", capsys.readouterr().out)
+    assert said == [str(most)]
+    main(asked)
+    assert 0 < len(rows_of(tmp_path / "rows")) <= most
+
+
+def test_a_folder_without_videos_points_to_no_empty_log(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = result_of(lambda: stage2.main(arguments(tmp_path / "empty", tmp_path / "rows")))
+    assert result.exit_code == 2
+    assert result.stderr.strip().endswith(f"no clip came out of {tmp_path / 'empty'}: it holds no video.")
+
+
+@pytest.mark.parametrize("module", [stage1, stage2, temporal])
+def test_a_second_command_for_an_output_is_refused_before_it_touches_anything(
+    module: ModuleType, videos: Path, tmp_path: Path
+) -> None:
+    """While the first one cuts, captions or asks; see also `tests/building/test_faults.py`."""
+    program = "import sys; from pathlib import Path; from longvpo_hf.artifacts import locked\n"
+    program += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path / "rows")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        result = result_of(lambda: module.main(arguments(videos, tmp_path / "rows")))
+        assert result.exit_code == 2
+        assert re.search(rf"rows is being written by another run \(process {first.pid} on .*\): wait", result.stderr)
+        assert {path.name for path in tmp_path.iterdir()} == {".rows.lock", ".rows.lock.json"}
+
+
 def test_a_dry_run_leaves_the_log_of_rows_that_are_there(videos: Path, tmp_path: Path) -> None:
     stage2.main(arguments(videos, tmp_path / "rows", "--num-rows", "60"))
     log = {path.name: path.read_bytes() for path in (tmp_path / "rows.log").iterdir()}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,7 +27,7 @@ from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo, Summary
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.methods import stage2
-from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
+from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2, most_rows
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.record import DatasetRecord, read_record
@@ -264,6 +266,28 @@ def test_a_model_that_is_not_reached_is_not_asked_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No row came out; dropped: no_answer 1"):
         build(unfilmed(tmp_path / "media", [5]), tmp_path / "rows", writer, num_rows=1, max_rounds=1, max_tries=4)
     assert len(writer.requests) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_more_rows_come_than_can(tmp_path: Path, seed: int) -> None:
+    """One for each scene and a free one, where a prompt holds all captions; else nobody knows before."""
+    rng = random.Random(seed)
+    videos = unfilmed(tmp_path / "media", [rng.randint(2, 6) for _ in range(rng.randint(1, 3))])
+    timelines = [video.timeline for video in videos]
+    most = most_rows(timelines, Stage2Settings(), 600)
+    assert most == sum(len(timeline) + 1 for timeline in timelines)
+    bare = [Timeline(tuple(replace(clip, caption="") for clip in timeline.clips)) for timeline in timelines]
+    assert most_rows(bare, Stage2Settings(), 600) == most
+    assert most_rows(bare, Stage2Settings(), 12_000) is None
+    assert most_rows([Timeline(timelines[0].clips[:1])], Stage2Settings(), 600) == 0
+
+    # Each prompt has its own question, so that all there can be come, and no more.
+    def write(request: Request) -> str:
+        fields = json.loads(cite(request))
+        return json.dumps({**fields, "question": f"What do {zlib.crc32(request.text.encode()):x} share?"})
+
+    rows, _ = build(videos, tmp_path / "rows", Scripted(write), num_rows=2 * most, max_rounds=3, seed=seed)
+    assert len(rows) == most
 
 
 def test_further_questions_about_a_video_have_a_focus_each_another(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
 from longvpo_hf.responders import CutOff, Request, Responder
 from longvpo_hf.responders.replies import json_object
-from longvpo_hf.timeline import View
+from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,9 @@ TRAINING: Mapping[str, tuple[Any, str]] = {
     "learning_rate": (5e-7, "LongVPO"),
     "warmup_steps": (0.01, "LongVPO: a share of the steps"),
 }
+
+#: More than "Scene #100000: " and a line break.
+_LABEL_CHARACTERS = 20
 
 #: What the question writer answers; `json_object` reads it.
 QUESTION_SCHEMA: Mapping[str, Any] = {
@@ -109,6 +112,27 @@ class Stage2Settings:
         for name in ("chosen_from", "reference"):
             if getattr(self, name) not in ("evidence", "whole"):
                 raise ConfigError(f"{name} must be 'evidence' or 'whole', got {getattr(self, name)!r}.")
+
+
+def most_rows(timelines: Sequence[Timeline], settings: Stage2Settings, max_caption_characters: int) -> int | None:
+    """Most rows that can be made of videos; None where that is not known before questions are asked for.
+
+    Where all captions of a video fit into a prompt, there is one prompt for each scene and one that leaves the choice
+    free, and the same prompt gives the same question.
+
+    Args:
+        timelines: The videos. Clips without captions are taken to get one, unless others of the video have theirs.
+        settings: See `Stage2Settings`.
+        max_caption_characters: Bound on a caption that is still to be written.
+    """
+    most = 0
+    for timeline in timelines:
+        captions = [clip.caption for clip in timeline.clips if clip.caption]
+        lengths = list(map(len, captions)) or [max_caption_characters] * len(timeline)
+        if sum(lengths) + _LABEL_CHARACTERS * len(lengths) > settings.max_context_characters:
+            return None
+        most += len(lengths) + 1 if len(lengths) > 1 else 0
+    return most
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts

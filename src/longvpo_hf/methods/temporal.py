@@ -35,7 +35,7 @@ from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
 from longvpo_hf.responders import CutOff, Request, Responder
 from longvpo_hf.responders.replies import json_object, without_reasoning
-from longvpo_hf.timeline import View
+from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,6 +150,18 @@ class TemporalSettings:
         return {"localized": self.num_rows, "comprehensive": 0}.get(
             self.mode, round(self.num_rows * self.localized_share)
         )
+
+
+def most_rows(timelines: Sequence[Timeline], settings: TemporalSettings) -> int:
+    """Most rows that can be made of videos: a question of each type about each scene, and about each video.
+
+    Args:
+        timelines: The videos. Clips without captions are taken to get one, unless others of the video have theirs.
+        settings: See `TemporalSettings`.
+    """
+    scenes = sum(sum(bool(clip.caption) for clip in timeline.clips) or len(timeline) for timeline in timelines)
+    num_localized = min(settings.num_localized, len(QUESTION_TYPES) * scenes)
+    return num_localized + min(settings.num_rows - settings.num_localized, len(QUESTION_TYPES) * len(timelines))
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import Group
 from cyclopts.types import NonNegativeInt, PositiveInt
 
+from longvpo_hf.artifacts import locked
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import log_folder
+from longvpo_hf.funnel import Funnel, log_folder
 from longvpo_hf.intake import CORPORA, CuttingSettings
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.paths import shared_cache
@@ -174,6 +176,16 @@ class OutputSettings:
             from longvpo_hf.publishing.dataset import prepare_push
 
             prepare_push(self.push_to_hub)
+
+    @contextmanager
+    def opened(self) -> Iterator[Funnel]:
+        """The run's log, while no other run may write the output, nor cut or caption for it.
+
+        Raises:
+            artifacts.Locked: At once, if another run does.
+        """
+        with locked(self.output):  # before the log is opened: that of the other run stays
+            yield Funnel(self.log)
 
     def beside(self, suffix: str) -> Path:
         """A folder next to the output's."""

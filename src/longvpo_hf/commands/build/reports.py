@@ -28,6 +28,7 @@ def estimate_over_scenes(
     scenes: SceneSettings,
     output: OutputSettings,
     num_rows: int,
+    most_rows: int | None,
     shown: str,
     judgements: int,
 ) -> str:
@@ -38,9 +39,12 @@ def estimate_over_scenes(
         scenes: Whether they are captioned, and the frames of a row.
         output: Where rows go.
         num_rows: Rows asked for.
+        most_rows: Most that these videos can give; None where that is not known.
         shown: What the answers are given from, in words.
         judgements: Verdicts per row.
     """
+    asked, num_rows = num_rows, num_rows if most_rows is None else min(num_rows, most_rows)
+    bound = f" at most, not {asked}: more different questions cannot be asked about these videos"
     num_scenes = sum(len(timeline) for timeline in timelines)
     seconds = sum(timeline.duration_seconds for timeline in timelines)
     captions = 0 if scenes.captions else num_scenes
@@ -54,7 +58,7 @@ def estimate_over_scenes(
         [
             f"videos            {len(timelines)} timelines of {num_scenes / len(timelines):.1f} scenes, "
             f"{seconds / num_scenes:.1f} s each on average",
-            f"rows              {num_rows}",
+            f"rows              {num_rows}{bound if num_rows < asked else ''}",
             f"model calls       {calls}: {captions} captions (and at most as many summaries), {num_rows} questions, "
             f"{2 * num_rows} answers from {shown}, {judgements * num_rows} verdicts",
             f"tokens            at most about {tokens / 1e6:.1f} million, at {TOKENS_PER_FRAME} per frame",

@@ -24,7 +24,6 @@ from longvpo_hf.commands.build.options import (
 from longvpo_hf.commands.build.reports import TOKENS_PER_FRAME, TOKENS_PER_TEXT, disk_lines, finish
 from longvpo_hf.commands.build.videos import media_root, read_videos
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
-from longvpo_hf.funnel import Funnel
 from longvpo_hf.intake import CuttingSettings
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1
@@ -85,28 +84,28 @@ def build(
     output.check()
     if not output.dry_run:
         ask_endpoints(asking, seeing=[roles.responder, roles.writer, roles.judge])
-    funnel = Funnel(output.log)
-    videos, facts = read_videos(Videos(corpus, cutting, media, output), funnel)
-    clips = [clip for video in videos for clip in video.clips]
-    rows = rows.fitted(clips)
-    if output.dry_run:
-        print(_estimate(clips, rows, roles, output))
-        return
-    root = media_root(clips, corpus.source, output)
-    models = Models(asking, rows.max_clips or 0, rows.seed)
-    counts = build_stage1(
-        clips,
-        models.seeing(roles.writer or roles.responder),
-        models.seeing(roles.responder),
-        output.output,
-        rows,
-        embed=_embedder(roles, asking, output),
-        judge=models.seeing(roles.judge) if roles.judge else None,
-        media_root=root,
-        facts=facts,
-        funnel=funnel,
-    )
-    finish(counts, output)
+    with output.opened() as funnel:
+        videos, facts = read_videos(Videos(corpus, cutting, media, output), funnel)
+        clips = [clip for video in videos for clip in video.clips]
+        rows = rows.fitted(clips)
+        if output.dry_run:
+            print(_estimate(clips, rows, roles, output))
+            return
+        root = media_root(clips, corpus.source, output)
+        models = Models(asking, rows.max_clips or 0, rows.seed)
+        counts = build_stage1(
+            clips,
+            models.seeing(roles.writer or roles.responder),
+            models.seeing(roles.responder),
+            output.output,
+            rows,
+            embed=_embedder(roles, asking, output),
+            judge=models.seeing(roles.judge) if roles.judge else None,
+            media_root=root,
+            facts=facts,
+            funnel=funnel,
+        )
+        finish(counts, output)
 
 
 def _embedder(roles: Stage1Models, asking: ModelSettings, output: OutputSettings) -> Embedder | None:

@@ -25,10 +25,9 @@ from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
 from longvpo_hf.commands.build.videos import captioned, media_root, scenes_of
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.funnel import Funnel
 from longvpo_hf.intake import CuttingSettings
 from longvpo_hf.intake.media import MediaSettings
-from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
+from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2, most_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,32 +101,33 @@ def build(
     output.check()
     if not output.dry_run:
         ask_endpoints(asking, seeing=[roles.answerer, roles.captioner], reading=[roles.writer, roles.judge])
-    funnel = Funnel(output.log)
-    source = Videos(corpus, cutting, media, output)
-    timelines, facts = scenes_of(source, scenes, funnel)
-    if output.dry_run:
-        shown = f"{rows.chosen_from} and from a part or the rest"
-        print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, shown, 2 if roles.judge else 0))
-        return
-    root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
-    models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
-    writer = models.reading(roles.writer or roles.answerer)
-    captioner = models.seeing(roles.captioner or roles.answerer)
-    videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
-    if roles.iterate_from:
-        by["iteration"] = f"2, from {models.seeing(roles.iterate_from).name}"
-    counts = build_stage2(
-        videos,
-        writer,
-        models.seeing(roles.answerer),
-        output.output,
-        rows,
-        judge=models.reading(roles.judge) if roles.judge else None,
-        media_root=root,
-        facts={**facts, **by},
-        funnel=funnel,
-    )
-    finish(counts, output)
+    with output.opened() as funnel:
+        source = Videos(corpus, cutting, media, output)
+        timelines, facts = scenes_of(source, scenes, funnel)
+        if output.dry_run:
+            most = most_rows(timelines, rows, captioning.max_caption_characters)
+            shown = f"{rows.chosen_from} and from a part or the rest"
+            print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, 2 if roles.judge else 0))
+            return
+        root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
+        models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
+        writer = models.reading(roles.writer or roles.answerer)
+        captioner = models.seeing(roles.captioner or roles.answerer)
+        videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
+        if roles.iterate_from:
+            by["iteration"] = f"2, from {models.seeing(roles.iterate_from).name}"
+        counts = build_stage2(
+            videos,
+            writer,
+            models.seeing(roles.answerer),
+            output.output,
+            rows,
+            judge=models.reading(roles.judge) if roles.judge else None,
+            media_root=root,
+            facts={**facts, **by},
+            funnel=funnel,
+        )
+        finish(counts, output)
 
 
 main = script(build, "stage2.py")

@@ -25,10 +25,9 @@ from longvpo_hf.commands.build.options import (
 from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
 from longvpo_hf.commands.build.videos import captioned, media_root, scenes_of
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
-from longvpo_hf.funnel import Funnel
 from longvpo_hf.intake import CuttingSettings
 from longvpo_hf.intake.media import MediaSettings
-from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
+from longvpo_hf.methods.temporal import TemporalSettings, build_temporal, most_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +100,31 @@ def build(
     output.check()
     if not output.dry_run:
         ask_endpoints(asking, seeing=[roles.responder, roles.captioner], reading=[roles.writer, judge])
-    funnel = Funnel(output.log)
-    source = Videos(corpus, cutting, media, output)
-    timelines, facts = scenes_of(source, scenes, funnel)
-    if output.dry_run:
-        shown, judgements = "good and degraded views", int(judge != "none")
-        print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, shown, judgements))
-        return
-    root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
-    models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
-    writer = models.reading(roles.writer or roles.responder)
-    captioner = models.seeing(roles.captioner or roles.responder)
-    videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
-    counts = build_temporal(
-        videos,
-        writer,
-        models.seeing(roles.responder),
-        output.output,
-        rows,
-        judge=models.reading(judge) if judge != "none" else None,
-        media_root=root,
-        facts={**facts, **by},
-        funnel=funnel,
-    )
-    finish(counts, output)
+    with output.opened() as funnel:
+        source = Videos(corpus, cutting, media, output)
+        timelines, facts = scenes_of(source, scenes, funnel)
+        if output.dry_run:
+            most = most_rows(timelines, rows)
+            shown, judgements = "good and degraded views", int(judge != "none")
+            print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, judgements))
+            return
+        root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
+        models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
+        writer = models.reading(roles.writer or roles.responder)
+        captioner = models.seeing(roles.captioner or roles.responder)
+        videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
+        counts = build_temporal(
+            videos,
+            writer,
+            models.seeing(roles.responder),
+            output.output,
+            rows,
+            judge=models.reading(judge) if judge != "none" else None,
+            media_root=root,
+            facts={**facts, **by},
+            funnel=funnel,
+        )
+        finish(counts, output)
 
 
 main = script(build, "temporal.py")

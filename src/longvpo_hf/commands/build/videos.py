@@ -59,13 +59,16 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     if output.media == "embed":
         clips = cut_clips(clips, output.cache_folder, videos.media, output.num_workers)
     members: dict[str, list[Clip]] = {}
+    num_dropped = 0
     for index, clip in enumerate(tqdm(clips, desc="clips", unit="clip")):
         if isinstance(clip, Dropped):
+            num_dropped += 1
             funnel.drop(clip.reason, path=clip.path, source_id=clip.source_id, detail=clip.detail)
         else:
             members.setdefault(origins[index], []).append(clip)
     if not members:
-        raise ConfigError(f"no clip came out of {source}; see {output.log / 'dropped.jsonl'} for why.")
+        why = f"see {output.log / 'dropped.jsonl'} for why." if num_dropped else "it holds no video."
+        raise ConfigError(f"no clip came out of {source}: {why}")
     return [Timeline(tuple(clips)) for clips in members.values()], {
         "corpus": name,
         "clips cut by": cutting.described(),
