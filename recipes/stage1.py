@@ -4,8 +4,8 @@
         --config recipes/configs/internvl3_8b/stage1_lora.yaml
     accelerate launch --cpu recipes/stage1.py --config recipes/configs/miniature/stage1.yaml --max_steps 2
 
-Takes rows of `dataset_scripts/stage1.py`; gives a model, or an adapter, with processor and card in `output_dir`. All
-options: `--help`; those of the file are overridden by those of the command line.
+It trains on rows of `dataset_scripts/stage1.py` and leaves a model, or an adapter, with processor and card in
+`output_dir`. `--help` lists all options; those of the command line override those of the file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.errors import advice
 from longvpo_hf.launch import (
     PositionProbe,
     check_benchmarks,
@@ -29,7 +30,7 @@ from longvpo_hf.training.warnings import EarlyWarning
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
-    """Trains; gives the trainer."""
+    """Trains, and returns the trainer."""
     recipe, model, training = parse(argv)
     check_benchmarks(recipe)
     make_miniature(recipe, training, "stage1")
@@ -51,4 +52,5 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    with advice("recipes/stage1.py"):
+        main()

@@ -3,10 +3,10 @@
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/stage2.py \\
         --config recipes/configs/internvl3_8b/stage2_full.yaml --model_name_or_path ./stage1
 
-Takes the Stage-1 checkpoint and rows of `dataset_scripts/stage2.py`; gives a model, or an adapter, with processor and
-card in `output_dir`. The checkpoint is policy and reference. Where it is a LoRA adapter it is merged into its base
-first (`<output_dir>-base`), and an adapter that is trained on top belongs to that. The reference sees the whole
-timeline, as in the paper; `--reference anchor` scores it on the evidence scenes.
+It trains the Stage-1 checkpoint on rows of `dataset_scripts/stage2.py` and leaves a model, or an adapter, with
+processor and card in `output_dir`. The checkpoint is policy and reference. Where it is a LoRA adapter it is merged
+into its base first (`<output_dir>-base`), and an adapter that is trained on top belongs to that. The reference sees
+the whole timeline, as in the paper; `--reference anchor` scores it on the evidence scenes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.errors import advice
 from longvpo_hf.launch import (
     PositionProbe,
     check_benchmarks,
@@ -30,7 +31,7 @@ from longvpo_hf.training.warnings import EarlyWarning
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
-    """Trains; gives the trainer."""
+    """Trains, and returns the trainer."""
     recipe, model, training = parse(argv)
     check_benchmarks(recipe)
     make_miniature(recipe, training, "stage2")
@@ -52,4 +53,5 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    with advice("recipes/stage2.py"):
+        main()

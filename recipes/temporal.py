@@ -3,7 +3,8 @@
     accelerate launch --config_file recipes/accelerate/one_gpu.yaml recipes/temporal.py \\
         --config recipes/configs/qwen2_5_vl_7b/temporal_lora.yaml
 
-Takes rows of `dataset_scripts/temporal.py`; gives a model, or an adapter, with processor and card in `output_dir`.
+It trains on rows of `dataset_scripts/temporal.py` and leaves a model, or an adapter, with processor and card in
+`output_dir`.
 Where the configuration says nothing the paper's values for LLaVA-Video-7B hold (arXiv 2501.13919).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longvpo_hf import LongVPOTrainer
+from longvpo_hf.errors import advice
 from longvpo_hf.launch import (
     PositionProbe,
     check_benchmarks,
@@ -39,7 +41,7 @@ PAPER = {
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
-    """Trains; gives the trainer."""
+    """Trains, and returns the trainer."""
     recipe, model, training = parse(argv, PAPER)
     check_benchmarks(recipe)
     make_miniature(recipe, training, "temporal")
@@ -61,4 +63,5 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    with advice("recipes/temporal.py"):
+        main()

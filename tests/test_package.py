@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import longvpo_hf
+from conftest import COLOURS, write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -438,6 +439,36 @@ def test_trainer_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     # The editable installation of this environment is still there, but behind PYTHONPATH.
     files = run_python(program, cwd=tmp_path, pythonpath=target).splitlines()
     assert files == [str(target / "longvpo_hf" / name) for name in ("__init__.py", "training/trainer.py")]
+
+
+def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path: Path) -> None:
+    """Every command that a user types after `pip install`, in a folder far from any checkout."""
+    target = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    videos = tmp_path / "videos"
+    for number, colour in enumerate(COLOURS.values()):
+        write_clip(videos / f"{number}.mp4", colour)
+
+    def longvpo(*words: str) -> str:
+        program = (
+            f"import sys; sys.argv = ['longvpo', *{list(words)}]; from longvpo_hf.commands.app import main; main()"
+        )
+        return run_python(program, cwd=tmp_path, pythonpath=target)
+
+    longvpo(
+        "build", "stage1", "--corpus", "videofolder", "--source", "videos", "--responder", "scripted",
+        "--num-rows", "4", "--max-clips", "3", "--output", "rows",
+    )  # fmt: skip
+    assert (tmp_path / "rows" / "train.parquet").is_file()
+    longvpo(
+        "train", "stage1", "--config", "miniature/stage1", "--cpu", "--max_steps", "2", "--miniature_fast", "true",
+        "--miniature", "m", "--model_name_or_path", "m/base", "--dataset_name", "m/dataset", "--output_dir", "m/model",
+    )  # fmt: skip
+    assert (tmp_path / "m" / "model" / "model.safetensors").is_file()
+    assert longvpo("eval", "--tasks-dir").strip() == str(target / "longvpo_hf" / "evaluation" / "tasks")
+    assert "internvl3_8b/stage1_lora" in longvpo("configs")
+    assert "rows can be trained on" in longvpo("check", "--rows", "rows")
 
 
 @pytest.mark.skipif(

@@ -34,7 +34,7 @@ from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
 from longvpo_hf.miniature.world import MARKERS, write_world
 from longvpo_hf.responders import Request, ScriptedResponder, Unanswered
-from longvpo_hf.responders.checkpoint import load_checkpoint, load_responder, weights_digest
+from longvpo_hf.responders.checkpoint import checkpoint_digest, load_checkpoint, load_responder
 from longvpo_hf.timeline import Clip
 from media import indices_of, write_video
 
@@ -476,10 +476,10 @@ def test_a_journal_keeps_what_it_was_told(tmp_path: Path) -> None:
 
 def test_weights_tell_checkpoints_of_one_name_apart(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1234")
-    before = weights_digest(str(tmp_path))
-    assert weights_digest(str(tmp_path)) == before
+    before = checkpoint_digest(str(tmp_path))
+    assert checkpoint_digest(str(tmp_path)) == before
     (tmp_path / "model.safetensors").write_bytes(b"12345")
-    assert weights_digest(str(tmp_path)) != before
+    assert checkpoint_digest(str(tmp_path)) != before
 
 
 def test_weights_of_an_adapter_are_its_base_model_s_too(tmp_path: Path) -> None:
@@ -488,22 +488,22 @@ def test_weights_of_an_adapter_are_its_base_model_s_too(tmp_path: Path) -> None:
     adapter.mkdir()
     (base / "model.safetensors").write_bytes(b"1234")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    before = weights_digest(str(adapter))
-    assert weights_digest(str(adapter)) == before
+    before = checkpoint_digest(str(adapter))
+    assert checkpoint_digest(str(adapter)) == before
     (base / "model.safetensors").write_bytes(b"12345")
-    assert weights_digest(str(adapter)) != before
+    assert checkpoint_digest(str(adapter)) != before
 
 
 def test_weights_on_the_hub_are_told_by_their_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert weights_digest("org/on-the-hub") == ""
+    assert checkpoint_digest("org/on-the-hub") == ""
     cached = tmp_path / "models--org--on-the-hub"
     (cached / "refs").mkdir(parents=True)
     for commit in ("1" * 40, "2" * 40):
         (cached / "refs" / "main").write_text(commit)
         (cached / "snapshots" / commit).mkdir(parents=True)
         (cached / "snapshots" / commit / "config.json").write_text("{}")
-        assert weights_digest("org/on-the-hub") == commit
+        assert checkpoint_digest("org/on-the-hub") == commit
 
 
 # ------------------------------------------------------------------------------------------------- questions and worlds

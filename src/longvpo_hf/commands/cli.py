@@ -6,6 +6,7 @@ it needs when it runs, so that help is shown at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,10 @@ def new_app(name: str, help: str | None = None, **settings: Any) -> App:
     )
 
 
+#: What a shell reports of a program that SIGPIPE ended.
+_CLOSED_PIPE = 141
+
+
 def run(app: App, argv: Sequence[str] | None = None) -> None:
     """Runs a command line, and ends the program where its exit status is not 0.
 
@@ -87,6 +92,9 @@ def run(app: App, argv: Sequence[str] | None = None) -> None:
                 sys.exit(status)
         except CycloptsError as error:
             raise ConfigError(str(error)) from error
+        except BrokenPipeError:  # the reader of a pipe, `longvpo configs | head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(_CLOSED_PIPE)
         except KeyboardInterrupt:
             more = " The same command goes on where this one stopped." if resumes else ""
             print(f"\nInterrupted.{more}", file=sys.stderr)

@@ -40,14 +40,14 @@ class AskedModel:
         """The checkpoint as a responder, and what its answers depend on."""
         from longvpo_hf.evaluation.sampling import trained_sampling
         from longvpo_hf.record import Sampling
-        from longvpo_hf.responders.checkpoint import load_responder, weights_digest
+        from longvpo_hf.responders.checkpoint import checkpoint_digest, load_responder
 
         max_pixels = self.max_pixels
         if max_pixels is None:
             max_pixels = (trained_sampling(checkpoint) or Sampling()).max_pixels
         responder = load_responder(checkpoint, num_frames, max_pixels, self.batch_size, self.max_new_tokens)
         return responder, {
-            "weights": weights_digest(checkpoint),
+            "weights": checkpoint_digest(checkpoint),
             "max_pixels": max_pixels,
             "max_new_tokens": self.max_new_tokens,
         }

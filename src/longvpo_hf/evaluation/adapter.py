@@ -28,7 +28,7 @@ from longvpo_hf.frames import UnreadableVideo, whole_clip
 from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
-from longvpo_hf.responders.checkpoint import load_checkpoint, weights_digest
+from longvpo_hf.responders.checkpoint import checkpoint_digest, load_checkpoint
 from longvpo_hf.responders.replies import without_reasoning
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -98,7 +98,7 @@ class LongVPO(lmms):
 
     def __repr__(self) -> str:
         """What its answers depend on: a name for the response cache."""
-        weights = weights_digest(self.pretrained)
+        weights = checkpoint_digest(self.pretrained)
         bounds = {"": self._max_new_tokens, **self._of_tasks} if self._max_new_tokens or self._of_tasks else {}
         more = f", max_new_tokens={bounds}" if bounds else ""
         return f"longvpo({self.pretrained}{f' {weights}' * bool(weights)}, {self.sampling}{more})"

@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import find_adapter_config_file
 from trl import ModelConfig
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.responders.checkpoint import load_checkpoint
 from longvpo_hf.training.checkpoints import last_whole_checkpoint, torn
 from longvpo_hf.training.config import LongVPOConfig
 
@@ -58,21 +57,14 @@ def _holds(folder: Path, digest: str) -> bool:
 
 
 def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
-    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
-    base = config.base_model_name_or_path
-    if not base:
-        raise ConfigError(f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json).")
-    logger.info(f"Merging the adapter {name} into {base}: {folder}")
+    logger.info(f"Merging the adapter {name} into its base model: {folder}")
     # In float32: half precision would round what the adapter adds.
-    whole = AutoModelForImageTextToText.from_pretrained(base, revision=config.revision, dtype=torch.float32)
-    kept = whole.config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
-    merged = PeftModel.from_pretrained(whole, name, revision=model.model_revision).merge_and_unload().to(kept)
-    try:
-        processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
-    except (OSError, ValueError):  # an adapter's folder need not hold one
-        processor = AutoProcessor.from_pretrained(base, revision=config.revision)
+    merged, processor = load_checkpoint(
+        name, torch.device("cpu"), revision=model.model_revision, dtype=torch.float32, merged=True
+    )
+    kept = merged.config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
     with whole_folder(folder) as part:
-        merged.save_pretrained(part)
+        merged.to(kept).save_pretrained(part)
         processor.save_pretrained(part)
         write_json(part / _MERGED_FROM, {"adapter": digest})
 

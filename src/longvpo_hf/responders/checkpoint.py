@@ -1,17 +1,17 @@
 """A checkpoint as a responder: a whole model or an adapter, from a folder or the Hub.
 
-Takes a name; gives model and processor, or a `LocalResponder` with the sampler of training around them. An adapter's
-processor may stand in its own folder or in its base model's. Knows nothing of questions.
+An adapter's processor may be in its own folder or in its base model's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvpo_hf.errors import ModelError
 from longvpo_hf.frames import FrameSampler
+from longvpo_hf.record import hub_commit, weights_digest
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +23,25 @@ if TYPE_CHECKING:
 _CACHE_BYTES = 4 * 1024**3
 
 
-def load_checkpoint(name: str, device: torch.device | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_checkpoint(
+    name: str,
+    device: torch.device | None = None,
+    *,
+    revision: str | None = None,
+    dtype: Any = "auto",
+    merged: bool = False,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model, in evaluation mode on its device, and processor.
 
     Args:
         name: Folder or name on the Hub of a model, or of a PEFT adapter, whose base model is loaded with it.
         device: Where the model runs; by default the machine's accelerator, else the CPU.
+        revision: Of `name` on the Hub.
+        dtype: Of the weights: a torch type, or "auto" for that of the files.
+        merged: Whether an adapter is merged into its base model.
 
     Raises:
-        OSError: If there is no such checkpoint.
+        ModelError: If there is no such checkpoint, or an adapter names no base model.
     """
     import torch
     from peft import PeftConfig, PeftModel
@@ -40,20 +50,34 @@ def load_checkpoint(name: str, device: torch.device | None = None) -> tuple[PreT
 
     from longvpo_hf.families.vision import bound_frozen_forward
 
-    adapted = find_adapter_config_file(name) is not None
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapted else name
-    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype="auto").to(device)
+    adapted = find_adapter_config_file(name, revision=revision) is not None
+    base, base_revision = name, revision
     if adapted:
-        model = PeftModel.from_pretrained(model, name)
+        config = PeftConfig.from_pretrained(name, revision=revision)
+        base, base_revision = config.base_model_name_or_path, config.revision
+        if not base:
+            raise ModelError(
+                f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json)."
+            )
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+        model: Any = AutoModelForImageTextToText.from_pretrained(base, revision=base_revision, dtype=dtype)
+    except OSError as error:
+        raise ModelError(f"The model {base} cannot be loaded: {error}") from error
+    model = model.to(device)
+    if adapted:
+        model = PeftModel.from_pretrained(model, name, revision=revision)
+        if merged:
+            model = model.merge_and_unload()
+            model.config.name_or_path = name
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
         if not adapted:
-            raise
+            raise ModelError(f"The processor of {name} cannot be loaded: {error}") from error
         processor = None
     if adapted and not isinstance(processor, ProcessorMixin):  # none, or the tokenizer that others save with adapters
-        processor = AutoProcessor.from_pretrained(base)
+        processor = AutoProcessor.from_pretrained(base, revision=base_revision)
     model = model.eval().requires_grad_(False)
     # Frames go through the tower a few at a time: thousands of them at once would not fit long before the text does.
     bound_frozen_forward(model)
@@ -72,28 +96,15 @@ def load_responder(
     return LocalResponder(model, processor, sampler, max_new_tokens, batch_size, public_name(name))
 
 
-def weights_digest(name: str) -> str:
+def checkpoint_digest(name: str) -> str:
     """Tells the weights of a checkpoint from others of its name; those of an adapter's base model with them.
 
-    Of a folder it is made of the names, sizes and times of its files; of a name on the Hub it is the commit that lies
-    in the Hub's cache, "" if none does.
+    Of a folder it is the digest of its files' content, of a name on the Hub the commit in the Hub's cache, "" if there
+    is none.
     """
-    digest, adapter = _digest_of(name)
-    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else None
-    return f"{digest} on {_digest_of(base)[0]}" if base else digest
-
-
-def _digest_of(name: str) -> tuple[str, Path]:
-    """What tells the weights of one folder or commit from others, and where its adapter's settings would be."""
-    from huggingface_hub import try_to_load_from_cache
-
-    settings = "adapter_config.json"
     folder = Path(name)
-    if folder.is_dir():
-        files = sorted(folder.glob("*"))
-        facts = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.is_file()]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16] if facts else "", folder / settings
-    for file in ("config.json", settings):
-        if isinstance(path := try_to_load_from_cache(name, file), str):
-            return Path(path).parent.name, Path(path).with_name(settings)
-    return "", folder / settings
+    if not folder.is_dir():
+        return hub_commit(name)
+    adapter = folder / "adapter_config.json"
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else None
+    return f"{weights_digest(folder)} on {checkpoint_digest(base)}" if base else weights_digest(folder)

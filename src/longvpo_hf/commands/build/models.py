@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.commands.build.options import FPS, FRAMES, MAX_PIXELS, ModelSettings, WriterSettings
+from longvpo_hf.errors import ModelError
 
 if TYPE_CHECKING:
     from longvpo_hf.responders import Responder
@@ -68,7 +69,7 @@ class Models:
                 plain_http_key=settings.plain_http_key,
             )
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -76,18 +77,18 @@ class Models:
         from longvpo_hf.responders.checkpoint import load_checkpoint
         from longvpo_hf.responders.text import TextResponder
 
-        adapted = find_adapter_config_file(name) is not None
-        sees = adapted or type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        try:
+            adapted = find_adapter_config_file(name) is not None
+            sees = adapted or type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        except OSError as error:
+            raise ModelError(f"The model {name} cannot be loaded: {error}") from error
         if name not in self._loaded:
-            if adapted:  # of a recipe's own training; merged in the base's own type, where the recipes merge in float32
-                model, processor = load_checkpoint(name, torch.device(device_of(settings)))
-                loaded = model.merge_and_unload()
-                loaded.config.name_or_path = name
+            if sees:
+                # An adapter of a recipe's own training is merged in the base's own type; the recipes merge in float32.
+                self._loaded[name] = load_checkpoint(name, torch.device(device_of(settings)), merged=True)
             else:
-                auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-                loaded = auto.from_pretrained(name, dtype="auto").eval().to(device_of(settings))
-                processor = AutoProcessor.from_pretrained(name)
-            self._loaded[name] = (loaded, processor)
+                reader = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval().to(device_of(settings))
+                self._loaded[name] = (reader, AutoProcessor.from_pretrained(name))
         loaded, processor = self._loaded[name]
         if not sees:
             return TextResponder(loaded, processor, max_new_tokens, settings.batch_size)
