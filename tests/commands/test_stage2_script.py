@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,8 @@ from torchcodec.encoders import VideoEncoder
 from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 import tiny_models
-from cli import result_of
+from cli import longvpo, result_of
+from conftest import write_clip
 from longvpo_hf.captions import read_captions
 from longvpo_hf.commands.build import stage1, stage2, temporal
 from longvpo_hf.commands.build.models import Models, ask_endpoints
@@ -356,3 +358,34 @@ def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path) -> 
     assert re.search(r"No row came out; dropped: cut_off \d+", result.stderr)
     dropped = [json.loads(line) for line in (tmp_path / "rows.log" / "dropped.jsonl").read_text().splitlines()]
     assert {entry["reason"] for entry in dropped} == {"unreadable", "cut_off"}
+
+
+def test_vript_as_it_is_published_becomes_films_of_scenes(tmp_path: Path) -> None:
+    """Each scene is a file of its own in a zip: the documented command groups them into their films, in order."""
+    root = tmp_path / "vript"
+    (root / "vript_captions").mkdir(parents=True)
+    records = []
+    for film in range(2):
+        name, clip_ids = f"film{film}", [f"film{film}-Scene-{number:03d}" for number in range(1, 5)]
+        with zipfile.ZipFile(root / f"clips_{film + 1}_of_2.zip", "w") as archive:
+            for number, clip_id in enumerate(clip_ids):
+                path = write_clip(tmp_path / "made" / f"{clip_id}.mp4", (60 * number + 20, 100 * film + 40, 90))
+                archive.write(path, f"{name}/{clip_id}.mp4")
+        captions = {
+            clip_id: {"clip_id": clip_id, "video_id": name, "caption": {"content": f"Scene {number} of {name}"}}
+            for number, clip_id in enumerate(clip_ids)
+        }
+        records.append({"meta": {"video_id": name}, "data": captions})
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (root / "vript_captions" / "vript_captions.jsonl").write_text(lines)
+    words = ["--corpus", "vript", "--source", str(root), "--captions", "corpus", "--responder", "scripted"]
+    done = longvpo(["build", "stage2", *words, "--num-rows", "6", "--output", str(tmp_path / "rows")])
+    assert done.exit_code == 0, done.output
+    for row in rows_of(tmp_path / "rows"):
+        origins = [clip.origin.source_id for clip in row.timeline.clips]
+        assert len(origins) == 4
+        assert origins == sorted(origins)
+        assert len({origin.partition("-Scene")[0] for origin in origins}) == 1
+    looked = longvpo(["build", "stage2", *words, "--num-rows", "6", "--output", str(tmp_path / "dry"), "--dry-run"])
+    assert "8 videos, scenes of 2 films" in looked.stdout
+    assert "8 of 8 videos have one" in looked.stdout

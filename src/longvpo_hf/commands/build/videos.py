@@ -11,8 +11,9 @@ from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
 from longvpo_hf.commands.build.options import OutputSettings, SceneSettings, Videos
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Dropped, Funnel
-from longvpo_hf.intake import BenchmarkVideos, Source, clips_of, read_corpus
+from longvpo_hf.intake import BenchmarkVideos, Source, clips_of
 from longvpo_hf.intake.media import cut_clips
+from longvpo_hf.intake.report import CorpusSurvey
 from longvpo_hf.timeline import Clip, Timeline
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     lists = dict(item.split("=", 1) for item in corpus.benchmark_videos)
     benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
     origins: list[str] = []
+    survey = CorpusSurvey(name, source, output.media_folder / "extracted", benchmarks=benchmarks)
+    if output.dry_run:
+        print("\n".join(survey.report.lines()))
 
     def sources() -> Iterator[Source | Dropped]:
-        for item in read_corpus(name, source, output.media_folder / "extracted"):
+        for item in survey:
             funnel.count("sources")
             yield item
 
@@ -65,7 +69,8 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
             num_dropped += 1
             funnel.drop(clip.reason, path=clip.path, source_id=clip.source_id, detail=clip.detail)
         else:
-            members.setdefault(origins[index], []).append(clip)
+            # Scenes that are files of their own are one video again.
+            members.setdefault(survey.video_of(origins[index]), []).append(clip)
     if not members:
         why = f"see {output.log / 'dropped.jsonl'} for why." if num_dropped else "it holds no video."
         raise ConfigError(f"no clip came out of {source}: {why}")
