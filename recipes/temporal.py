@@ -26,18 +26,11 @@ from longvpo_hf.launch import (
     quantization,
     start_from,
 )
+from longvpo_hf.methods.temporal import TRAINING
 from longvpo_hf.training.warnings import EarlyWarning
 
-#: The paper's values for LLaVA-Video-7B, where they differ from LongVPO's; LongVA's stand behind them.
-PAPER = {
-    "beta": 0.2,  # 0.3
-    "sft_weight": 1.0,  # 0.5
-    "learning_rate": 3e-7,  # 4e-6
-    "warmup_steps": 0.1,
-    "num_frames": 32,
-    "freeze_vision_tower": True,
-    "reference": "full",
-}
+#: The paper's values, where they differ from LongVPO's.
+PAPER = {name: value for name, (value, _) in TRAINING.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:

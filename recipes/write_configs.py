@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvpo_hf.families import family_of
+from longvpo_hf.methods import stage1, stage2, temporal
 
 CONFIGS = Path(__file__).parent / "configs"
 COSTS = Path(__file__).parent / "costs.json"
@@ -91,22 +92,10 @@ TITLES = {
 LAUNCHES = {"lora": {"one_gpu": 1}, "full": {"fsdp2": 8, "zero3": 8}}
 MODES = {"lora": "LoRA on one GPU", "full": "the whole model on 8 GPUs, FSDP2 or ZeRO-3"}
 
+_METHODS = {"stage1": stage1.TRAINING, "stage2": stage2.TRAINING, "temporal": temporal.TRAINING}
 LOSS = {
-    "stage1": [
-        ("reference", "anchor", "LongVPO, Stage 1: the reference is scored on the anchor clip alone"),
-        ("beta", "0.01", "LongVPO"),
-        ("sft_weight", "1.0", "LongVPO: α"),
-    ],
-    "stage2": [
-        ("reference", "full", "LongVPO, Stage 2: on the whole video; `anchor` scores it on the evidence scenes"),
-        ("beta", "0.01", "LongVPO"),
-        ("sft_weight", "1.0", "LongVPO: α"),
-    ],
-    "temporal": [
-        ("reference", "full", "TPO: on the whole video"),
-        ("beta", "0.2", "TPO, LLaVA-Video (LongVA: 0.3)"),
-        ("sft_weight", "1.0", "TPO, LLaVA-Video: α (LongVA: 0.5)"),
-    ],
+    recipe: [(name, str(training[name][0]), training[name][1]) for name in ("reference", "beta", "sft_weight")]
+    for recipe, training in _METHODS.items()
 }
 
 #: By file (`internvl3_8b/stage1_lora`), launch configuration, and what.
