@@ -15,7 +15,7 @@ import pytest
 from longvpo_hf.frames import FrameSampler, VideoFile
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake import media
-from longvpo_hf.intake.media import MediaSettings, cut_clips
+from longvpo_hf.intake.media import MediaSettings, check_clips, cut_clips
 from longvpo_hf.timeline import Clip, Origin, Timeline
 from media import copy_video, indices_of, write_video
 
@@ -281,6 +281,33 @@ def test_a_clip_longer_than_a_chunk_is_whole(tmp_path: Path, source: Path, monke
     monkeypatch.setattr("longvpo_hf.frames.video._CHUNK_BYTES", 7 * 3 * 32 * 48)
     (clip,) = cut([Clip(str(source), 0.0, 10.0)], tmp_path)
     assert all_frames(clip) == list(range(100))
+
+
+def test_clips_that_stay_where_they_are_are_decoded_once(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = write_video(tmp_path / "b.mp4", 100, size=(128, 128), options=["-movflags", "+faststart"])
+    content = broken.read_bytes()
+    half = len(content) * 2 // 3
+    broken.write_bytes(content[:half] + bytes(byte ^ 0x5A for byte in content[half:]))
+    before = Dropped("outside_root", "../x.mp4")
+    clips: list[Clip | Dropped] = [
+        before,
+        Clip(str(broken), 0.0, 1.0),
+        Clip(str(broken), 8.0, 9.0),
+        Clip(str(tmp_path / "gone.mp4"), 0.0, 1.0),
+        Clip(str(source), 9.0, 11.0),
+        Clip(str(source), 3.0, 4.0, "caption"),
+    ]
+    cache = tmp_path / "cache"
+    found = list(check_clips(clips, cache))
+    assert [found[k] for k in (0, 1, 5)] == [clips[k] for k in (0, 1, 5)]
+    assert [item.reason for item in found[2:5] if isinstance(item, Dropped)] == [
+        "unreadable", "missing_file", "beyond_end",
+    ]  # fmt: skip
+    assert not list(cache.rglob("*.mp4"))
+    monkeypatch.setattr(VideoFile, "check_frames", None)
+    assert list(check_clips([clips[5], clips[1]], cache)) == [clips[5], clips[1]]
 
 
 @pytest.mark.parametrize(

@@ -216,8 +216,8 @@ class Picture:
             frames = torch.rot90(frames, self._turns, (-2, -1))
         scale = min(canvas[0] / shown[0], canvas[1] / shown[1])
         fitted = (max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale)))
-        if canvas[0] - fitted[0] <= 1 and canvas[1] - fitted[1] <= 1:
-            fitted = canvas  # bars of a pixel come of rounding the canvas, not of another aspect
+        if all(side - inner <= max(1, min(2, side // 100)) for side, inner in zip(canvas, fitted, strict=True)):
+            fitted = canvas  # bars of a pixel or two come of rounding the canvas, not of another aspect
         if fitted != frames.shape[-2:]:
             frames = F.interpolate(frames, fitted, mode="bilinear", antialias=True)
         if fitted == canvas:

@@ -250,6 +250,13 @@ class VideoFile:
                 frames.append(pixels)
             yield tuple(seconds[chunk : chunk + per_chunk]), torch.stack(frames)
 
+    def check_frames(self, clip: Clip) -> None:
+        """Raises UnreadableVideo if a clip is not within the file, or one of its frames cannot be decoded."""
+        self.check_span(clip)
+        last = self.index_at(clip.end_seconds - 2 * SAME_SECONDS)
+        for index in range(self.index_at(clip.start_seconds), last + 1):
+            self._decoded(index)
+
     def shown(self, max_fps: float, size: tuple[int, int]) -> Iterator[tuple[float, torch.Tensor]]:
         """Every frame, when it starts and as uint8 `[C, *size]`, but those that follow one within 1 / `max_fps` s.
 
@@ -307,6 +314,9 @@ class VideoFile:
 
     def _frame(self, index: int, canvas: tuple[int, int]) -> torch.Tensor:
         """One frame, uint8 `[C, *canvas]`. Ascending calls decode the file once."""
+        return self._picture.convert(self._decoded(index), canvas, self._check_pixels)
+
+    def _decoded(self, index: int) -> RawFrame:
         try:
             found = self._raw(index)
             if found is None and index >= len(self.times.starts_seconds) - MAX_LOST_FRAMES:
@@ -320,7 +330,7 @@ class VideoFile:
             ) from error
         if found is None:
             raise self._broken()
-        return self._picture.convert(found, canvas, self._check_pixels)
+        return found
 
     def _raw(self, index: int) -> RawFrame | None:
         """A frame as the decoder gives it; None if it gives none, also from earlier in the file."""

@@ -1,7 +1,7 @@
 """Clips as vectors, for the similarity filter: the mean of a vision model's features over a few frames.
 
-Takes any transformers vision model with an image processor, by name (the paper: DINOv2) or as objects; gives unit
-vectors. Vectors that a killed run has made are kept in a folder. Knows nothing of rows, questions or thresholds.
+Any vision model of transformers that has an image processor will do (the paper: DINOv2). Finished vectors are kept, so
+that a run which broke off goes on where it was.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class VisionEmbedder:
         """Unit vectors, float32 `[len(clips), dim]`.
 
         Raises:
-            longvpo_hf.frames.UnreadableVideo: If a clip cannot be decoded; probe clips first.
+            longvpo_hf.frames.UnreadableVideo: If a clip cannot be decoded; see `intake.media.check_clips`.
         """
         pieces = []
         with tqdm(total=len(clips), desc="embedding", unit="clip") as bar:

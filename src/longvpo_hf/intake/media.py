@@ -22,9 +22,9 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from longvpo_hf.artifacts import PART, whole_file
+from longvpo_hf.artifacts import PART, whole_file, write_text
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, is_whole, need_ffmpeg
+from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, decoder, is_whole, need_ffmpeg
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.examine import as_examined, content_digest
 from longvpo_hf.processes import workers
@@ -80,18 +80,36 @@ def cut_clips(
         VideoError: At once, if FFmpeg is missing.
     """
     need_ffmpeg()
-    return _each(_tasks(clips), _Cutter(cache, settings or MediaSettings(), bounds), num_workers)
+    return _each(_tasks(clips), _Task(cache, settings or MediaSettings(), bounds), num_workers)
 
 
-def _each(tasks: Iterable[list[Clip | Dropped]], cutter: _Cutter, num_workers: int) -> Iterator[Clip | Dropped]:
+def check_clips(
+    clips: Iterable[Clip | Dropped], cache: Path, num_workers: int = 0, bounds: Bounds | None = None
+) -> Iterator[Clip | Dropped]:
+    """Clips that rows will name where they are, unchanged: those of which every frame has been decoded; else a drop.
+
+    Args:
+        clips: See `cut_clips`.
+        cache: Folder that remembers what was checked, of the content of a file.
+        num_workers: Processes that decode; 0 decodes in this one.
+        bounds: What a source may ask of this machine.
+
+    Raises:
+        VideoError: At once, if FFmpeg is missing.
+    """
+    need_ffmpeg()
+    return _each(_tasks(clips), _Task(cache, None, bounds), num_workers)
+
+
+def _each(tasks: Iterable[list[Clip | Dropped]], task_of: _Task, num_workers: int) -> Iterator[Clip | Dropped]:
     if num_workers < 1:
         for task in tasks:
-            yield from cutter(task)
+            yield from task_of(task)
         return
     with workers(num_workers) as pool:
         waiting: deque[Future[list[Clip | Dropped]]] = deque()
         for task in tasks:
-            waiting.append(pool.submit(cutter, task))
+            waiting.append(pool.submit(task_of, task))
             if len(waiting) > 2 * num_workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -106,59 +124,68 @@ def _tasks(clips: Iterable[Clip | Dropped]) -> Iterator[list[Clip | Dropped]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cutter:
-    """Cuts the clips of one source file; what goes to the worker processes."""
+class _Task:
+    """Cuts the clips of one source file, or, without settings, checks them; what goes to the worker processes."""
 
     cache: Path
-    settings: MediaSettings
+    settings: MediaSettings | None
     bounds: Bounds | None
 
     def __call__(self, clips: list[Clip | Dropped]) -> list[Clip | Dropped]:
         video: VideoFile | UnreadableVideo | None = None
-        cut: list[Clip | Dropped] = []
+        done: list[Clip | Dropped] = []
         for clip in clips:
             if isinstance(clip, Dropped):
-                cut.append(clip)
+                done.append(clip)
                 continue
             try:
-                path = self._path(clip)
-                if not is_whole(path):
-                    video = video or self._open(clip.path)
+                content = self._content(clip)
+                path = self._path(clip, content)
+                if not (is_whole(path) if self.settings else path.exists()):
+                    video = video or self._open(clip.path, content)
                     if isinstance(video, UnreadableVideo):
                         raise video
-                    _write(video, clip, path, self.settings)
+                    if self.settings:
+                        _write(video, clip, path, self.settings)
+                    else:
+                        video.check_frames(clip)
+                        write_text(path, "")
+                done.append(_as_file(clip, path) if self.settings else clip)
             except UnreadableVideo as error:
                 span = f"[{clip.start_seconds}, {clip.end_seconds}) s: "
-                cut.append(Dropped(error.reason, clip.path, clip.source_id, span + error.detail))
-                continue
-            cut.append(
-                replace(
-                    clip,
-                    path=str(path),
-                    start_seconds=0.0,
-                    end_seconds=clip.duration_seconds,
-                    source_start_seconds=clip.origin.start_seconds,
-                )
-            )
-        return cut
+                done.append(Dropped(error.reason, clip.path, clip.source_id, span + error.detail))
+        return done
 
-    def _open(self, path: str) -> VideoFile | UnreadableVideo:
+    def _open(self, path: str, content: str) -> VideoFile | UnreadableVideo:
         try:
-            return as_examined(path, content_digest(path), self.bounds, self.cache)
+            return as_examined(path, content, self.bounds, self.cache)
         except UnreadableVideo as error:  # once for all its clips: finding out may take a decode of the whole file
             return error
 
-    def _path(self, clip: Clip) -> Path:
+    def _content(self, clip: Clip) -> str:
         try:
-            content = content_digest(clip.path)
+            return content_digest(clip.path)
         except FileNotFoundError:
             raise UnreadableVideo("missing_file", clip, "no such file") from None
         except OSError as error:
             raise UnreadableVideo("unreadable", clip, error.strerror or str(error)) from error
+
+    def _path(self, clip: Clip, content: str) -> Path:
+        """The file of a clip; of one that was checked, an empty one that says so."""
+        how = asdict(self.settings) if self.settings else ["checked", decoder()]
         span = [clip.start_seconds, clip.end_seconds]
-        facts = json.dumps([_VERSION, content, span, asdict(self.settings)], sort_keys=True)
+        facts = json.dumps([_VERSION, content, span, how], sort_keys=True)
         name = hashlib.sha256(facts.encode()).hexdigest()[:32]
-        return self.cache / "clips" / name[:2] / f"{name}.mp4"
+        if self.settings:
+            return self.cache / "clips" / name[:2] / f"{name}.mp4"
+        return self.cache / "checked" / name[:2] / name
+
+
+def _as_file(clip: Clip, path: Path) -> Clip:
+    start = clip.origin.start_seconds
+    return replace(
+        clip, path=str(path), start_seconds=0.0, end_seconds=clip.duration_seconds, source_start_seconds=start
+    )
 
 
 def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) -> None:

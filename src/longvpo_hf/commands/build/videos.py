@@ -12,7 +12,7 @@ from longvpo_hf.commands.build.options import OutputSettings, SceneSettings, Vid
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Dropped, Funnel
 from longvpo_hf.intake import BenchmarkVideos, Source, clips_of
-from longvpo_hf.intake.media import cut_clips
+from longvpo_hf.intake.media import check_clips, cut_clips
 from longvpo_hf.intake.report import CorpusSurvey
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -62,6 +62,8 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     clips: Iterable[Clip | Dropped] = spans()
     if output.media == "embed":
         clips = cut_clips(clips, output.cache_folder, videos.media, output.num_workers)
+    else:
+        clips = check_clips(clips, output.cache_folder, output.num_workers)
     members: dict[str, list[Clip]] = {}
     num_dropped = 0
     for index, clip in enumerate(tqdm(clips, desc="clips", unit="clip")):
