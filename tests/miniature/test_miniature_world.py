@@ -103,7 +103,7 @@ def test_an_unfinished_world_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"00000\.mp4.*write_world again"):
         read_world(tmp_path)
     (tmp_path / TRUTH_FILE).unlink()
-    with pytest.raises(DatasetError, match="not written to its end"):
+    with pytest.raises(DatasetError, match="did not finish"):
         read_world(tmp_path)
 
 

@@ -77,9 +77,10 @@ def captions_page(tmp_path_factory: pytest.TempPathFactory, clips: Mapping[str, 
     """A video of 40 scenes, of which the first has no caption and the last no picture, and one of 2."""
     folder = tmp_path_factory.mktemp("captions") / "captions"
     long = scenes(clips, 40)
-    gone = Timeline((*long.clips[:-1], replace(long.clips[-1], path="/nowhere/gone.mp4")))
+    media = Path(clips["red"].path).parent
+    gone = Timeline((*long.clips[:-1], replace(long.clips[-1], path=str(media / "gone.mp4"))))
     captions_of(folder, [gone, scenes(clips, 2, "short.mp4")], [""])
-    return write_inspect_page(folder).path
+    return write_inspect_page(folder, video_root=media).path
 
 
 def events(browser: Chromium, method: str) -> list[dict[str, Any]]:
@@ -299,7 +300,8 @@ def test_videos_are_searched_and_linked(browser: Chromium, captions_page: Path) 
 
 
 def test_hostile_captions_are_shown_and_never_run(browser: Chromium, clips: Mapping[str, Clip], tmp_path: Path) -> None:
-    browser.open(write_inspect_page(hostile_captions(tmp_path / HOSTILE_NAME, clips)).path)
+    folder = hostile_captions(tmp_path / HOSTILE_NAME, clips)
+    browser.open(write_inspect_page(folder, video_root=Path(clips["red"].path).parent).path)
     browser.run("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     browser.wait("document.querySelectorAll('td').length > 0")
     browser.run("document.querySelectorAll('.film button').forEach((button) => button.click())")

@@ -10,10 +10,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from longvpo_hf.errors import TrainingError
+from longvpo_hf.training.checkpoints import last_whole_checkpoint
 
 if TYPE_CHECKING:
-    from longvpo_hf.training.checkpoints import last_whole_checkpoint
-from longvpo_hf.training.config import LongVPOConfig
+    from longvpo_hf.training.config import LongVPOConfig
 
 
 class NonFiniteSteps:
