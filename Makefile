@@ -1,9 +1,8 @@
 # One word for each thing one does here. Every target sets up first (scripts/setup.sh): at once when nothing changed.
 .PHONY: setup demo check test wheel bench lock
 
-# Test processes; 0 is one process with torch's own threads. More pay only once the tests take minutes:
-# each loads torch and TRL anew (2 cores, 182 tests: 21 s with 0, 33 s with 2).
-WORKERS ?= 0
+# Test processes, of one thread each; a file's tests stay together. 0 is one process with torch's own threads.
+WORKERS ?= 2
 
 # Files beginning with _ are helpers of the others.
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
