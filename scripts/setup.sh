@@ -176,8 +176,8 @@ done
 "$uv" pip install --python .venv/bin/python --compile-bytecode --require-hashes --only-binary :all: $sources \
     --build-constraint constraints.txt --requirement constraints.txt ||
     stop "the dependencies could not be installed; uv's reason stands above."
-# The package itself, with the build tool that was installed by hash just now.
-"$uv" pip install --python .venv/bin/python --no-deps --no-build-isolation --editable . ||
+# The package itself; its build tool has the pinned version.
+"$uv" pip install --python .venv/bin/python --no-deps --build-constraint constraints.txt --editable . ||
     stop "the package could not be installed; uv's reason stands above."
 torchcodec_works || stop "torchcodec cannot write and read a video; its reason stands above. FFmpeg 4 to 9 with an H.264 encoder is needed."
 wanted >"$stamp"

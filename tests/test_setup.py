@@ -147,7 +147,7 @@ def test_complete_machine_is_set_up_once(user: Machine) -> None:
     dependencies, package = (call for call in user.calls if call.startswith("uv pip install"))
     assert "--require-hashes --only-binary :all:" in dependencies
     assert dependencies.endswith("--requirement constraints.txt")
-    assert package.endswith("--no-deps --no-build-isolation --editable .")
+    assert package.endswith("--no-deps --build-constraint constraints.txt --editable .")
     assert "done. Try: uv run longvpo demo" in first.stdout
 
     second = user.setup()
