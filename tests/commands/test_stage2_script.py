@@ -228,7 +228,7 @@ def test_each_endpoint_is_shown_its_own_key(
 def test_an_endpoint_is_asked_before_anything_is_cut(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: ModuleType, more: list[str]
 ) -> None:
-    """Models that see are shown a picture, models that read are not; a dry run asks nobody."""
+    """Models that see are shown a picture, models that read are not; a dry run asks no model."""
     asked: list[tuple[str, bool]] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:

@@ -52,7 +52,7 @@ def bounds_named(text: str, benchmarks: Sequence[Benchmark]) -> dict[str, int]:
     """Reads bounds on answers, `4096` for all benchmarks or `mlvu=64,videomme=4096`, by benchmark.
 
     Raises:
-        ConfigError: If a bound is no number ≥ 1, or a benchmark is none of those that are asked.
+        ConfigError: If a bound is not a number ≥ 1, or names a benchmark that is not asked.
     """
     names = [benchmark.name for benchmark in benchmarks]
     bounds: dict[str, int] = {}
