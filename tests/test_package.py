@@ -177,6 +177,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "methods": (*_ROWS, "responders", "building"),
     "training": (*_ROWS, "families", "publishing"),
     "planning": (*_ROWS, "families", "training"),
+    "auditing": (*_ROWS, "intake", "responders", "publishing"),
     "evaluation": (*_ROWS, "families", "responders", "publishing"),
 }
 #: What stands on top may import everything below; nothing below imports it.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from longvpo_hf.commands import configs, probe
+from longvpo_hf.commands import configs, probe, rows
+from longvpo_hf.commands.audit import audit
 from longvpo_hf.commands.check import check
 from longvpo_hf.commands.cli import new_app, options_of_file, run
 from longvpo_hf.commands.demo import demo
@@ -17,6 +18,8 @@ app.command(evaluate, name="eval", config=options_of_file)
 app.command(probe.app)
 app.command(check)
 app.command(inspect)
+app.command(audit)
+app.command(rows.app)
 app.command(configs.app)
 app.command(demo)
 

@@ -45,7 +45,7 @@ def check_dataset(name: str, config: str | None = None, options: Sequence[str] =
         options: Options of the recipe, which override the file.
     """
     if config is None:
-        return check_rows(_split(RecipeArguments(dataset_name=name), "train"))
+        return check_rows(training_rows(name))
     recipe, model, training = parse(["--config", config, *options])
     rows = _split(replace(recipe, dataset_name=name, dataset_streaming=False), recipe.dataset_train_split)
     base = str(model.model_name_or_path)
@@ -54,6 +54,11 @@ def check_dataset(name: str, config: str | None = None, options: Sequence[str] =
     shapes = model_config(base, model.model_revision or "main")
     collator.context_tokens = context_tokens(shapes)
     return check_rows(rows, collator, shapes)
+
+
+def training_rows(name: str) -> Dataset:
+    """The training split of a dataset on the Hub or in a folder, with undecoded media."""
+    return _split(RecipeArguments(dataset_name=name), "train")
 
 
 def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:

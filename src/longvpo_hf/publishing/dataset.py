@@ -20,9 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from longvpo_hf.artifacts import file_digest, whole_folder, write_text
@@ -223,6 +224,23 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
         delete_patterns=[RECORD_FILE, "*.parquet", "clips/*"],
     )
     return str(commit.oid)
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder of a dataset: the one that is named, or a snapshot of the Hub's.
+
+    Raises:
+        DatasetError: If there is no such folder, and the Hub has no such dataset.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, OSError, httpx2.TransportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DatasetError(
+            f"{name} is neither a folder nor a dataset that can be had from the Hub ({reason})."
+        ) from error
 
 
 def _may_be_replaced(folder: Path) -> bool:

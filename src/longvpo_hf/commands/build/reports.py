@@ -74,8 +74,23 @@ def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> N
         for name, number in numbers.items():
             print(f"  {number:>8} {name}")
     print(f"{counts['stages']['rows']} rows in {output.output}; look at them with: longvpo inspect {output.output}")
+    _audit(output)
     if output.push_to_hub:
         from longvpo_hf.publishing.dataset import push_dataset
 
         commit = push_dataset(output.output, output.push_to_hub)
         print(f'pushed: load_dataset("{output.push_to_hub}", revision="{commit}")')
+
+
+def _audit(output: OutputSettings) -> None:
+    """The cheap items of an audit: written into the run's log, shown where they warn."""
+    from longvpo_hf.auditing import Verdict, audit_folder, write_audit
+
+    found = audit_folder(output.output)
+    write_audit(found, output.log / "audit.html")
+    worst = [finding for finding in found.findings if finding.verdict.is_at_least(Verdict.WARN)]
+    print(
+        f"audit: {len(worst)} items to look at in {output.log / 'audit.html'}" if worst else "audit: nothing stands out"
+    )
+    for finding in worst:
+        print(f"  {finding.verdict!s:<8}{finding.name}: {finding.said}")
