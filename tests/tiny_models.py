@@ -41,6 +41,10 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -267,6 +271,42 @@ def _qwen3_vl_parts() -> tuple[ProcessorMixin, dict[str, Any]]:
     return processor, config
 
 
+def _qwen3_5() -> tuple[PreTrainedModel, ProcessorMixin]:
+    processor, config = _qwen3_5_parts()
+    return _remembering(Qwen3_5ForConditionalGeneration(Qwen3_5Config(**config))), processor
+
+
+def _qwen3_5_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
+    processor, config = _qwen3_5_parts()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config["text_config"] |= {**experts, "shared_expert_intermediate_size": 16}
+    return _remembering(Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeConfig(**config))), processor
+
+
+def _remembering(model: Any) -> Any:
+    """The model, with states of linear attention that last for tens of tokens, so that a lost one shows."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("A_log"):
+                weight.uniform_(0.01, 0.1).log_()
+    return model
+
+
+def _qwen3_5_parts() -> tuple[ProcessorMixin, dict[str, Any]]:
+    processor, config = _qwen3_vl_parts()
+    del config["vision_config"]["deepstack_visual_indexes"]
+    config["text_config"] |= {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    config["text_config"]["rope_parameters"]["partial_rotary_factor"] = 1.0
+    return processor, config
+
+
 def _llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = _tokenizer(["<image>", "<video>"])
     size = {"height": 56, "width": 56}
@@ -446,6 +486,8 @@ ALL: dict[str, Builder] = {
     "glm46v": _glm46v,
     "glm4v": _glm4v,
     "perception_lm": _perception_lm,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_vl_moe": _qwen3_vl_moe,
     "smolvlm": _smolvlm,
     "video_llama_3": _video_llama_3,

@@ -17,8 +17,6 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -402,23 +400,6 @@ def _attending_by(implementation: str) -> Any:
             ["MistralForCausalLM", "sliding_window=8"],
         ),
         (
-            lambda: Qwen3NextForCausalLM(
-                Qwen3NextConfig(
-                    **_text(
-                        layer_types=["linear_attention", "full_attention"],
-                        num_experts=2,
-                        moe_intermediate_size=8,
-                        shared_expert_intermediate_size=8,
-                        linear_num_value_heads=2,
-                        linear_num_key_heads=2,
-                        linear_key_head_dim=4,
-                        linear_value_head_dim=4,
-                    )
-                )
-            ),
-            ["Qwen3NextForCausalLM", "linear_attention"],
-        ),
-        (
             lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)),
             ["MambaForCausalLM", "linear_attention"],
         ),
@@ -435,7 +416,7 @@ def _attending_by(implementation: str) -> Any:
             ["InternVLForConditionalGeneration", "PROMPT_TUNING"],
         ),
     ],
-    ids=["sliding layers", "sliding window", "linear attention", "mamba", "rwkv", "eager", "flash", "prompt learning"],
+    ids=["sliding layers", "sliding window", "mamba", "rwkv", "eager", "flash", "prompt learning"],
 )
 def test_models_that_cannot_be_packed_are_left_as_they_were(make: Callable[[], Any], words: list[str]) -> None:
     model = make()

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-#: Layers that LoRA adapts unless told otherwise: every linear layer of the text model and none of the vision tower's.
-#: transformers calls the text model `language_model`, in SmolVLM `text_model`.
-TEXT_LAYERS = r".*(language_model|text_model)\..*(q|k|v|o|gate|up|down)_proj"
+#: Layers that LoRA adapts unless told otherwise: every linear layer of the text model that maps hidden states to hidden
+#: states, those of linear attention too, and none of the vision tower's. Gates of one number a head or a token are left
+#: out. transformers calls the text model `language_model`, in SmolVLM `text_model`.
+TEXT_LAYERS = r".*(language_model|text_model)\..*((q|k|v|o|gate|up|down|out)_proj|in_proj_(qkvz|qkv|z))"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,11 @@ It is cheap because the trunk, nearly all of the tokens, goes once through the v
 plain causal attention; only the few branch tokens need a mask, of [branch tokens, tree tokens]. Trees of several
 timelines follow one another in one row without padding.
 
-`attention` attends along trees, `tree` lays them out, `guards` decides which models can take them, `forward` runs them.
+Layers of linear attention carry a state instead of attending: their trunk runs once too, and each path of branches
+starts from the state it ends with.
+
+`attention` attends along trees, `recurrent` carries states along them, `tree` lays them out, `guards` decides which
+models can take them, `forward` runs them.
 Load-balancing losses of mixture-of-experts models are over the tokens of the tree.
 """
 

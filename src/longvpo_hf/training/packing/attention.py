@@ -35,7 +35,7 @@ class Span:
 
 
 class Forest:
-    """The trees of one packed row, as attention needs them, and how many layers attended along them.
+    """The trees of one packed row, as text layers need them, and how many layers followed them.
 
     Not a dataclass, on purpose: FSDP copies dataclasses among the kwargs, and the copy would do the counting.
     """
@@ -44,6 +44,7 @@ class Forest:
         self.spans = spans
         self.calls = 0
         self._biases: dict[tuple[int, torch.dtype, int], Tensor] = {}
+        self._paths: dict[int, tuple[Tensor, Tensor]] = {}
 
     def bias(self, number: int, dtype: torch.dtype, groups: int) -> Tensor:
         """What is added to the scores of tree `number`: [groups * branch tokens, tree tokens], 0 or -inf.
@@ -59,6 +60,29 @@ class Forest:
             bias[:, span.branches - span.start : width].masked_fill_(~span.sees, float("-inf"))
             self._biases[key] = bias.repeat(groups, 1)[:, :width]
         return self._biases[key]
+
+    def paths(self, number: int) -> tuple[Tensor, Tensor]:
+        """The branch tokens of tree `number` along every path to a leaf, and where each of them is found there.
+
+        Made once and kept.
+
+        Returns:
+            Places among the branch tokens, int [paths, width of the longest, at least 2]: shorter paths go on with
+            place 0, and a path of one token would be taken for a step of generation. And for each of the n branch
+            tokens its place in the flattened paths, int [n].
+        """
+        if number not in self._paths:
+            sees = self.spans[number].sees
+            leaves = (sees.sum(0) == 1).nonzero()[:, 0]  # none but itself sees a leaf
+            paths = [sees[leaf].nonzero()[:, 0] for leaf in leaves]
+            width = max(2, *map(len, paths))
+            tokens = torch.zeros(len(paths), width, dtype=torch.long, device=sees.device)
+            places = torch.empty(len(sees), dtype=torch.long, device=sees.device)
+            for row, path in enumerate(paths):
+                tokens[row, : len(path)] = path
+                places[path] = row * width + torch.arange(len(path), device=sees.device)
+            self._paths[number] = tokens, places
+        return self._paths[number]
 
 
 def visibility(question: Tensor, answer: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
 
     One call of the model; more only where the visual tensors of different videos cannot be concatenated
     (LLaVA-OneVision with different numbers of frames). Under FSDP and ZeRO-3, processes that make different numbers of
-    calls deadlock: keep to one timeline per device there.
+    calls deadlock: keep to one timeline per device there. Layers of linear attention call their weights twice a tree,
+    for its trunk and its branches: for them, too, the trees of all devices must be equally many under ZeRO-3.
 
     Args:
         model: A model with TRL's fused LM head that `enable_tree_packing` accepted, wrapped or not.

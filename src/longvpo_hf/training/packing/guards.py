@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from longvpo_hf.training.packing import recurrent
 from longvpo_hf.training.packing.attention import ATTENTION
 from longvpo_hf.training.packing.tree import Packed, Tree, pack
 
@@ -38,10 +39,14 @@ def enable_tree_packing(model: Any) -> str | None:
     if reason is not None:
         return reason
     decoder.set_attn_implementation(ATTENTION)
+    recurrent.plant(decoder)
     reason = _reason_in_probe(base, decoder)
     if reason is not None:
         decoder.set_attn_implementation(before)
-    return reason
+        recurrent.uproot(decoder)
+        return reason
+    recurrent.log_kernels(decoder)
+    return None
 
 
 def is_tree_packed(model: Any) -> bool:
@@ -65,16 +70,20 @@ def _reason_in_config(model: Any, base: PreTrainedModel, decoder: PreTrainedMode
     name, config = type(base).__name__, decoder.config
     implementation = config._attn_implementation
     layer_types = getattr(config, "layer_types", None)
-    others = sorted({kind for kind in layer_types or () if kind != "full_attention"})
+    mixers = recurrent.mixers(decoder)
+    packed = {"full_attention"}
+    if mixers and len(mixers) == list(layer_types or ()).count("linear_attention"):
+        packed.add("linear_attention")
+    others = sorted(set(layer_types or ()) - packed)
     window = getattr(config, "sliding_window", None) if layer_types is None else None
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     if config.is_encoder_decoder:
         return f"{name} is an encoder-decoder (is_encoder_decoder=True); packing needs one causal sequence."
     if others:
-        return f"{name} has text layers of other kinds than full attention (layer_types has {', '.join(others)})."
+        return f"{name} has text layers of kinds that cannot follow trees (layer_types has {', '.join(others)})."
     if window is not None:
         return f"{name} attends within a sliding window (sliding_window={window}); packing needs full attention."
-    if base._is_stateful or decoder._is_stateful:
+    if (base._is_stateful or decoder._is_stateful) and not mixers:
         return f"{name} carries a recurrent state from token to token ({type(decoder).__name__}._is_stateful=True)."
     if implementation != "sdpa":
         return (
@@ -105,8 +114,8 @@ def _reason_in_probe(base: PreTrainedModel, decoder: PreTrainedModel) -> str | N
         return f"{type(decoder).__name__} failed on a probe: {error}"
     if packed.forest.calls != decoder.config.num_hidden_layers:
         return (
-            f"{packed.forest.calls} attention layers of {name} take their attention function from transformers' "
-            f"AttentionInterface, expected all {decoder.config.num_hidden_layers} (num_hidden_layers)."
+            f"{packed.forest.calls} attention layers of {name} follow a tree (they take their attention function from "
+            f"transformers' AttentionInterface), expected all {decoder.config.num_hidden_layers} (num_hidden_layers)."
         )
     answers = packed.source >= 0
     expected = plain[:, :-1][answers].float()
