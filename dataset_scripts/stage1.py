@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["longvpo-hf[scenes]"]
+# ///
+
 """LongVPO Stage 1: from a folder of videos or a public corpus to rows that `load_dataset` opens.
 
     # with one vision-language model of this machine

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["longvpo-hf[scenes]"]
+# ///
+
 """LongVPO Stage 2: from long videos to rows that ask about several of their scenes at once.
 
     # the Stage-1 model captions scenes and answers; a language model writes the questions

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["longvpo-hf[scenes]"]
+# ///
+
 """Temporal preferences (TPO): rows about one segment of a video, about all of it, or both.
 
     python dataset_scripts/temporal.py --mode mixed --corpus videofolder --source ./my_videos \\

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["longvpo-hf", "trackio", "kernels"]
+# ///
+
 """LongVPO Stage 1: a short-context model learns from anchored rows, the reference scored on the anchor clip alone.
 
     accelerate launch --config_file recipes/accelerate/one_gpu.yaml recipes/stage1.py \\

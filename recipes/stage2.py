@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["longvpo-hf", "trackio", "kernels"]
+# ///
+
 """LongVPO Stage 2: the Stage-1 model learns from questions about many scenes of one real long video.
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/stage2.py \\

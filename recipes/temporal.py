@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["longvpo-hf", "trackio", "kernels"]
+# ///
+
 """Temporal Preference Optimization: answers from the whole video are preferred over answers from part of it.
 
     accelerate launch --config_file recipes/accelerate/one_gpu.yaml recipes/temporal.py \\

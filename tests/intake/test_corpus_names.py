@@ -13,6 +13,7 @@ import pytest
 
 from corpora import contents, drops, llava_list, llava_record, read, sources, write, write_jsonl, write_tar, write_zip
 from longvpo_hf.intake import Source
+from longvpo_hf.intake.store import walk
 
 # ------------------------------------------------------------------------------------------- one name, several files
 
@@ -322,4 +323,16 @@ def test_files_that_may_be_videos_are_named(tmp_path: Path) -> None:
         ("unknown_suffix", "a.gif"),
         ("unknown_suffix", "d"),
         ("unknown_suffix", "e.rm"),
+    ]
+
+
+def test_a_corpus_folder_that_is_a_link_is_read(tmp_path: Path) -> None:
+    """`./my_videos` is often a link to a disk where there is room; links inside it are another matter."""
+    (tmp_path / "disk" / "a").mkdir(parents=True)
+    (tmp_path / "disk" / "a" / "film.mp4").touch()
+    (tmp_path / "videos").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "disk" / "again").symlink_to(tmp_path / "disk" / "a", target_is_directory=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path / "videos")] == [
+        "videos/a/film.mp4",
+        "videos/again",
     ]

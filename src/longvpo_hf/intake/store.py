@@ -377,12 +377,15 @@ _DETAILS = {
 
 
 def walk(root: Path, *without: Path) -> Iterator[Path]:
-    """Every file under a folder in the order of names, folder by folder; links to folders are given, not followed."""
+    """Every file under a folder in the order of names, folder by folder; links to folders are given, not followed.
+
+    The folder itself may be a link.
+    """
     left_out = {os.path.abspath(folder) for folder in without}
     stack = [Path(root)]
     while stack:
         path = stack.pop()
-        if path.is_symlink() or not path.is_dir():
+        if (path.is_symlink() and path != root) or not path.is_dir():
             yield path
         elif os.path.abspath(path) not in left_out:
             stack += sorted(path.iterdir(), reverse=True)

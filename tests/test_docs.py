@@ -1,0 +1,155 @@
+"""The documentation: its site builds without a broken link, and every command on a page is one that exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import longvpo_hf
+from cli import longvpo
+from longvpo_hf import papers
+from longvpo_hf.commands.app import app
+from longvpo_hf.launch.arguments import recipe_parser, refuse_unknown
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *ROOT.glob("src/longvpo_hf/**/SKILL.md")])
+
+
+def commands(page: Path) -> list[str]:
+    """The commands in a page's blocks of shell, each on one line, without comments and without those cut short (…)."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [line for line in lines if re.match(r"\s*[^\s#]", line) and "…" not in line.partition("  #")[0]]
+    return found
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), cases())
+def test_every_command_on_a_page_exists(page: str, command: str) -> None:
+    """With its options: a renamed option on a page fails here."""
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables before a command
+        words.pop(0)
+    if words[0] in ("python", "uv"):
+        words = words[2:] if words[:2] == ["uv", "run"] else words[1:]
+    if words[0] == "longvpo":
+        if words[1:] and not {"--help", "--version"} & set(words):
+            app.parse_args(words[1:], exit_on_error=False, print_error=False)
+        if words[1:2] == ["train"]:
+            check_recipe([word for word in words[3:] if word != "--cpu"])
+    elif re.fullmatch(r"dataset_scripts/\w+\.py", words[0]):
+        app.parse_args(["build", Path(words[0]).stem, *words[1:]], exit_on_error=False, print_error=False)
+    elif words[:2] == ["accelerate", "launch"]:
+        place = next(number for number, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word))
+        check_recipe(words[place + 1 :])
+        assert (ROOT / words[place]).is_file()
+        for option in ("--config_file", "--config"):
+            if option in words:
+                assert (ROOT / words[words.index(option) + 1]).is_file(), command
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    elif words[0].endswith(".py"):
+        assert (ROOT / words[0]).is_file()
+
+
+def check_recipe(words: list[str]) -> None:
+    parser = recipe_parser()
+    for option in ("--config", "--accelerate_config", "--config_file"):
+        if option in words:
+            place = words.index(option)
+            words = [*words[:place], *words[place + 2 :]]
+    _, unknown = parser.parse_known_args(["--dataset_name", "x", *words])
+    refuse_unknown(unknown, parser)
+
+
+def test_links_of_the_repository_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        local = [link for link in links if not re.match(r"[a-z]+:", link)]
+        broken += [f"{page.relative_to(ROOT)}: {link}" for link in local if not (page.parent / link).exists()]
+    # The site's own first page is the readme.
+    assert [line for line in broken if "index.md" not in line] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    site = tmp_path / "site"
+    assert "LongVPOTrainer" in (site / "api/training/index.html").read_text(encoding="utf-8")
+    listed = re.findall(r"(?m)^- \[[^\]]+\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
+    assert len(listed) > 15
+    for page in listed:
+        assert (site / page.removeprefix("index/") / "index.html").is_file(), page
+
+
+def test_get_started_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+    """Steps 1 and 2 of the page in an empty folder; its training is what `tests/launch` runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_videos").symlink_to(films, target_is_directory=True)
+    page = ROOT / "docs/get_started.md"
+    typed = [shlex.split(command) for command in commands(page)]
+    for words in [words for words in typed if words[1:2] in (["build"], ["inspect"], ["audit"])][:3]:
+        result = longvpo(words[1:])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "rows" / "inspect.html").is_file()
+    assert (tmp_path / "rows" / "audit.html").is_file()
+
+
+@pytest.mark.parametrize("script", sorted([*ROOT.glob("recipes/*.py"), *ROOT.glob("dataset_scripts/*.py")]), ids=str)
+def test_scripts_carry_their_dependencies(script: Path) -> None:
+    """As PEP 723 reads them; scripts for this repository alone carry none."""
+    found = re.findall(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$", script.read_text(encoding="utf-8"))
+    if script.name in ("write_configs.py", "ablations.py"):
+        assert found == []
+        return
+    fields = tomllib.loads("\n".join(line[2:] for line in found[0][0].splitlines()))
+    assert "longvpo-hf" in {re.split(r"[\[<>=]", name)[0] for name in fields["dependencies"]}
+    assert fields["requires-python"] == ">=3.11"
+
+
+def test_skill_and_citation_parse() -> None:
+    skill = (ROOT / "src/longvpo_hf/skills/longvpo/SKILL.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(skill.split("---")[1])
+    assert head["name"] == "longvpo"
+    assert len(head["description"]) < 1024
+    assert {f"longvpo {name}" for name in ("build", "train", "eval")} <= set(head["metadata"]["commands"])
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == longvpo_hf.__version__
+    for reference, paper in zip(cited["references"], (papers.LONGVPO, papers.TPO), strict=True):
+        assert reference["title"] in paper
+        assert all(
+            f"{who['given-names']} {who['family-names']}" in " ".join(paper.split()) for who in reference["authors"]
+        )
+    for form in ROOT.glob(".github/**/*.yml"):
+        assert yaml.safe_load(form.read_text(encoding="utf-8"))["name"]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six films of one colour each."""
+    from conftest import write_clip
+
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(6):
+        write_clip(folder / f"film {number}.mp4", (40 * number, 255 - 40 * number, 90), seconds=6)
+    return folder
