@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -25,7 +26,7 @@ from longvpo_hf.planning.memory import RESERVE_GIB, activations, frames_that_fit
 from longvpo_hf.planning.run import Run, build_model
 from longvpo_hf.planning.settings import GIB
 from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_shapes
-from longvpo_hf.planning.trace import FlopCounter
+from longvpo_hf.planning.trace import FlopCounter, _delta_rule_at_once
 from longvpo_hf.shipped import shipped
 from longvpo_hf.training.collator import VideoPreferenceCollator
 
@@ -99,6 +100,40 @@ def test_adapters_are_counted_as_peft_makes_them(dataset: Any, tmp_path: Path) -
 
 
 # ------------------------------------------------------------------------------------------------ against real steps
+
+
+@pytest.mark.parametrize("tokens", [70, 640])
+def test_linear_attention_is_planned_as_it_runs(tokens: int, tmp_path: Path) -> None:
+    text = tiny_models.build("qwen3_5")[0].get_decoder().layers[0].train()
+    hidden = torch.zeros(1, tokens, tiny_models.HIDDEN)
+
+    def measured() -> tuple[int, int]:
+        saved: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it):
+            text.linear_attn(hidden)
+        return counter.get_total_flops(), sum(saved.values())
+
+    looped = measured()
+    with _delta_rule_at_once(text):
+        assert measured() == pytest.approx(looped, rel=0.15)
+    assert measured() == looped
+
+
+def test_layers_of_several_kinds_are_planned_as_many_as_there_are(tmp_path: Path) -> None:
+    run = run_of("qwen3_5", tmp_path, gradient_checkpointing=True)
+    run.config = copy.deepcopy(run.config)
+    run.config.text_config.num_hidden_layers = 4
+    run.config.text_config.layer_types = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+    found, *_ = run.text_model(2)
+    whole = run.trace(2, tuple(run.config.text_config.layer_types), has_backward=True)
+    assert found.flops == pytest.approx(whole.flops)
+    assert found.saved == pytest.approx(whole.saved, rel=1e-3)
+    assert found.peak == pytest.approx(whole.peak, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

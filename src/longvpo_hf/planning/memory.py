@@ -119,14 +119,13 @@ def _optimizer_bytes(optimizer: Any, width: float) -> float:
 
 def activations(run: Run, frames: int) -> dict[str, float]:
     """Bytes by what holds them, for timelines of so many frames."""
-    whole, layer = run.text_model(frames)
+    whole, two, layer = run.text_model(frames)
     # Into the text model: embeddings, frames' features, both in one, and the mask of where they go.
     inputs = _hidden_elements(run, frames) * (3 * run.compute_bytes + 1)
     text = whole.peak
     kept, besides = _tower_bytes(run, frames)
     if run.training.activation_offloading:
         # What is kept for the backward pass leaves the device. What checkpointing makes again does not.
-        two = run.trace(frames, 2, has_backward=True)
         text = two.peak - two.saved + (0 if run.training.gradient_checkpointing else layer.saved)
         kept = 0.0
     return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +66,7 @@ class Run:
         parts = list(tower.modules())
         self.projectors = [connector for connector in self.connectors if connector not in parts]
         self.parameters = _count(self.built, tower)
-        self._traces: dict[tuple[int, int, bool], Trace] = {}
+        self._traces: dict[tuple[int, tuple[str, ...], bool], Trace] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,15 +83,23 @@ class Run:
         """Whether the base is loaded in 4 or 8 bits."""
         return bool(self.model.load_in_4bit or self.model.load_in_8bit)
 
-    def text_model(self, frames: int, has_backward: bool = True) -> tuple[Trace, Trace]:
-        """A step of the whole text model and of one of its layers: two and three layers are run, all are alike."""
-        layers = self.config.get_text_config().num_hidden_layers
-        two, three = (self.trace(frames, number, has_backward) for number in (2, 3))
-        layer = three.plus(two, -1)
-        return two.plus(layer, layers - 2), layer
+    def text_model(self, frames: int, has_backward: bool = True) -> tuple[Trace, Trace, Trace]:
+        """A step of the whole text model, and of two layers and of one of its heaviest kind.
 
-    def trace(self, frames: int, layers: int, has_backward: bool) -> Trace:
-        """A step of the first `layers` layers: the policy's, or the reference's, which has no backward pass."""
+        Layers of a kind (`layer_types`) are alike: two of the heaviest are run, and one more of each kind before them.
+        """
+        text = self.config.get_text_config()
+        kinds = Counter(getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers)
+        pairs = {kind: self.trace(frames, (kind, kind), has_backward) for kind in kinds}
+        heaviest = max(pairs, key=lambda kind: pairs[kind].peak)
+        two = whole = pairs[heaviest]
+        layers = {kind: self.trace(frames, (kind, heaviest, heaviest), has_backward).plus(two, -1) for kind in kinds}
+        for kind, count in kinds.items():
+            whole = whole.plus(layers[kind], count - 2 * (kind == heaviest))
+        return whole, two, layers[heaviest]
+
+    def trace(self, frames: int, layers: tuple[str, ...], has_backward: bool) -> Trace:
+        """A step of layers of these kinds: the policy's, or the reference's, which has no backward pass."""
         key = (frames, layers, has_backward)
         if key not in self._traces:
             decoder = build_model(self.config, self.model, self.training, self.machine, layers).get_decoder()
@@ -127,9 +137,13 @@ _LEAVE_TEXT_MODEL = {"precompute_ref_log_probs", "freeze_vision_tower", "activat
 
 
 def build_model(
-    config: PreTrainedConfig, model: ModelConfig, training: LongVPOConfig, machine: Machine, layers: int | None = None
+    config: PreTrainedConfig,
+    model: ModelConfig,
+    training: LongVPOConfig,
+    machine: Machine,
+    layers: Sequence[str] | None = None,
 ) -> PreTrainedModel:
-    """The model as the trainer readies it, on the meta device; with the first `layers` layers of the text model."""
+    """The model as the trainer readies it, on the meta device; with text layers of these kinds alone, if any."""
     from transformers import AutoModelForImageTextToText
 
     config = config if layers is None else _shortened(config, layers)
@@ -150,13 +164,13 @@ def build_model(
     return built
 
 
-def _shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The config with so many layers of the text model, and without rope that looks at the positions' values."""
+def _shortened(config: PreTrainedConfig, layers: Sequence[str]) -> PreTrainedConfig:
+    """The config with text layers of these kinds alone, and without rope that looks at the positions' values."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    text.num_hidden_layers = layers
+    text.num_hidden_layers = len(layers)
     if getattr(text, "layer_types", None):
-        text.layer_types = (list(text.layer_types) * layers)[:layers]
+        text.layer_types = list(layers)
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):  # fake tensors have no values
         text.rope_parameters = {**rope, "rope_type": "default"}

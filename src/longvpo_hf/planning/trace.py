@@ -7,14 +7,16 @@ device; attention is the trainer's own.
 from __future__ import annotations
 
 import math
+import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -163,7 +165,7 @@ def trace_step(decoder: PreTrainedModel, step: Step) -> Trace:
     for weight in decoder.parameters():
         if weight.requires_grad:  # gradients are counted apart
             weight.register_post_accumulate_grad_hook(_drop_gradient)
-    with mode:
+    with mode, _delta_rule_at_once(decoder):
         inputs, spans = _inputs(step, decoder.config.hidden_size)
         forest = {"longvpo_tree": Forest(spans)} if step.is_packed else {}
         counter, ledger = FlopCounter(), _Ledger([*held, *inputs.values(), *(span.sees for span in spans)])
@@ -185,6 +187,52 @@ def _attend_along_trees(decoder: PreTrainedModel) -> None:
     # Trees need no mask. transformers would build one, since it cannot see that fake tensors have no contents.
     AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
     decoder.set_attn_implementation(_ATTENTION)
+
+
+@contextmanager
+def _delta_rule_at_once(decoder: PreTrainedModel) -> Iterator[None]:
+    """Within, linear attention (gated delta rule) takes all chunks of a sequence at once.
+
+    PyTorch's way is a loop over chunks of 64 tokens, which takes minutes on fake tensors of long videos.
+    """
+    name = "torch_chunk_gated_delta_rule"
+    found = {type(part).__module__ for part in decoder.modules()}
+    modules = [sys.modules[module] for module in found if hasattr(sys.modules[module], name)]
+    loops = [getattr(module, name) for module in modules]
+    for module in modules:
+        setattr(module, name, _delta_rule)
+    try:
+        yield
+    finally:
+        for module, loop in zip(modules, loops, strict=True):
+            setattr(module, name, loop)
+
+
+def _delta_rule(
+    query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The products of the gated delta rule for tensors without contents, in float32 as PyTorch's way has them.
+
+    Shapes are those of transformers: query and key `[rows, tokens, key heads, width]`, value `[rows, tokens, heads,
+    width]`, g and beta `[rows, tokens, heads]`.
+    """
+    tokens, heads, dtype = value.shape[1], value.shape[2], value.dtype
+    query, key = (each.repeat_interleave(heads // key.shape[2], dim=2) for each in (query, key))
+    padding = -tokens % 64
+
+    def chunks(each: Tensor) -> Tensor:
+        return F.pad(each.float().transpose(1, 2), (0, 0, 0, padding)).unflatten(2, (-1, 64))
+
+    query, key, value, g, beta = map(chunks, (query, key, value, g[..., None], beta[..., None]))
+    decay = (g.cumsum(3) - g.cumsum(3).transpose(3, 4)).exp()
+    system, within = (key * beta) @ key.mT * decay, query @ key.mT * decay
+    written, read = (
+        torch.linalg.solve_triangular(system, right * beta, upper=False, unitriangular=True) for right in (value, key)
+    )
+    states = key.mT @ written
+    new = written - read @ states
+    mixed = query @ states + within @ new
+    return mixed.flatten(2, 3)[:, :, :tokens].transpose(1, 2).to(dtype), None
 
 
 def _inputs(step: Step, width: int) -> tuple[dict[str, Tensor], list[Span]]:

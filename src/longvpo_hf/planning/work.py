@@ -16,8 +16,8 @@ BEFOREHAND = "reference, beforehand"
 def tflop(run: Run) -> dict[str, float]:
     """10¹² operations of a device's batch, by what does them."""
     batch, frames = run.batch, run.training.num_frames
-    policy, _ = run.text_model(frames)
-    reference, _ = run.text_model(batch.reference_frames, has_backward=False)
+    policy, *_ = run.text_model(frames)
+    reference, *_ = run.text_model(batch.reference_frames, has_backward=False)
     work = {
         "policy: text model": policy.flops,
         "policy: vision": _vision_flops(run, frames, batch.trees, is_policy=True),
