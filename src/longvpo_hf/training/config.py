@@ -46,6 +46,9 @@ class LongVPOConfig(DPOConfig):
         tree_packing (`bool`, *optional*, defaults to `True`):
             Score all answers about a timeline in one forward pass: the same numbers, less time and memory. Models whose
             attention cannot take it score two sequences per row, and the log says why.
+        tree_packing_trial (`bool`, *optional*):
+            Score up to two rows of the first batch both ways, and go on without trees, with a warning, where the
+            numbers differ. `None` does so for models of families that `docs/families.md` does not list.
         pairs_per_timeline (`int`, *optional*, defaults to `1`):
             Number of rows of one timeline that are kept next to each other, so that they share its video's forward pass
             when they are in one batch. Choose a divisor of `per_device_train_batch_size`. A streamed dataset keeps its
@@ -123,6 +126,13 @@ class LongVPOConfig(DPOConfig):
         metadata={
             "help": "Score all answers about a timeline in one forward pass: same numbers, less time and memory. "
             "Models that cannot take it fall back to two sequences per row, and the log says why."
+        },
+    )
+    tree_packing_trial: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score up to two rows of the first batch both ways, and go on without trees where the numbers "
+            "differ. None does so for models of families that are not known."
         },
     )
     pairs_per_timeline: int = field(

@@ -10,29 +10,23 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
-from huggingface_hub import EvalResult
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.families import context_tokens
+from longvpo_hf.families import context_tokens, family_of
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
-from longvpo_hf.publishing.model_card import write_model_card
-from longvpo_hf.record import ModelRecord, write_record
-from longvpo_hf.training.checkpoints import seal
 from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
     BAD_VIDEO_REASONS,
@@ -41,11 +35,10 @@ from longvpo_hf.training.collator import (
     VideoPreferenceCollator,
 )
 from longvpo_hf.training.config import LongVPOConfig
-from longvpo_hf.training.facts import record_of
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
 from longvpo_hf.training.models import check_head, prepare_tower, undisturbed
-from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error, nonfinite_weight
-from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed
+from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
+from longvpo_hf.training.packing import disable_tree_packing, enable_tree_packing, is_tree_packed, reason_on_batch
 from longvpo_hf.training.reference import (
     FINGERPRINT_COLUMN,
     config_facts,
@@ -54,6 +47,7 @@ from longvpo_hf.training.reference import (
     score_columns,
 )
 from longvpo_hf.training.rows import TimelineSampler, have_clips, set_sampler_epoch
+from longvpo_hf.training.saving import SavingTrainer
 from longvpo_hf.training.scoring import (
     ModelCall,
     gather_of_unequal_rows,
@@ -69,11 +63,12 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_WITHOUT_TREES = "Tree packing is off, chosen and rejected are scored as two sequences"
 #: Losses of TRL's that `label_smoothing` changes.
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
-class LongVPOTrainer(DPOTrainer):
+class LongVPOTrainer(SavingTrainer):
     """Trains a video-language model on preferences about timelines (LongVPO, Temporal Preference Optimization).
 
         trainer = LongVPOTrainer(model="OpenGVLab/InternVL3-2B-hf", args=LongVPOConfig("stage1"), train_dataset=rows)
@@ -98,6 +93,7 @@ class LongVPOTrainer(DPOTrainer):
 
     Raises:
         ConfigError: If settings contradict each other, or the model cannot be trained with them.
+        ModelError: When training starts, if a model of no known family cannot score its first batch.
         DatasetError: If a dataset has no rows, or some datasets have clips and others have none.
 
     With `precompute_ref_log_probs=True` the reference model scores all rows once, before training, on their reference
@@ -142,7 +138,7 @@ class LongVPOTrainer(DPOTrainer):
                 f"args must be a LongVPOConfig, got {type(args).__name__}: LongVPOConfig takes all of its settings too."
             )
         self._has_clips = have_clips(train_dataset, eval_dataset)
-        self._are_models_prepared = False
+        self._are_models_prepared = self._is_trial_due = False
         self._means = {"train": Means(), "eval": Means()}
         self._bad_videos: Counter[str] = Counter()
         self._step_visual_tokens = 0.0
@@ -212,7 +208,23 @@ class LongVPOTrainer(DPOTrainer):
         for scored in models:
             reason = enable_tree_packing(scored) if self.args.tree_packing else None
             if reason is not None:
-                logger.warning(f"Tree packing is off, chosen and rejected are scored as two sequences: {reason}")
+                logger.warning(f"{_WITHOUT_TREES}: {reason}")
+        is_wanted = self.args.tree_packing_trial
+        is_known = bool(family_of(self.model.config).processor)
+        self._is_trial_due = is_tree_packed(self.model) and (not is_known if is_wanted is None else is_wanted)
+
+    def _try_trees(self, model: nn.Module, inputs: Batch) -> None:
+        """Leaves trees, on all processes, if they give other numbers than separate sequences on the first batch."""
+        if not self._is_trial_due:
+            return
+        self._is_trial_due = False
+        is_half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+        reasons = [reason for reason in gather_object([reason_on_batch(model, inputs, is_half)]) if reason is not None]
+        if reasons:
+            logger.warning(f"{_WITHOUT_TREES}: {reasons[0]}")
+            for scored in (self.model, self.ref_model):
+                if scored is not None:
+                    disable_tree_packing(scored)
 
     def create_accelerator_and_postprocess(self) -> None:
         """transformers', but under FSDP2 log-probabilities leave the model in the type they were computed in.
@@ -250,41 +262,6 @@ class LongVPOTrainer(DPOTrainer):
     def _run_epoch(self, **arguments: Any) -> None:
         set_sampler_epoch(arguments["train_dataloader"], arguments["epoch"])
         super()._run_epoch(**arguments)
-
-    # ------------------------------------------------------------------------------------------ checkpoints
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads weights by `from_pretrained`: checkpoints of video models name them otherwise than the model in memory.
-
-        transformers' own method matches names as they are, warns of what it did not find, and goes on with weights
-        that were never loaded.
-        """
-        target = self.model if model is None else model
-        if not isinstance(target, PreTrainedModel) or self.is_fsdp_enabled:
-            with undisturbed(target):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """TRL's, but weights that are not finite end the run before they replace a checkpoint that is; sealed."""
-        self._require_finite_weights()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and folder.is_dir():
-            seal(folder)
-
-    def _require_finite_weights(self) -> None:
-        name = nonfinite_weight(self.model)
-        found = torch.tensor([name is not None], device=self.accelerator.device)
-        if self.accelerator.gather(found).any():
-            where = f" ({name})" if name else ""
-            raise nonfinite_error(f"After step {self.state.global_step} weights are not finite{where}", self.args)
 
     # ---------------------------------------------------------------------------------------- the reference
 
@@ -326,6 +303,7 @@ class LongVPOTrainer(DPOTrainer):
         with undisturbed(self.model):
             if "videos" not in inputs:
                 return super().compute_ref_log_probs(ModelCall(model, None), inputs)
+            self._try_trees(model, inputs)
             scores = super().compute_ref_log_probs(ModelCall(model, inputs), texts_of(inputs))
         if "kept" not in inputs:
             return scores
@@ -368,6 +346,7 @@ class LongVPOTrainer(DPOTrainer):
     def _loss_of_videos(self, mode: str, model: nn.Module, inputs: Batch, return_outputs: bool) -> Any:
         if mode == "train":
             self._throughput.start(self._total_train_tokens)
+        self._try_trees(model, inputs)
         rows_left = self._count(mode, inputs)
         counted = self._counted_rows(mode, inputs)
         inputs = self._with_reference(model, inputs)
@@ -515,43 +494,3 @@ class LongVPOTrainer(DPOTrainer):
             logger.warning(f"on_bad_video='skip': {self._bad_videos.total()} rows were left out: {reasons}.")
         self._require_finite_weights()
         return output
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        eval_results: Sequence[EvalResult] = (),
-    ) -> None:
-        """Writes the record, the model card and its training curve into the output folder, in place of TRL's card.
-
-        Args:
-            model_name: Its heading; by default the output folder's name.
-            dataset_name: What the model was trained on; by default the Hub datasets the rows are from.
-            tags: Beside those every card of this trainer has.
-            eval_results: What was measured after training: `push_to_hub(eval_results=[...])`.
-        """
-        if self.is_world_process_zero():
-            more = [tags] if isinstance(tags, str) else tags or []
-            record = self._record_of(
-                name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *more], eval_results=eval_results
-            )
-            write_model_card(Path(self.args.output_dir), record, self.state.log_history)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """transformers', with the record beside the weights."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            write_record(Path(output_dir or self.args.output_dir), self._record_of(tags=self._tag_names))
-
-    def _record_of(self, **facts: Any) -> ModelRecord:
-        return record_of(
-            self.model,
-            self.args,
-            self.state,
-            self.train_dataset,
-            is_packed=self.args.tree_packing and is_tree_packed(self.model),
-            hub_model_id=self.hub_model_id,
-            citation=self._paper["citation"],
-            **facts,
-        )

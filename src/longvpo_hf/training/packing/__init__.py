@@ -23,11 +23,20 @@ Layers of linear attention carry a state instead of attending: their trunk runs 
 starts from the state it ends with.
 
 `attention` attends along trees, `recurrent` carries states along them, `tree` lays them out, `guards` decides which
-models can take them, `forward` runs them.
+models can take them, `trial` tries a whole model on a run's first batch, `forward` runs them.
 Load-balancing losses of mixture-of-experts models are over the tokens of the tree.
 """
 
 from longvpo_hf.training.packing.forward import plain_forward, tree_forward
-from longvpo_hf.training.packing.guards import enable_tree_packing, is_tree_packed, unwrapped
+from longvpo_hf.training.packing.guards import disable_tree_packing, enable_tree_packing, is_tree_packed, unwrapped
+from longvpo_hf.training.packing.trial import reason_on_batch
 
-__all__ = ["enable_tree_packing", "is_tree_packed", "plain_forward", "tree_forward", "unwrapped"]
+__all__ = [
+    "disable_tree_packing",
+    "enable_tree_packing",
+    "is_tree_packed",
+    "plain_forward",
+    "reason_on_batch",
+    "tree_forward",
+    "unwrapped",
+]

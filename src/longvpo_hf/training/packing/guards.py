@@ -32,8 +32,7 @@ def enable_tree_packing(model: Any) -> str | None:
     """
     base = unwrapped(model)
     decoder = base.get_decoder()
-    before = decoder.config._attn_implementation
-    if before == ATTENTION:
+    if decoder.config._attn_implementation == ATTENTION:
         return None
     reason = _reason_in_config(model, base, decoder)
     if reason is not None:
@@ -42,11 +41,18 @@ def enable_tree_packing(model: Any) -> str | None:
     recurrent.plant(decoder)
     reason = _reason_in_probe(base, decoder)
     if reason is not None:
-        decoder.set_attn_implementation(before)
-        recurrent.uproot(decoder)
+        disable_tree_packing(base)
         return reason
     recurrent.log_kernels(decoder)
     return None
+
+
+def disable_tree_packing(model: Any) -> None:
+    """Undoes `enable_tree_packing`: the model, wrapped or not, is as it was before."""
+    decoder = unwrapped(model).get_decoder()
+    if decoder.config._attn_implementation == ATTENTION:
+        decoder.set_attn_implementation("sdpa")  # no other is accepted
+        recurrent.uproot(decoder)
 
 
 def is_tree_packed(model: Any) -> bool:

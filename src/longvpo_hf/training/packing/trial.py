@@ -1,0 +1,106 @@
+"""Trees tried on a run's first batch, for models that the package's own tests do not cover.
+
+`enable_tree_packing` looks at a model's text layers alone. What a whole model does beside them, such as a mask or
+positions of its own, shows on a real video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from longvpo_hf.errors import ModelError
+from longvpo_hf.training.packing.forward import plain_forward, tree_forward
+from longvpo_hf.training.packing.guards import unwrapped
+from longvpo_hf.training.packing.tree import Batch
+
+_ROWS = 2
+#: How much a tree's log-probabilities may always differ, relative to the norm of the plain ones, in float32 and in half
+#: precision. Of twelve tiny models, right trees differed by at most 2e-7 in float32 and 0.0025 in bfloat16 (one mixture
+#: of experts by 0.013), wrong ones by 0.01 to 0.18.
+_FLOORS = {False: 1e-3, True: 5e-3}
+#: … and in any case by so many times what padding alone changes.
+_TIMES_NOISE = 4
+_PADDING = 64
+
+
+@torch.no_grad()
+def reason_on_batch(model: Any, batch: Batch, is_half: bool) -> str | None:
+    """Why a model that was prepared for trees cannot be trusted with them, or None.
+
+    Up to two rows of the batch that show one video are scored both ways, without dropout. Neither weights nor random
+    state change.
+
+    Args:
+        model: A model with TRL's fused LM head that `enable_tree_packing` accepted, wrapped or not.
+        batch: See the package.
+        is_half: Whether the model computes in half precision, where the two ways round differently.
+
+    Raises:
+        ModelError: If the plain way fails: then there is none to score the batch.
+    """
+    rows, name = _rows(batch), type(unwrapped(model)).__name__
+    with _evaluating(model):
+        try:
+            expected = plain_forward(model, rows).log_probs.float()
+            padded = plain_forward(model, _padded(rows)).log_probs.float()[:, -_PADDING - expected.shape[1] : -_PADDING]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{name} cannot be trained: its forward pass failed on the first batch ({type(error).__name__}: "
+                f"{error}). docs/families.md lists the families that were run."
+            ) from error
+        if not expected.isfinite().all():
+            raise ModelError(f"{name} cannot be trained: log-probabilities of the first batch are not finite.")
+        try:
+            found = tree_forward(model, rows).log_probs.float()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return f"{name} failed on a tree of the first batch ({type(error).__name__}: {error})."
+    difference, noise = (float((other - expected).norm() / expected.norm()) for other in (found, padded))
+    bound = max(_FLOORS[is_half], _TIMES_NOISE * noise)
+    if difference <= bound:
+        return None
+    return (
+        f"{name} gave other log-probabilities for a tree of the first batch than for separate sequences (relative "
+        f"difference {difference:.2g}, bound {bound:g}): something besides its text layers knows where tokens stand."
+    )
+
+
+def _rows(batch: Batch) -> Batch:
+    """The first row of a batch and the next one about its video, as a batch."""
+    index = batch["video_index"].tolist()
+    rows = [row for row, video in enumerate(index) if row == 0 or video == index[0] >= 0][:_ROWS]
+    both = torch.tensor(rows + [row + len(index) for row in rows], device=batch["input_ids"].device)
+    names = ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids")
+    some: dict[str, Any] = {name: batch[name][both] for name in names if name in batch}
+    width = int(some["attention_mask"].sum(1).max())
+    return {
+        **{name: value[:, :width] for name, value in some.items()},
+        "videos": [batch["videos"][index[0]]] if index[0] >= 0 else [],
+        "video_index": torch.tensor([min(index[0], 0)] * len(rows), device=both.device),
+    }
+
+
+def _padded(batch: Batch) -> Batch:
+    """The batch with more padding: the same numbers by other kernels, which round differently."""
+    names = ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids")
+    return {**batch, **{name: F.pad(batch[name], (0, _PADDING)) for name in names if name in batch}}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
