@@ -140,27 +140,102 @@ def lvbench_rows() -> list[dict[str, Any]]:
     ]
 
 
+def mlvu_test_rows() -> list[dict[str, Any]]:
+    """Three questions of six options, about two tasks: C, F and C."""
+    options = "\n".join(f"({letter}) thing {letter}" for letter in "ABCDEF")
+    return [
+        {"video_name": f"v{number}.mp4", "duration": 3.0, "question": f"What is it?\n{options}", "answer": letter,
+         "task_type": task}
+        for number, (task, letter) in enumerate([("needleQA", "C"), ("sportsQA", "F"), ("sportsQA", "C")])
+    ]  # fmt: skip
+
+
+def timescope_rows() -> list[dict[str, Any]]:
+    """Three questions, of lengths 60 and 10800: C, A and C."""
+    text = "Which city is named?\nA. Rome\nB. Oslo\nC. Lima\nD. Bern"
+    return [
+        {"id": number, "video": f"v{number}.mp4", "input": text, "answer": letter, "type": "QA", "length": length}
+        for number, (length, letter) in enumerate([(60, "C"), (60, "A"), (10800, "C")])
+    ]
+
+
+def videomme_v2_rows() -> list[dict[str, Any]]:
+    """Two videos of four questions: a relevance group with three Cs, and steps of which C is right in the first two."""
+    options = "\n".join(f"{letter}. thing {number}" for number, letter in enumerate("ABCDEFGH"))
+    groups = [("relevance", "[1, 2, 3, 4]", "CCHC"), ("logic", "[1, [2, 3], 4]", "CCBC")]
+    return [
+        {"video_id": f"v{video}", "question_id": f"{video:03}-{place + 1}", "question": "What then?",
+         "options": options, "answer": letter, "group_type": kind, "group_structure": structure, "level": 1,
+         "second_head": "x", "third_head": "y"}
+        for video, (kind, structure, letters) in enumerate(groups)
+        for place, letter in enumerate(letters)
+    ]  # fmt: skip
+
+
+def videoevalpro_rows() -> list[dict[str, Any]]:
+    """Two questions: C of local perception, E of holistic reasoning."""
+    return [
+        {"video": f"v{number}.mp4", "question": "What is it?", "options": [f"{each}. thing" for each in "ABCDE"],
+         "answer": letter, "answer_text": "thing", "qa_type": kind}
+        for number, (kind, letter) in enumerate([("Local Perception", "C"), ("Holistic Reasoning", "E")])
+    ]  # fmt: skip
+
+
+def cgbench_rows() -> list[dict[str, Any]]:
+    """Two questions about one video, of eight options: C and H."""
+    return [
+        {"qid": number, "video_uid": "v0", "question": "What is it?", "choices": [f"thing {i}" for i in range(8)],
+         "right_answer": letter, "duration": 2.0, "domain": "Life Record", "sub_category": "Vlog"}
+        for number, letter in enumerate("CH")
+    ]  # fmt: skip
+
+
+#: Its tasks, and where a video of each is, in turn at the places that lmms-eval looks at.
+TVBENCH_FOLDERS = {
+    name: folder.format(name)
+    for name, folder in zip(
+        ("action_antonym", "action_count", "action_localization", "action_sequence", "egocentric_sequence",
+         "moving_direction", "object_count", "object_shuffle", "scene_transition", "unexpected_action"),
+        ("", "video", "videos", "data", "{}", "video/{}", "videos/{}", "{}", "{}", "{}"),
+        strict=True,
+    )
+}  # fmt: skip
+
+
+def tvbench_rows(number: int) -> list[dict[str, Any]]:
+    """Of subset `number`: one question; C is right in even subsets, else A."""
+    return [{"video": "v0.mp4", "question": "Which?", "candidates": ["Up", "down", "left"],
+             "answer": "up" if number % 2 else "Left"}]  # fmt: skip
+
+
 def write_data_root(root: Path) -> Path:
     """All benchmarks in the schema and at the places that lmms-eval 0.7.3 has them; videos of 2, 3 and 6 seconds."""
     write_parquet(root / "longvideobench/LongVideoBench", {"validation": longvideobench_rows()})
     write_parquet(root / "sy1998/MLVU_dev", {"test": mlvu_rows()})
     write_parquet(root / "lmms-eval/Video-MME", {"test": videomme_rows()})
     write_parquet(root / "lmms-eval/LVBench", {"train": lvbench_rows()})
-    mvbench = root / "OpenGVLab/MVBench"
-    (mvbench / "json").mkdir(parents=True)
-    configs = []
-    for number, name in enumerate(MVBENCH_FOLDERS):
-        (mvbench / "json" / f"{name}.json").write_text(json.dumps(mvbench_rows(number)), encoding="utf-8")
-        configs.append({"config_name": name, "data_files": f"json/{name}.json"})
-    _write_readme(mvbench, configs)
+    write_parquet(root / "sy1998/MLVU_Test", {"test": mlvu_test_rows()})
+    write_parquet(root / "Apollo-LMMs/TimeScope", {"test": timescope_rows()})
+    write_parquet(root / "Apollo-LMMs/LongTimeScope2", {"test": timescope_rows()})
+    write_parquet(root / "MME-Benchmarks/Video-MME-v2", {"test": videomme_v2_rows()})
+    write_parquet(root / "TIGER-Lab/VideoEval-Pro", {"test": videoevalpro_rows()})
+    _write_configs(root / "CG-Bench/CG-Bench", {"cg-bench": [], "cg-bench-mini": cgbench_rows()})
+    for dataset, names, rows in (
+        ("OpenGVLab/MVBench", MVBENCH_FOLDERS, mvbench_rows),
+        ("FunAILab/TVBench", TVBENCH_FOLDERS, tvbench_rows),
+    ):
+        _write_configs(root / dataset, {name: rows(number) for number, name in enumerate(names)})
     videos = root / "videos"
     videos.mkdir()
     lengths = (20, 30, 60)
     files = [write_video(videos / f"v{i}.mp4", num_frames, size=(64, 64)) for i, num_frames in enumerate(lengths)]
     files.append(Path(shutil.copy(files[0], videos / "v3.mp4")))
-    folders = ["datasets/longvideobench/videos", "mlvu", "videomme/data", "lvbench"]
-    for folder in {*folders, *(f"mvbench_video/{each}" for each in MVBENCH_FOLDERS.values())}:
-        (root / folder).mkdir(parents=True)
+    folders = ["datasets/longvideobench/videos", "mlvu", "videomme/data", "lvbench", "mlvu_test", "timescope"]
+    folders += ["longtimescope", "videomme_v2", "videoevalpro/videos_filtered", "cg_videos_720p"]
+    folders += [f"mvbench_video/{each}" for each in MVBENCH_FOLDERS.values()]
+    folders += [f"tvbench/{each}" for each in TVBENCH_FOLDERS.values()]
+    for folder in sorted({str(Path(each)) for each in folders}):
+        (root / folder).mkdir(parents=True, exist_ok=True)
         for file in files:
             os.link(file, root / folder / file.name)
     (root / "videomme/subtitle").mkdir()
@@ -177,6 +252,17 @@ def write_parquet(folder: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]
         pq.write_table(pa.Table.from_pylist(list(rows)), folder / name)
         files.append({"split": split, "path": name})
     _write_readme(folder, [{"config_name": "default", "data_files": files}])
+
+
+def _write_configs(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A dataset repository with a JSON file for each configuration."""
+    (folder / "json").mkdir(parents=True)
+    for name, content in rows.items():
+        (folder / "json" / f"{name}.json").write_text(json.dumps(list(content)), encoding="utf-8")
+    _write_readme(
+        folder,
+        [{"config_name": name, "data_files": [{"split": "train", "path": f"json/{name}.json"}]} for name in rows],
+    )
 
 
 def _write_readme(folder: Path, configs: Sequence[Mapping[str, Any]]) -> None:

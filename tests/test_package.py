@@ -467,7 +467,7 @@ def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path
         "--miniature", "m", "--model_name_or_path", "m/base", "--dataset_name", "m/dataset", "--output_dir", "m/model",
     )  # fmt: skip
     assert (tmp_path / "m" / "model" / "model.safetensors").is_file()
-    assert longvpo("eval", "--tasks-dir").strip() == str(target / "longvpo_hf" / "evaluation" / "tasks")
+    assert (Path(longvpo("eval", "--tasks-dir").strip()) / "longvpo.yaml").is_file()
     assert "internvl3_8b/stage1_lora" in longvpo("configs")
     assert "rows can be trained on" in longvpo("check", "--rows", "rows")
 

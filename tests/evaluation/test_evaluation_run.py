@@ -29,11 +29,12 @@ import benchmark_doubles as doubles
 import tiny_models
 from cli import Result, longvpo
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation import adapter, preflight, run
-from longvpo_hf.evaluation.benchmarks import BENCHMARKS
+from longvpo_hf.evaluation import adapter, preflight
 from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off
-from longvpo_hf.evaluation.preflight import benchmarks_named, bounds_named
+from longvpo_hf.evaluation.preflight import bounds_named, suites_named
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
+from longvpo_hf.evaluation.suites import suites
+from longvpo_hf.evaluation.task_files import task_names, tasks_folder
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.publishing.model_card import write_model_card
 from longvpo_hf.record import ModelRecord, Sampling, Source
@@ -175,7 +176,7 @@ def test_scores_of_a_model_and_its_adapter(
     assert answers[:2] == [
         {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "score": value,
          "official": value, "choice": choice, "cut_off": False,
-         "answer": answer, "group": "action_antonym", "video": f"mvbench_video/ssv2_video_mp4/v{row}.mp4"}
+         "answer": answer, "group": "action_antonym", "facts": {}, "video": f"mvbench_video/ssv2_video_mp4/v{row}.mp4"}
         for row, value, choice, answer in [(0, 0.0, "", "B"), (1, 100.0, "C", "C")]
     ]  # fmt: skip
 
@@ -245,6 +246,32 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert sum(map(len, asked)) == 9
 
 
+def test_further_suites_are_scored_as_their_authors_do(root: Path, model: Path, tmp_path: Path) -> None:
+    """C to every question: counted by hand from the rows."""
+    names = "mlvu_test,timescope,longtimescope,videomme_v2,videoevalpro,cgbench,tvbench"
+    arguments = (model, "--tasks", names, "--data-root", root, "--frames", "1", "--output", tmp_path)
+    assert longvpo_eval(*arguments, "--limit", "1").exit_code == 0
+    tasks = json.loads((tmp_path / "answers-c-1.json").read_text("utf-8"))["tasks"]
+    assert {name: task["n"] for name, task in tasks.items()} == {
+        **dict.fromkeys(names.split(","), 1),
+        "tvbench": 10,
+    }
+    result = longvpo_eval(*arguments)
+    assert result.exit_code == 0, result.output
+    tasks = json.loads((tmp_path / "answers-c-1.json").read_text("utf-8"))["tasks"]
+    assert tasks["mlvu_test"]["m_avg"] == tasks["mlvu_test"]["official"] == pytest.approx((100 + 50) / 2)
+    for name in ("timescope", "longtimescope"):
+        assert tasks[name]["overall"] == tasks[name]["official"] == pytest.approx(100 * 2 / 3)
+        assert list(tasks[name]["groups"]) == ["60", "10800"]
+    # Three of four ways to ask one thing are 9/16; of four steps the first two, of which one is of a pair, 4/12.
+    assert tasks["videomme_v2"]["group_score"] == pytest.approx((100 * 9 / 16 + 100 * 4 / 12) / 2)
+    assert tasks["videomme_v2"]["overall"] == pytest.approx(100 * 6 / 8)
+    assert tasks["videoevalpro"]["overall"] == tasks["cgbench"]["overall"] == tasks["tvbench"]["overall"] == 50.0
+    assert tasks["videoevalpro"]["groups"]["Local Perception"] == {"score": 100.0, "n": 1}
+    assert "| Video-MME-v2 (group score), ours | 44.8 measured |" in result.output
+    assert "| TimeScope: 10800 | 100.0 measured |" in result.output
+
+
 def test_a_limit_asks_less(root: Path, model: Path, tmp_path: Path) -> None:
     result = longvpo_eval(
         model, "--tasks", "mlvu", "--data-root", root, "--frames", "1", "--output", tmp_path, "--limit", "4"
@@ -280,8 +307,8 @@ def test_a_number_of_frames_named_twice_is_asked_once(root: Path, model: Path, t
 def test_tasks_dir_is_what_lmms_eval_includes() -> None:
     result = longvpo_eval("--tasks-dir")
     assert result.exit_code == 0
-    assert Path(result.output.strip()) == run.TASKS_FOLDER
-    assert (run.TASKS_FOLDER / "longvpo.yaml").is_file()
+    assert Path(result.output.strip()) == tasks_folder()
+    assert (tasks_folder() / "longvpo.yaml").is_file()
 
 
 # ---------------------------------------------------------------------------------------------------- lmms-eval itself
@@ -294,7 +321,7 @@ def test_lmms_eval_runs_the_group_of_all(
 
     monkeypatch.setenv("LONGVPO_EVAL_DATA", str(root))
     arguments = ["--model", "longvpo", "--model_args", f"pretrained={lora},num_frames=3,fps=none", "--batch_size", "4"]
-    arguments += ["--tasks", "longvpo", "--include_path", str(run.TASKS_FOLDER), "--output_path", str(tmp_path)]
+    arguments += ["--tasks", "longvpo", "--include_path", str(tasks_folder()), "--output_path", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["lmms-eval", *arguments])
     cli_evaluate()
     (file,) = tmp_path.rglob("*_results.json")
@@ -318,11 +345,11 @@ def test_lmms_eval_runs_the_group_of_all(
 def test_every_task_file_is_a_task_or_a_group() -> None:
     from lmms_eval.tasks import TaskManager
 
-    manager = TaskManager("ERROR", include_path=str(run.TASKS_FOLDER), include_defaults=False)
-    names = {path.stem for path in run.TASKS_FOLDER.rglob("*.yaml")}
+    manager = TaskManager("ERROR", include_path=str(tasks_folder()), include_defaults=False)
+    names = {path.stem for path in tasks_folder().rglob("*.yaml")}
     assert set(manager.all_tasks) == names
     assert all(name.startswith("longvpo") for name in names)
-    assert {task for benchmark in BENCHMARKS.values() for task in run._tasks(benchmark)} < names
+    assert {task for suite in suites().values() for task in task_names(suite)} < names
 
 
 def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Path) -> None:
@@ -449,7 +476,7 @@ def test_stops_are_looked_for_in_the_answer() -> None:
 
 
 def test_bounds_as_users_write_them() -> None:
-    asked = benchmarks_named(["mlvu", "videomme"])
+    asked = suites_named(["mlvu", "videomme"])
     assert bounds_named("64", asked) == {"mlvu": 64, "videomme": 64, "videomme_subtitles": 64}
     assert bounds_named("mlvu=8, videomme=4096", asked) == {"mlvu": 8, "videomme": 4096, "videomme_subtitles": 4096}
     for wrong in ("0", "-1", "x", "lvbench=9", "mlvu=", "9" * 5000, ""):
@@ -571,7 +598,7 @@ def test_the_commands_unpack_archives_wherever_they_are(tmp_path: Path) -> None:
     for number, folder in enumerate((archives, archives / "deep")):
         with zipfile.ZipFile(folder / f"part {number}.zip", "w") as archive:
             archive.writestr(f"v{number}.mp4", "a video")
-    command = BENCHMARKS["mlvu"].unpack.format(archives=shlex.quote(str(archives)), media=shlex.quote(str(media)))
+    command = suites()["mlvu"].unpack.format(archives=shlex.quote(str(archives)), media=shlex.quote(str(media)))
     subprocess.run(["bash", "-c", command], check=True, capture_output=True)
     assert sorted(path.name for path in media.iterdir()) == ["v0.mp4", "v1.mp4"]
 
@@ -588,17 +615,17 @@ def test_annotations_that_are_there_and_cannot_be_read_are_told(root: Path, tmp_
 def test_an_unknown_benchmark_is_told(root: Path, model: Path, tmp_path: Path) -> None:
     result = longvpo_eval(model, "--tasks", "mmlu", "--data-root", root, "--output", tmp_path)
     assert result.exit_code == 2
-    assert "There is no benchmark 'mmlu'; choose among longvideobench, mlvu, videomme, mvbench" in result.output
+    assert "There is no suite 'mmlu'; choose among lvbench, longvideobench, mlvu, videomme, mvbench" in result.output
 
 
 def test_nothing_is_missing_where_all_is_there(root: Path) -> None:
-    preflight.check(BENCHMARKS.values(), root)
+    preflight.check(suites().values(), root)
 
 
 def test_lmms_eval_is_told_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     monkeypatch.setenv("LONGVPO_EVAL_DATA", str(tmp_path))
-    manager = TaskManager("ERROR", include_path=str(run.TASKS_FOLDER), include_defaults=False)
+    manager = TaskManager("ERROR", include_path=str(tasks_folder()), include_defaults=False)
     with pytest.raises(preflight.NotReady, match="hf download lmms-eval/LVBench --repo-type dataset --local-dir"):
         get_task_dict(["longvpo_lvbench"], manager, "chat")

@@ -20,11 +20,12 @@ import pytest
 import yaml
 
 import benchmark_doubles as doubles
-from longvpo_hf.evaluation.benchmarks import BENCHMARKS, _rows, locate
+from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.longvideo_mcq.answers import without_reasoning
-from longvpo_hf.evaluation.official import official_score
-from longvpo_hf.evaluation.scoring import Record, mean_of_groups, official, record, summary
+from longvpo_hf.evaluation.scoring import Record, headline, official, summary
 from longvpo_hf.evaluation.subtitles import Subtitle, read_srt, shown_at
+from longvpo_hf.evaluation.suite import Question, _rows, letters_of, locate
+from longvpo_hf.evaluation.suites import suites
 
 #: What a model wrote, and what it chose among A, B, C and D, as a person reads it; more of them in test_answers.py.
 CANNED = [
@@ -41,11 +42,23 @@ CANNED = [
 ]
 
 
+def record(name: str, text: str, letters: str, answer: str, group: str = "", options: Sequence[str] = ()) -> Record:
+    """What becomes of a reply to a question of a suite."""
+    return scoring.record(
+        suites()[name], text, Question("?", letters, answer, ("v.mp4",), group, options=tuple(options))
+    )
+
+
+def official_score(name: str, reply: str, letters: str, answer: str, options: Sequence[str] = ()) -> float | None:
+    """What a suite's own rule gives a reply."""
+    return suites()[name].official(reply, Question("?", letters, answer, ("v.mp4",), options=tuple(options)))
+
+
 def test_every_question_counts() -> None:
     # 3 of the 10 answers choose C, 5 choose nothing: one of them because it never came to an answer.
     records = [record("lvbench", text, "ABCD", "C") for text, _ in CANNED]
     assert [each["choice"] for each in records] == [choice for _, choice in CANNED]
-    assert summary("lvbench", (), records) == {
+    assert summary(suites()["lvbench"], records) == {
         "overall": pytest.approx(30.0),
         # lmms-eval reads "Cannot" and "Cat" as C; what never came to an answer is right by no rule.
         "official": pytest.approx(50.0),
@@ -63,7 +76,7 @@ def answered(*groups: tuple[str, str]) -> list[Record]:
 
 def test_groups_stand_in_their_order_and_only_those_that_were_asked() -> None:
     records = answered(("A", "long"), ("C", "short"), ("C", "short"), ("B", "short"), ("", "long"))
-    assert summary("videomme", ("short", "medium", "long"), records) == {
+    assert summary(suites()["videomme"], records) == {
         "overall": pytest.approx(40.0),
         "official": pytest.approx(40.0),
         "n": 5,
@@ -75,10 +88,10 @@ def test_groups_stand_in_their_order_and_only_those_that_were_asked() -> None:
 
 def test_m_avg_is_the_mean_of_tasks_of_any_size() -> None:
     records = answered(("C", "ego"), ("C", "count"), ("A", "count"), ("A", "count"), ("A", "count"))
-    scores = summary("mlvu", ("ego", "count"), records)
+    scores = summary(suites()["mlvu"], records)
     assert scores["overall"] == pytest.approx(100 * 2 / 5)
     assert scores["m_avg"] == pytest.approx((100 + 25) / 2)
-    assert summary("mvbench", ("ego", "count"), records)["overall"] == pytest.approx((100 + 25) / 2)
+    assert summary(suites()["mvbench"], records)["overall"] == pytest.approx((100 + 25) / 2)
 
 
 # ------------------------------------------------------------------------------------------ and lmms-eval's own tasks
@@ -95,12 +108,9 @@ def builtin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 def ours(name: str, rows: Sequence[dict[str, Any]], texts: Sequence[str], subset: str = "") -> float:
     """Our score of these answers."""
-    questions = [BENCHMARKS[name].question(row, subset) for row in rows]
-    records = [
-        record(name, text, question.letters, question.answer, question.group)
-        for text, question in zip(texts, questions, strict=True)
-    ]
-    return mean_of_groups(records) if name == "mlvu" else sum(each["score"] for each in records) / len(records)
+    suite = suites()[name]
+    records = [scoring.record(suite, text, suite.question(row, subset)) for row, text in zip(rows, texts, strict=True)]
+    return headline(suite, records)
 
 
 def theirs(module: Any, process: str, aggregate: str, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> float:
@@ -230,11 +240,93 @@ def test_official_scores_are_those_of_lmms_eval(builtin: Callable[[str], Any], m
     rows = [doubles.mvbench_rows(0)[1]] * 3
     scores = [record("mvbench", text, "ABC", "C", "action_count") for text in ("(C)", "", "a dog")]
     module_score = theirs(mvbench, "mvbench_process_results", "mvbench_aggregate_results", rows, ["(C)", "", "a dog"])
-    assert official("mvbench", scores) == module_score == 50
+    assert official(suites()["mvbench"], scores) == module_score == 50
     groups = [
         record("mlvu", text, "ABCD", "C", group) for text, group in (("C", "ego"), ("C", "count"), ("A", "count"))
     ]
-    assert official("mlvu", groups) == 75
+    assert official(suites()["mlvu"], groups) == 75
+
+
+def test_official_scores_of_further_suites_are_those_of_lmms_eval(builtin: Callable[[str], Any]) -> None:
+    rng = random.Random(1)
+    crumbs = ["A", "C", "F", "H", "K", "(B)", "C.", "**D**", "**E.", "the answer is", "Answer:", "Final Answer:", "dog"]
+    crumbs += [
+        "option would be G",
+        "thing 3",
+        "thing 5",
+        "\n",
+        "\nB\n",
+        "a",
+        "up",
+        "Left",
+        "down",
+        "The best option is",
+    ]
+    crumbs += ["The correct option is", "Best answer:", "x", "x y z", "Z", "(", ")", ".", " ", "because it is so"]
+    replies = [" ".join(rng.choices(crumbs, k=rng.randint(0, 8))) for _ in range(3000)]
+    key = Path(__file__).with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()
+    replies += [without_reasoning(json.loads(line)["reply"]) for line in key]
+    short, long, second, pro, clues, order = map(
+        builtin, ("timescope", "longtimescope", "videomme_v2", "videoevalpro", "cgbench", "tvbench")
+    )
+    (v2_row, *_), (pro_row, *_) = doubles.videomme_v2_rows(), doubles.videoevalpro_rows()
+    (tv_row,), (clue_row, *_) = doubles.tvbench_rows(0), doubles.cgbench_rows()
+    v2_options, tv_options = v2_row["options"].split("\n"), tv_row["candidates"]
+    for reply in replies:
+        for answer in "ACF":
+            assert official_score("timescope", reply, "ABCDEF", answer) == 100.0 * (
+                short.extract_characters_regex(reply) == answer
+            ), reply
+            assert official_score("longtimescope", reply, "ABCDEF", answer) == 100.0 * (
+                long.extract_characters_regex(reply) == answer
+            ), reply
+            theirs_v2 = second.videomme_v2_process_results({**v2_row, "answer": answer}, [reply])
+            assert (
+                official_score("videomme_v2", reply, "ABCDEFGH", answer, v2_options)
+                == 100.0 * (theirs_v2["videomme_v2_overall_acc"]["score"])
+            ), reply
+            theirs_cg = clues.cgbench_process_results({**clue_row, "right_answer": answer}, [reply])
+            assert (
+                official_score("cgbench", reply, "ABCDEFGH", answer) == 100.0 * theirs_cg["cgbench_accuracy"]["score"]
+            )
+        for answer in "ACE":
+            theirs_pro = pro.videoevalpro_mcq_process_results({**pro_row, "answer": answer}, [reply])
+            assert (
+                official_score("videoevalpro", reply, "ABCDE", answer)
+                == 100.0 * (theirs_pro["videoevalpro_mcq_score"]["correct"])
+            ), reply
+        for answer, text in zip("ABC", tv_options, strict=True):
+            theirs_tv = order.tvbench_process_results({**tv_row, "answer": text}, [reply])["tvbench_acc"]
+            assert official_score("tvbench", reply, "ABC", answer, tv_options) == 100.0 * theirs_tv, reply
+        letter = builtin("mlvu").extract_characters_regex(reply)
+        assert official_score("mlvu_test", reply, "ABCDEF", "D") == 100.0 * (letter == "D")
+
+
+def test_group_scores_of_videomme_v2_are_those_of_lmms_eval(builtin: Callable[[str], Any]) -> None:
+    """Every pattern of right and wrong answers, of each kind of group; the answers come in any order."""
+    module, suite, rng = builtin("videomme_v2"), suites()["videomme_v2"], random.Random(0)
+    for kind, structure in (
+        ("relevance", "[1, 2, 3, 4]"),
+        ("logic", "[1, 2, 3, 4]"),
+        ("logic", "[1,[2,3],4]"),
+        ("logic", "[[1, 2], 3, 4]"),
+    ):
+        rows = [{**row, "group_type": kind, "group_structure": structure} for row in doubles.videomme_v2_rows()[:4]]
+        for pattern in range(16):
+            texts = [row["answer"] if pattern >> i & 1 else "G" for i, row in enumerate(rows)]
+            results = [
+                module.videomme_v2_process_results(row, [text])["videomme_v2_overall_score"]
+                for row, text in zip(rows, texts, strict=True)
+            ]
+            order = rng.sample(range(4), 4)
+            mine = ours("videomme_v2", [rows[i] for i in order], [texts[i] for i in order])
+            assert mine == pytest.approx(module.videomme_v2_aggregate_overall_score(results)), (structure, texts)
+    # By hand: three of four ways to ask one thing are 9/16; of steps 1, (2 3), 4 the first and third alone 4/12.
+    assert ours("videomme_v2", doubles.videomme_v2_rows()[:4], "CCGC") == pytest.approx(100 * 9 / 16)
+    assert ours("videomme_v2", doubles.videomme_v2_rows()[4:], "CGBG") == pytest.approx(100 * 4 / 12)
+    for bad in ({"group_type": "other"}, {"group_type": "logic", "group_structure": "__import__('os')"}):
+        with pytest.raises(ValueError, match="a group is of the type relevance, or logic with a structure among"):
+            suite.question({**doubles.videomme_v2_rows()[0], **bad})
 
 
 def test_prompts_are_those_of_lmms_eval(builtin: Callable[[str], Any]) -> None:
@@ -249,11 +341,20 @@ def test_prompts_are_those_of_lmms_eval(builtin: Callable[[str], Any]) -> None:
         ("videomme", "videomme/videomme.yaml", doubles.videomme_rows()[:1], ""),
         ("mvbench", "mvbench/mvbench_action_count.yaml", doubles.mvbench_rows(0), "action_count"),
         ("lvbench", "lvbench/lvbench.yaml", doubles.lvbench_rows()[:1], ""),
+        ("videomme_v2", "videomme_v2/videomme_v2.yaml", doubles.videomme_v2_rows()[:1], ""),
+        ("videoevalpro", "videoevalpro/videoevalpro_mcq.yaml", doubles.videoevalpro_rows()[:1], ""),
+        ("cgbench", "cgbench/_default_template_yaml", doubles.cgbench_rows()[:1], ""),
+        ("tvbench", "tvbench/_default_template_yaml", doubles.tvbench_rows(0), "action_count"),
     ]
     for name, file, rows, subset in cases:
-        prompt = getattr(builtin(name), f"{name}_doc_to_text")
+        prompt = getattr(builtin(name), f"{name}{'_mcq' if name == 'videoevalpro' else ''}_doc_to_text")
         for row in rows:
-            assert BENCHMARKS[name].question(row, subset).text == prompt(row, kwargs(file)), name
+            assert suites()[name].question(row, subset).text == prompt(row, kwargs(file)), name
+    # These are asked as the row has them, without an instruction.
+    assert suites()["timescope"].question(doubles.timescope_rows()[0]).text == doubles.timescope_rows()[0]["input"]
+    row = doubles.mlvu_test_rows()[1]
+    assert suites()["mlvu_test"].question(row).text == builtin("mlvu").mlvu_doc_to_text(row) == row["question"]
+    assert suites()["mlvu_test"].question(row).letters == "ABCDEF"
 
 
 def test_data_are_where_lmms_eval_has_them(builtin: Callable[[str], Any]) -> None:
@@ -264,19 +365,28 @@ def test_data_are_where_lmms_eval_has_them(builtin: Callable[[str], Any]) -> Non
         "videomme": "videomme/videomme.yaml",
         "mvbench": "mvbench/_default_template_yaml",
         "lvbench": "lvbench/lvbench.yaml",
+        "mlvu_test": "mlvu/mlvu_test.yaml",
+        "timescope": "timescope/timescope.yaml",
+        "longtimescope": "longtimescope/longtimescope.yaml",
+        "videomme_v2": "videomme_v2/_default_template_yaml",
+        "videoevalpro": "videoevalpro/videoevalpro_mcq.yaml",
+        "cgbench": "cgbench/_default_template_yaml",
+        "tvbench": "tvbench/_default_template_yaml",
     }
+    assert {*files, "videomme_subtitles"} == set(suites())
     for name, file in files.items():
         lines = (tasks / file).read_text(encoding="utf-8").splitlines()
         config = yaml.safe_load("\n".join(line for line in lines if "!function" not in line))
-        benchmark = BENCHMARKS[name]
+        benchmark = suites()[name]
         assert benchmark.dataset == config["dataset_path"]
         assert benchmark.media == config["dataset_kwargs"]["cache_dir"]
         assert benchmark.revision == config["dataset_kwargs"].get("revision")
         assert benchmark.split == config.get("test_split", "train")
+        assert benchmark.config == config.get("dataset_name")
     folders = builtin("mvbench").DATA_LIST
-    assert set(BENCHMARKS["mvbench"].subsets) == set(folders)
+    assert set(suites()["mvbench"].subsets) == set(folders)
     for subset, folder in folders.items():
-        video = BENCHMARKS["mvbench"].question(doubles.mvbench_rows(0)[0], subset).videos[0]
+        video = suites()["mvbench"].question(doubles.mvbench_rows(0)[0], subset).videos[0]
         assert video == f"mvbench_video/{folder}/v0.mp4"
 
 
@@ -287,7 +397,7 @@ def test_rows_are_those_of_the_folder_as_it_is_now(tmp_path: Path) -> None:
         rows = [{**row, "video_name": f"{number}.mp4"} for row in doubles.mlvu_rows()[number:]]
         doubles.write_parquet(root / "sy1998/MLVU_dev", {"test": rows})
         _rows.cache_clear()  # as in another process
-        assert BENCHMARKS["mlvu"].rows(root).to_list() == rows
+        assert suites()["mlvu"].rows(root).to_list() == rows
 
 
 # ----------------------------------------------------------------------------------------------------- bad rows, files
@@ -296,12 +406,18 @@ def test_rows_are_those_of_the_folder_as_it_is_now(tmp_path: Path) -> None:
 def test_a_row_of_another_schema_names_the_field() -> None:
     row = {key: value for key, value in doubles.mlvu_rows()[0].items() if key != "video_name"}
     with pytest.raises(ValueError, match=r"sy1998/MLVU_dev lacks the field 'video_name'"):
-        BENCHMARKS["mlvu"].question(row)
+        suites()["mlvu"].question(row)
 
 
 def test_an_answer_that_is_no_option_is_an_error() -> None:
     with pytest.raises(ValueError, match="must be one of 'AB', got ''"):
-        BENCHMARKS["mvbench"].question({**doubles.mvbench_rows(0)[0], "answer": "five"}, "action_count")
+        suites()["mvbench"].question({**doubles.mvbench_rows(0)[0], "answer": "five"}, "action_count")
+
+
+def test_letters_of_a_text_that_lists_its_options() -> None:
+    assert letters_of("What?\n(A) one\n(B) two\n(C) three") == "ABC"
+    assert letters_of("What?\nA. one\n B) two\nC: three\nE. five") == "ABC"
+    assert letters_of("A. Who is A. Smith?") == letters_of("What is it?") == ""
 
 
 @pytest.mark.parametrize("name", ["../secret.mp4", "mlvu/../../secret.mp4", "/etc/hostname"])

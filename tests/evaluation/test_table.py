@@ -200,7 +200,7 @@ def test_card_section_shows_names_as_they_are(tmp_path: Path) -> None:
     [
         ({"num_frames": None}, "num_frames"),
         ({"model": ""}, "A result needs a model"),
-        ({"tasks": {"mmlu": {"overall": 1}}}, "no benchmark is called 'mmlu'; known are lvbench"),
+        ({"tasks": {"mmlu": {"overall": 1}}}, "no suite is called 'mmlu'; known are lvbench"),
         ({"tasks": {"mlvu": {"overall": 50.0}}}, "mlvu.m_avg must be a percentage, got None"),
         ({"tasks": {"lvbench": {"overall": 101}}}, "lvbench.overall must be a percentage, got 101"),
         ({"tasks": {"lvbench": {"overall": float("nan")}}}, "must be a percentage, got nan"),

@@ -34,7 +34,8 @@ def evaluate(
     Args:
         models: Folder or name on the Hub of a model or a LoRA adapter. Several stand side by side in the table;
             STAGE=MODEL gives one a name, e.g. base=… stage1=… stage2=…
-        tasks: Of longvideobench, mlvu, videomme (without and with subtitles), mvbench, lvbench.
+        tasks: Suites, of longvideobench, mlvu, videomme (without and with subtitles), mvbench, lvbench, mlvu_test,
+            videomme_v2, videoevalpro, cgbench, timescope, longtimescope, tvbench.
         frames: Numbers of frames, e.g. 64,128,512. None: as each model was trained.
         data_root: Folder of annotations and videos. None: HF_HOME, as for lmms-eval.
         output: Folder of the results.
@@ -47,7 +48,9 @@ def evaluate(
         tasks_dir: Print the folder for lmms-eval's --include_path, and do nothing else.
     """
     if tasks_dir:
-        print(Path(__file__).parents[1] / "evaluation" / "tasks")
+        from longvpo_hf.evaluation.task_files import tasks_folder
+
+        print(tasks_folder())
         return
     if not models:
         raise ConfigError("Name at least one model.")
@@ -55,16 +58,16 @@ def evaluate(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if find_spec("lmms_eval") is None:
         raise ConfigError("lmms-eval is missing: pip install 'longvpo-hf[eval]'")
-    from longvpo_hf.evaluation.benchmarks import data_root as default_root
-    from longvpo_hf.evaluation.preflight import benchmarks_named, bounds_named
+    from longvpo_hf.evaluation.preflight import bounds_named, suites_named
     from longvpo_hf.evaluation.run import Contestant, table_runs
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
+    from longvpo_hf.evaluation.suite import data_root as default_root
     from longvpo_hf.evaluation.table import comparison, to_markdown
 
-    benchmarks = benchmarks_named(tasks.split(","))
+    asked = suites_named(tasks.split(","))
     results = run_evaluation(
         [Contestant.of(model) for model in models],
-        benchmarks,
+        asked,
         data_root or default_root(),
         output,
         frames=whole_numbers("frames", frames) if frames else [],
@@ -72,7 +75,7 @@ def evaluate(
         max_pixels=max_pixels,
         batch_size=batch_size,
         limit=limit,
-        max_new_tokens=bounds_named(max_new_tokens, benchmarks) if max_new_tokens else {},
+        max_new_tokens=bounds_named(max_new_tokens, asked) if max_new_tokens else {},
     )
     if results:
         print(f"\n{to_markdown(comparison(table_runs(results)))}")

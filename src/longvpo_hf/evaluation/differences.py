@@ -125,15 +125,14 @@ def difference(first: Sequence[Unit], second: Sequence[Unit]) -> Difference:
     error = _standard_error(changes, weights, strata, videos)
     z = NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER)
     scores = {unit.score for unit in [*first, *second]}
+    of_videos: NDArray[np.float64] = np.bincount(videos, weights * changes).astype(np.float64)
     only_first, only_second = int((changes < 0).sum()), int((changes > 0).sum())
     mcnemar_p = mcnemar(only_first, only_second) if scores <= {0.0, 100.0} else None
     is_mcnemar = mcnemar_p is not None and num_videos == len(units) and strata.max() == 0
     return Difference(
         points=points,
         interval=_interval(changes, strata, videos) if num_videos >= _FEWEST_VIDEOS else None,
-        p_value=mcnemar_p
-        if mcnemar_p is not None and is_mcnemar
-        else _swap_test(np.bincount(videos, weights * changes)),
+        p_value=mcnemar_p if mcnemar_p is not None and is_mcnemar else _swap_test(of_videos),
         mcnemar_p=mcnemar_p,
         only_first=only_first,
         only_second=only_second,

@@ -1,15 +1,22 @@
-"""Each benchmark's own rule for scoring a reply, so that a number compares with those in papers.
+"""Suites' own rules for scoring a reply, so that a number compares with those in papers.
 
 The rules are those of lmms-eval 0.7.3's tasks, which papers of long video quote: `_task_utils/mcq_extract.py` for
-Video-MME, MLVU and LVBench, `parse_multi_choice_response` of `longvideobench/utils.py` (its authors' own) and `mcq_acc`
-of `mvbench/utils.py`. They misread some replies ("A dog" as A); `answers.letter_of` reads them as they are meant.
+Video-MME, MLVU, LVBench, VideoEval-Pro and CG-Bench, `parse_multi_choice_response` of `longvideobench/utils.py` (its
+authors' own) and `mcq_acc` of `mvbench/utils.py`; a suite with a rule that no other has keeps it in its file. They
+misread some replies ("A dog" as A); `answers.letter_of` reads them as they are meant.
+
+A rule takes a reply without its reasoning, and the question, and gives percent; None leaves the question out.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-_FOUR = "ABCD"
+if TYPE_CHECKING:
+    from longvpo_hf.evaluation.suite import Question
+
+_FOUR, _FOURTEEN = "ABCD", "ABCDEFGHIJKLMN"
 _PHRASES = (
     *("the answer is", "answer is", "the correct answer is", "correct answer is", "the best answer is"),
     *("best answer is", "the correct option is", "correct option is", "the best option is", "best option is"),
@@ -23,28 +30,33 @@ _PREFIXES = (
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 
-def official_score(benchmark: str, reply: str, letters: str, answer: str) -> float | None:
-    """What a benchmark's own rule gives a reply, in percent.
-
-    Args:
-        benchmark: Its name in `BENCHMARKS`.
-        reply: What the model said, without its reasoning.
-        letters: Letters of the question's options.
-        answer: The right one.
-
-    Returns:
-        100 or 0; 100 / options where LongVideoBench draws an option at random; None where MVBench leaves the question
-        out, as it does with empty replies.
-    """
-    if benchmark == "longvideobench":
-        letter = _first_capital(reply)
-        return 100.0 / len(letters) if letter is None else 100.0 * (letter == answer)
-    if benchmark == "mvbench":
-        return 100.0 * (_mvbench(reply) == answer) if reply else None
-    return 100.0 * (_ranked(reply) == answer)
+def by_rank(reply: str, question: Question) -> float:
+    """The surest form of an answer decides, among the question's own letters (VideoEval-Pro)."""
+    return 100.0 * (_ranked(reply, question.letters) == question.answer)
 
 
-def _ranked(reply: str) -> str:
+def by_rank_of_four(reply: str, question: Question) -> float:
+    """As `by_rank`, but A to D are looked for, whatever the options (Video-MME, MLVU, LVBench)."""
+    return 100.0 * (_ranked(reply, _FOUR) == question.answer)
+
+
+def by_rank_of_fourteen(reply: str, question: Question) -> float:
+    """As `by_rank`, but A to N are looked for, whatever the options (CG-Bench)."""
+    return 100.0 * (_ranked(reply, _FOURTEEN) == question.answer)
+
+
+def by_first_capital(reply: str, question: Question) -> float:
+    """The first capital from A to E; without any, the chance that the random draw of LongVideoBench has."""
+    letter = _first_capital(reply)
+    return 100.0 / len(question.letters) if letter is None else 100.0 * (letter == question.answer)
+
+
+def by_first_word(reply: str, question: Question) -> float | None:
+    """The letter of an option's line, or else the first that is a word (MVBench); it leaves empty replies out."""
+    return 100.0 * (_mvbench(reply) == question.answer) if reply else None
+
+
+def _ranked(reply: str, letters: str) -> str:
     """`extract_mcq_answer`: the surest form of an answer, of that the last place, of equals the first letter."""
     if not reply.strip():
         return ""
@@ -53,7 +65,7 @@ def _ranked(reply: str) -> str:
         text = text.strip(mark)
     text, stripped = f" {text} ", text.strip()
     found: list[tuple[int, int, int]] = []  # how sure, where, and minus which letter
-    for number, letter in enumerate(_FOUR):
+    for number, letter in enumerate(letters):
         for rank, form in (
             (6, f"({letter})"),
             (5, f"{letter}."),
@@ -73,8 +85,8 @@ def _ranked(reply: str) -> str:
         if stripped.endswith(letter) and not stripped[-2:-1].isalpha():
             found.append((9, len(text) - 1, -number))
     if not found:
-        found = [(0, text.rfind(letter), -number) for number, letter in enumerate(_FOUR) if letter in text]
-    return _FOUR[-max(found)[2]] if found else ""
+        found = [(0, text.rfind(letter), -number) for number, letter in enumerate(letters) if letter in text]
+    return letters[-max(found)[2]] if found else ""
 
 
 def _first_capital(reply: str) -> str | None:

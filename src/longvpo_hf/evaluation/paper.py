@@ -2,7 +2,7 @@
 
 Data alone, in percent, as the paper's result tables have them; those of InternVL3-8B are from the model card its
 authors published. All were measured with `PAPER_FRAMES` frames. Names of benchmarks are those of results
-(`evaluation/benchmarks.py`); for MLVU the number is its M-Avg.
+(`evaluation/suites/`); for MLVU the number is its M-Avg.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 #: Frames of each video in the paper's evaluation.
 PAPER_FRAMES = 512
 
-_ORDER = ("lvbench", "longvideobench", "mlvu", "videomme", "videomme_subtitles", "mvbench")
+#: Suites in the order of the paper's table.
+PAPER_ORDER = ("lvbench", "longvideobench", "mlvu", "videomme", "videomme_subtitles", "mvbench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class PaperModel:
 
 
 def _line(stage: str, note: str, *scores: float) -> PaperModel:
-    return PaperModel(stage, note, dict(zip(_ORDER, scores, strict=False)))
+    return PaperModel(stage, note, dict(zip(PAPER_ORDER, scores, strict=False)))
 
 
 #: Lines by base model, the base first.

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.benchmarks import BENCHMARKS, Benchmark, locate
+from longvpo_hf.evaluation.suite import Suite, locate
+from longvpo_hf.evaluation.suites import suites
 
-#: Missing files of a benchmark that are named; the others are only counted.
+#: Missing files of a suite that are named; the others are only counted.
 _NAMED = 3
 
 
@@ -23,7 +24,7 @@ class Missing:
     """Something that is not where it should be.
 
     Args:
-        what: What, of which benchmark, and where it was looked for.
+        what: What, of which suite, and where it was looked for.
         remedy: The command, or commands, that bring it.
     """
 
@@ -48,18 +49,18 @@ class NotReady(ConfigError):
         return type(self), (self.missing,)
 
 
-def bounds_named(text: str, benchmarks: Sequence[Benchmark]) -> dict[str, int]:
-    """Reads bounds on answers, `4096` for all benchmarks or `mlvu=64,videomme=4096`, by benchmark.
+def bounds_named(text: str, asked: Sequence[Suite]) -> dict[str, int]:
+    """Reads bounds on answers, `4096` for all suites or `mlvu=64,videomme=4096`, by suite.
 
     Raises:
-        ConfigError: If a bound is not a number ≥ 1, or names a benchmark that is not asked.
+        ConfigError: If a bound is not a number ≥ 1, or names a suite that is not asked.
     """
-    names = [benchmark.name for benchmark in benchmarks]
+    names = [suite.name for suite in asked]
     bounds: dict[str, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(?:([\w-]+)=)?([1-9]\d{0,8})\s*", part)
-        # As where benchmarks are named, `videomme` is the one with subtitles too.
-        meant = [name for name in names if match and match[1] in (None, name, name.removesuffix("_subtitles"))]
+        # As where suites are named, `videomme` is the one with subtitles too.
+        meant = [suite.name for suite in asked if match and match[1] in (None, suite.name, suite.asked_with)]
         if match is None or not meant:
             raise ConfigError(
                 f"A bound on answers is N or SUITE=N, with N ≥ 1 and SUITE one of {', '.join(names)}; got {part!r}."
@@ -68,31 +69,31 @@ def bounds_named(text: str, benchmarks: Sequence[Benchmark]) -> dict[str, int]:
     return bounds
 
 
-def check(benchmarks: Iterable[Benchmark], root: Path) -> None:
-    """Looks for all that `benchmarks` need.
+def check(asked: Iterable[Suite], root: Path) -> None:
+    """Looks for all that the suites need.
 
     Raises:
         NotReady: If anything is missing.
     """
-    missing = list(dict.fromkeys(each for benchmark in benchmarks for each in _missing(benchmark, root)))
+    missing = list(dict.fromkeys(each for suite in asked for each in _missing(suite, root)))
     if missing:
         raise NotReady(missing)
 
 
-def _missing(benchmark: Benchmark, root: Path) -> list[Missing]:
-    """What one benchmark lacks."""
-    archives, media = root / benchmark.dataset, root / benchmark.media
-    revision = f" --revision {benchmark.revision}" if benchmark.revision else ""
-    download = f"hf download {benchmark.dataset} --repo-type dataset{revision} --local-dir {shlex.quote(str(archives))}"
-    unpack = benchmark.unpack.format(archives=shlex.quote(str(archives)), media=shlex.quote(str(media)))
+def _missing(suite: Suite, root: Path) -> list[Missing]:
+    """What one suite lacks."""
+    archives, media = root / suite.dataset, root / suite.media
+    revision = f" --revision {suite.revision}" if suite.revision else ""
+    download = f"hf download {suite.dataset} --repo-type dataset{revision} --local-dir {shlex.quote(str(archives))}"
+    unpack = suite.unpack.format(archives=shlex.quote(str(archives)), media=shlex.quote(str(media)))
     unpack = f"{download}\nmkdir -p {shlex.quote(str(media))}\n{unpack}"
     questions = []
-    for subset in benchmark.subsets or ("",):
+    for subset in suite.subsets or ("",):
         try:
-            rows = benchmark.rows(root, subset)
+            rows = suite.rows(root, subset)
         except Exception as error:  # of datasets, huggingface_hub, the network, the disk: whichever it is, they lack
-            return [_no_annotations(benchmark, archives, download, error)]
-        questions += [benchmark.question(row, subset) for row in rows]
+            return [_no_annotations(suite, archives, download, error)]
+        questions += [suite.question(row, subset) for row in rows]
     missing = []
     videos = {question.videos for question in questions}
     absent = sorted(names[0] for names in videos if locate(root, *names) is None)
@@ -100,26 +101,24 @@ def _missing(benchmark: Benchmark, root: Path) -> list[Missing]:
         more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
         named = ", ".join(absent[:_NAMED])
         missing.append(
-            Missing(f"{benchmark.dataset}: {len(absent)} of {len(videos)} videos, in {root}: {named}{more}", unpack)
+            Missing(f"{suite.dataset}: {len(absent)} of {len(videos)} videos, in {root}: {named}{more}", unpack)
         )
     subtitles = {question.subtitles for question in questions if question.subtitles}
     # Not every video has subtitles, so a single missing file is no fault; that all are missing is one.
     if subtitles and not any(locate(root, name) for name in subtitles):
-        where = root / benchmark.subtitles
-        missing.append(
-            Missing(f"{benchmark.name}: subtitles: {where} holds none of {len(subtitles)} .srt files", unpack)
-        )
+        where = root / suite.subtitles
+        missing.append(Missing(f"{suite.name}: subtitles: {where} holds none of {len(subtitles)} .srt files", unpack))
     return missing
 
 
-def _no_annotations(benchmark: Benchmark, archives: Path, download: str, error: Exception) -> Missing:
+def _no_annotations(suite: Suite, archives: Path, download: str, error: Exception) -> Missing:
     from huggingface_hub import get_token
 
     reason = (str(error).strip().splitlines() or [""])[0]
     where = f"cannot be read from {archives}" if archives.is_dir() else f"neither in {archives} nor from the Hub"
-    what = f"{benchmark.name}: annotations ({benchmark.dataset}): {where}: {type(error).__name__}: {reason}"
-    if benchmark.gated and get_token() is None:
-        address = f"https://huggingface.co/datasets/{benchmark.dataset}"
+    what = f"{suite.name}: annotations ({suite.dataset}): {where}: {type(error).__name__}: {reason}"
+    if suite.gated and get_token() is None:
+        address = f"https://huggingface.co/datasets/{suite.dataset}"
         return Missing(
             f"{what}\n  It is gated, and this machine has no token: agree at {address}, then log in.",
             f"hf auth login\n{download}",
@@ -131,18 +130,16 @@ def _indented(text: str) -> str:
     return "\n".join(f"      {line}" for line in text.splitlines())
 
 
-def benchmarks_named(names: Iterable[str]) -> list[Benchmark]:
-    """The benchmarks that a user means: `videomme` is asked with and without subtitles.
+def suites_named(names: Iterable[str]) -> list[Suite]:
+    """The suites that a user means: `videomme` is asked with and without subtitles.
 
     Raises:
-        ValueError: If a name is unknown.
+        ConfigError: If a name is unknown.
     """
-    benchmarks = []
-    for name in dict.fromkeys(names):
-        if name not in BENCHMARKS or name == "videomme_subtitles":
-            known = ", ".join(each for each in BENCHMARKS if each != "videomme_subtitles")
-            raise ConfigError(f"There is no benchmark {name!r}; choose among {known}.")
-        benchmarks.append(BENCHMARKS[name])
-        if name == "videomme":
-            benchmarks.append(BENCHMARKS["videomme_subtitles"])
-    return benchmarks
+    found: list[Suite] = []
+    known = {name: suite for name, suite in suites().items() if not suite.asked_with}
+    for name in dict.fromkeys(name.strip() for name in names):
+        if name not in known:
+            raise ConfigError(f"There is no suite {name!r}; choose among {', '.join(known)}.")
+        found += [known[name], *(suite for suite in suites().values() if suite.asked_with == name)]
+    return found

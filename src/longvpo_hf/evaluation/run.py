@@ -1,4 +1,4 @@
-"""One evaluation: models × numbers of frames × benchmarks, through lmms-eval.
+"""One evaluation: models × numbers of frames × suites, through lmms-eval.
 
 The data are looked for before a model is loaded; scores and all answers are written into a folder. Answers are kept as
 they come, so the same call continues an interrupted one.
@@ -6,8 +6,8 @@ they come, so the same call continues an interrupted one.
 Scores of one model at one number of frames, all in percent:
 
     {"model": str, "stage": str | None, "num_frames": int, "fps": float | None, "max_pixels": int | None,
-     "max_new_tokens": {benchmark: int} (those that were set), "limit": int | None,
-     "tasks": {benchmark: see `scoring.summary`}}
+     "max_new_tokens": {suite: int} (those that were set), "limit": int | None,
+     "tasks": {suite: see `scoring.summary`}}
 """
 
 from __future__ import annotations
@@ -29,18 +29,16 @@ from huggingface_hub import ModelCardData
 from longvpo_hf.artifacts import whole_file, write_json, write_text
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import scoring
-from longvpo_hf.evaluation.benchmarks import DATA_ROOT_VARIABLE, Benchmark
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.sampling import trained_sampling
+from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite
 from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, eval_results, to_markdown
+from longvpo_hf.evaluation.task_files import task_names, tasks_folder
 from longvpo_hf.public import markdown, public_name
 from longvpo_hf.record import Sampling
 
 if TYPE_CHECKING:
     from longvpo_hf.evaluation.adapter import LongVPO
-
-#: What lmms-eval is given as `--include_path`.
-TASKS_FOLDER = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Contestant:
 
 def evaluate(
     contestants: Sequence[Contestant],
-    benchmarks: Sequence[Benchmark],
+    asked: Sequence[Suite],
     root: Path,
     output: Path,
     frames: Sequence[int] = (),
@@ -87,8 +85,8 @@ def evaluate(
 
     Args:
         contestants: The models, of different labels.
-        benchmarks: What they are asked.
-        root: See `benchmarks`.
+        asked: What they are asked.
+        root: See `suite.py`.
         output: Folder of the results.
         frames: Numbers of frames, each once; by default the one each model was trained with.
         fps: At most so many frames per second, "none" for no bound; by default as the model was trained, or as the
@@ -96,7 +94,7 @@ def evaluate(
         max_pixels: At most so many pixels per frame; by default like `fps`.
         batch_size: Questions per call of the model.
         limit: Only the first so many questions of each task; the scores then mean little.
-        max_new_tokens: Bounds on answers by benchmark; for others see `LongVPO`.
+        max_new_tokens: Bounds on answers by suite; for others see `LongVPO`.
 
     Returns:
         Scores as the module says, one for each model and number of frames; nothing on all processes but the first.
@@ -117,15 +115,13 @@ def evaluate(
         ]
         for sampling in trained
     ]
-    check(benchmarks, root)
+    check(asked, root)
     os.environ[DATA_ROOT_VARIABLE] = str(root.resolve())
     # Else lmms-eval gives every run a new name, under which it does not find what an interrupted one kept.
     os.environ.setdefault("LMMS_CACHE_RUN_ID", "longvpo")
     results = []
     for contestant, samplings in zip(contestants, plans, strict=True):
-        results += _evaluate_one(
-            contestant, samplings, benchmarks, output, batch_size, limit, dict(max_new_tokens or {})
-        )
+        results += _evaluate_one(contestant, samplings, asked, output, batch_size, limit, dict(max_new_tokens or {}))
         if results:
             _write(results, output)
     return results
@@ -143,7 +139,7 @@ def _changed(sampling: Sampling, num_frames: int, fps: float | str | None, max_p
 def _evaluate_one(
     contestant: Contestant,
     samplings: Sequence[Sampling],
-    benchmarks: Sequence[Benchmark],
+    asked: Sequence[Suite],
     output: Path,
     batch_size: int,
     limit: int | None,
@@ -158,25 +154,23 @@ def _evaluate_one(
         model.use(
             sampling,
             {
-                task: max_new_tokens[benchmark.name]
-                for benchmark in benchmarks
-                if benchmark.name in max_new_tokens
-                for task in _tasks(benchmark)
+                task: max_new_tokens[suite.name]
+                for suite in asked
+                if suite.name in max_new_tokens
+                for task in task_names(suite)
             },
         )
         if model.rank == 0:
             print(f"{contestant.label}: {sampling}", file=sys.stderr)
-        samples = _samples(model, benchmarks, output / "cache", limit)
+        samples = _samples(model, asked, output / "cache", limit)
         if samples is None:
             continue
         folder = output / "answers" / _stem(contestant.label, sampling.num_frames)
         tasks = {}
-        for benchmark in benchmarks:
-            mine = [(task, sample) for task in _tasks(benchmark) for sample in samples[task]]
-            tasks[benchmark.name] = scoring.summary(
-                benchmark.name, benchmark.groups, [sample["score"] for _, sample in mine]
-            )
-            _write_answers(folder / f"{benchmark.name}.jsonl", mine)
+        for suite in asked:
+            mine = [(task, sample) for task in task_names(suite) for sample in samples[task]]
+            tasks[suite.name] = scoring.summary(suite, [sample["score"] for _, sample in mine])
+            _write_answers(folder / f"{suite.name}.jsonl", mine)
         results.append(
             {
                 "model": public_name(contestant.checkpoint),
@@ -195,7 +189,7 @@ def _evaluate_one(
 
 
 def _samples(
-    model: LongVPO, benchmarks: Sequence[Benchmark], cache: Path, limit: int | None
+    model: LongVPO, asked: Sequence[Suite], cache: Path, limit: int | None
 ) -> Mapping[str, Sequence[Mapping[str, Any]]] | None:
     """Every answered question by task, as lmms-eval logs it; None on all processes but the first."""
     from lmms_eval.evaluator import simple_evaluate
@@ -206,8 +200,8 @@ def _samples(
     logger.add(sys.stderr, level="WARNING")
     results = simple_evaluate(
         model=model,
-        tasks=[task for benchmark in benchmarks for task in _tasks(benchmark)],
-        task_manager=TaskManager("WARNING", include_path=str(TASKS_FOLDER), include_defaults=False),
+        tasks=[task for suite in asked for task in task_names(suite)],
+        task_manager=TaskManager("WARNING", include_path=str(tasks_folder()), include_defaults=False),
         batch_size=model.batch_size,
         limit=limit,
         use_cache=str(cache),
@@ -215,13 +209,6 @@ def _samples(
         log_samples=True,
     )
     return None if results is None else results["samples"]
-
-
-def _tasks(benchmark: Benchmark) -> list[str]:
-    """Names of a benchmark's tasks in `TASKS_FOLDER`."""
-    if benchmark.name == "videomme":
-        return ["longvpo_videomme_plain"]  # longvpo_videomme is the group of both
-    return [f"longvpo_{benchmark.name}_{subset}" for subset in benchmark.subsets] or [f"longvpo_{benchmark.name}"]
 
 
 # ------------------------------------------------------------------------------------------------------ what is written

@@ -2,17 +2,22 @@
 
 One rule for all benchmarks (`answers.letter_of`): every question counts. A reply that chooses nothing is wrong, and
 counted as `unparsed`; one that ends inside its reasoning is wrong whatever letters are in it, and counted as `cut_off`.
-Beside it stands the score of each benchmark's own rule (`official.py`).
+Beside it stands the score of each suite's own rule (`official.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from longvpo_hf.evaluation.differences import Unit, mean_score
 from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off, letter_of, without_reasoning
-from longvpo_hf.evaluation.official import official_score
+
+if TYPE_CHECKING:
+    from longvpo_hf.evaluation.suite import Question, Suite
 
 
 class Record(TypedDict):
@@ -26,6 +31,7 @@ class Record(TypedDict):
         answer: The right letter.
         group: The question's group.
         video: What the question is about: questions about one video are no independent samples.
+        facts: See `Question.facts`.
     """
 
     score: float
@@ -35,23 +41,41 @@ class Record(TypedDict):
     answer: str
     group: str
     video: str
+    facts: Mapping[str, Any]
 
 
-def record(benchmark: str, text: str, letters: str, answer: str, group: str = "", video: str = "") -> Record:
-    """What becomes of a reply to one question of a benchmark."""
-    choice, cut_off = letter_of(text, letters), is_cut_off(text)
+def record(suite: Suite, text: str, question: Question) -> Record:
+    """What becomes of a reply to one question of a suite."""
+    choice, cut_off = letter_of(text, question.letters), is_cut_off(text)
     return Record(
-        score=100.0 * (choice == answer),
-        official=0.0 if cut_off else official_score(benchmark, without_reasoning(text), letters, answer),
+        score=100.0 * (choice == question.answer),
+        official=0.0 if cut_off else suite.official(without_reasoning(text), question),
         choice=choice,
         cut_off=cut_off,
-        answer=answer,
-        group=group,
-        video=video,
+        answer=question.answer,
+        group=question.group,
+        video=question.videos[0],
+        facts=question.facts,
     )
 
 
-def mean_score(records: Sequence[Record]) -> float:
+def by_question(records: Sequence[Record], field: str) -> list[Unit]:
+    """Each question as a unit: the score is the share of right answers."""
+    return [
+        Unit(str(i), "", record["video"], record[field])  # type: ignore[literal-required]
+        for i, record in enumerate(records)
+    ]
+
+
+def by_group(records: Sequence[Record], field: str) -> list[Unit]:
+    """Each question as a unit of its group: the score is the mean over the groups that were asked."""
+    return [
+        Unit(str(i), record["group"], record["video"], record[field])  # type: ignore[literal-required]
+        for i, record in enumerate(records)
+    ]
+
+
+def mean(records: Sequence[Record]) -> float:
     """Right answers in percent of all questions."""
     return math.fsum(record["score"] for record in records) / len(records)
 
@@ -66,53 +90,53 @@ def cut_off(records: Sequence[Record]) -> float:
     return 100 * sum(record["cut_off"] for record in records) / len(records)
 
 
-def group_score(records: Sequence[Record], group: str) -> float:
-    """`mean_score` of one group."""
-    return mean_score([record for record in records if record["group"] == group])
+def headline(suite: Suite, records: Sequence[Record]) -> float:
+    """The score that papers quote of a suite, with answers read as they are meant."""
+    return mean_score(suite.units(records, "score"))
 
 
-def mean_of_groups(records: Sequence[Record]) -> float:
-    """Mean over the groups that were asked of their `mean_score`: MLVU's M-Avg, MVBench's mean."""
-    scores = [group_score(records, group) for group in dict.fromkeys(record["group"] for record in records)]
-    return math.fsum(scores) / len(scores)
+def official(suite: Suite, records: Sequence[Record]) -> float:
+    """The score that papers quote of a suite, by its own rule.
+
+    Questions that the rule leaves out count nowhere; a group of which it leaves out all counts as 0.
+    """
+    answered = {record["group"] for record in records if record["official"] is not None}
+    counted = [
+        Record(**{**record, "official": record["official"] or 0.0})
+        for record in records
+        if record["official"] is not None or record["group"] not in answered
+    ]
+    return mean_score(suite.units(counted, "official"))
 
 
-def official(name: str, records: Sequence[Record]) -> float:
-    """The score that papers quote of a benchmark, by its own rule: a mean over groups for MLVU and MVBench."""
-    by_group: dict[str, list[float]] = {}
-    for record in records:
-        group = by_group.setdefault(record["group"] if name in _MEANS_OF_GROUPS else "", [])
-        if record["official"] is not None:
-            group.append(record["official"])
-    scores = [math.fsum(group) / len(group) if group else 0.0 for group in by_group.values()]
-    return math.fsum(scores) / len(scores)
-
-
-def summary(name: str, groups: Iterable[str], records: Sequence[Record]) -> dict[str, Any]:
-    """Scores of one benchmark, in percent.
+def summary(suite: Suite, records: Sequence[Record]) -> dict[str, Any]:
+    """Scores of one suite, in percent.
 
     Args:
-        name: The benchmark. MLVU gets its M-Avg besides; MVBench's `overall` is the mean of its 20 tasks.
-        groups: Its groups, in order.
+        suite: The suite.
         records: All its answered questions.
 
     Returns:
-        `{"overall", "official", "n", "unparsed", "cut_off", "groups": {group: {"score", "n"}}}`, and `m_avg` for MLVU.
-        Groups of which nothing was asked are left out.
+        `{"overall", "official", "n", "unparsed", "cut_off", "groups": {group: {"score", "n"}}}`, and the score under
+        `suite.headline` where that is not the share of right answers. Groups of which nothing was asked are left out.
     """
-    sizes = {group: sum(record["group"] == group for record in records) for group in groups}
-    scores: dict[str, Any] = {
-        "overall": mean_of_groups(records) if name == "mvbench" else mean_score(records),
-        "official": official(name, records),
+    sizes = Counter(record["group"] for record in records)
+    known = [group for group in suite.groups if group in sizes]
+    groups = [*known, *sorted(sizes.keys() - {*known, ""}, key=_natural)]
+    return {
+        "overall": mean(records),
+        "official": official(suite, records),
         "n": len(records),
         "unparsed": unparsed(records),
         "cut_off": cut_off(records),
-        "groups": {group: {"score": group_score(records, group), "n": size} for group, size in sizes.items() if size},
+        "groups": {
+            group: {"score": mean([record for record in records if record["group"] == group]), "n": sizes[group]}
+            for group in groups
+        },
+        suite.headline: headline(suite, records),
     }
-    if name == "mlvu":
-        scores["m_avg"] = mean_of_groups(records)
-    return scores
 
 
-#: Benchmarks whose papers quote the mean of their tasks' scores.
-_MEANS_OF_GROUPS = ("mlvu", "mvbench")
+def _natural(name: str) -> tuple[float, str]:
+    """Numbers in order of their values, before words."""
+    return (float(name), "") if re.fullmatch(r"[0-9]{1,15}(\.[0-9]+)?", name) else (math.inf, name)

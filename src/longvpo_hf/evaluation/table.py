@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.paper import PAPER, PAPER_FRAMES, PaperModel, paper_model
+from longvpo_hf.evaluation.suites import suites
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-#: Rows in the paper's order: a benchmark's name in results, its name in print, the field that holds its score.
-_ROWS = (
-    ("lvbench", "LVBench", "overall"),
-    ("longvideobench", "LongVideoBench", "overall"),
-    ("mlvu", "MLVU (M-Avg)", "m_avg"),
-    ("videomme", "Video-MME, without subtitles", "overall"),
-    ("videomme_subtitles", "Video-MME, with subtitles", "overall"),
-    ("mvbench", "MVBench", "overall"),
-)
 #: How replies were read: as they are meant (`answers.letter_of`), by the benchmark's own rule (`official.py`).
 _PARSERS = ("ours", "official")
 _STAGES = {"base": "base", "stage1": "Stage 1", "stage2": "Stage 2"}
@@ -56,13 +48,13 @@ class EvalRun:
     def __post_init__(self) -> None:
         if not self.model or not isinstance(self.num_frames, int) or self.num_frames < 1:
             raise ConfigError(f"A result needs a model and num_frames ≥ 1, got {self.model!r} and {self.num_frames!r}.")
-        fields = {name: score for name, _, score in _ROWS}
         for name, task in self.tasks.items():
-            if name not in fields:
-                raise ConfigError(f"{self.model}: no benchmark is called {name!r}; known are {', '.join(fields)}.")
-            value = task.get(fields[name])
+            if name not in suites():
+                raise ConfigError(f"{self.model}: no suite is called {name!r}; known are {', '.join(suites())}.")
+            field = suites()[name].headline
+            value = task.get(field)
             if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 100:
-                raise ConfigError(f"{self.model}: {name}.{fields[name]} must be a percentage, got {value!r}.")
+                raise ConfigError(f"{self.model}: {name}.{field} must be a percentage, got {value!r}.")
 
     @classmethod
     def read(cls, path: Path) -> EvalRun:
@@ -85,7 +77,7 @@ class EvalRun:
             name: The benchmark.
             parser: `ours` or `official`: see `comparison`.
         """
-        field = "official" if parser == "official" else next(score for row, _, score in _ROWS if row == name)
+        field = "official" if parser == "official" else suites()[name].headline
         return self.tasks[name].get(field) if name in self.tasks else None
 
 
@@ -138,14 +130,14 @@ def _table(runs: Sequence[EvalRun], paper: str | None) -> dict[str, Any]:
         *[{"label": _label(line.stage), "source": "paper", "model": paper, "note": line.note} for line in lines],
     ]
     rows = []
-    for name, benchmark, _ in _ROWS:
+    for name, suite in suites().items():
         parsers = [parser for parser in _PARSERS if any(run.score(name, parser) is not None for run in runs)]
         for parser in parsers:
             cells = _measured_cells(runs, name, parser)
             # Papers' numbers are of the benchmarks' own rules.
             shown = lines if parser == parsers[-1] else ()
             cells += [_paper_cell(line, lines[0], name) for line in shown] or [None] * len(lines)
-            rows.append({"name": name, "benchmark": benchmark, "parser": parser, "cells": cells})
+            rows.append({"name": name, "benchmark": suite.title, "parser": parser, "cells": cells})
     return {"num_frames": num_frames, "columns": columns, "rows": rows, "groups": _groups(runs)}
 
 
@@ -174,7 +166,7 @@ def _paper_cell(line: PaperModel, base: PaperModel, name: str) -> dict[str, Any]
 def _groups(runs: Sequence[EvalRun]) -> list[dict[str, Any]]:
     """Scores by group (duration, task), measured ones alone: the paper has none."""
     rows = []
-    for name, benchmark, _ in _ROWS:
+    for name, suite in suites().items():
         tasks = [run.tasks.get(name, {}).get("groups") or {} for run in runs]
         for group in dict.fromkeys(group for task in tasks for group in task):
             cells = [
@@ -183,7 +175,7 @@ def _groups(runs: Sequence[EvalRun]) -> list[dict[str, Any]]:
                 else None
                 for task in tasks
             ]
-            rows.append({"name": name, "benchmark": benchmark.removesuffix(" (M-Avg)"), "group": group, "cells": cells})
+            rows.append({"name": name, "benchmark": suite.title.partition(" (")[0], "group": group, "cells": cells})
     return rows
 
 
@@ -303,23 +295,21 @@ def eval_results(runs: Sequence[EvalRun]) -> list[EvalResult]:
     """
     from huggingface_hub import EvalResult
 
-    from longvpo_hf.evaluation.benchmarks import BENCHMARKS
-
     if len({run.model for run in runs}) > 1:
         raise ConfigError(f"A model's card holds its own results only, got those of {sorted({r.model for r in runs})}.")
     return [
         EvalResult(
             task_type="video-text-to-text",
-            dataset_type=BENCHMARKS[name].dataset,
-            dataset_name=benchmark.partition(" (")[0].partition(",")[0],
-            dataset_split=BENCHMARKS[name].split,
+            dataset_type=suite.dataset,
+            dataset_name=suite.title.partition(" (")[0].partition(",")[0],
+            dataset_split=suite.split,
             metric_type="accuracy",
             # With what distinguishes runs of one dataset: the Hub merges their entries.
-            metric_name=f"{benchmark}, {run.num_frames} frames",
+            metric_name=f"{suite.title}, {run.num_frames} frames",
             metric_value=round(value, 2),
         )
         for run in runs
-        for name, benchmark, _ in _ROWS
+        for name, suite in suites().items()
         if (value := run.score(name)) is not None
     ]
 

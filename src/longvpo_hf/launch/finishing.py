@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import EvalResult, HfApi
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.benchmarks import data_root
-from longvpo_hf.evaluation.preflight import benchmarks_named, check
+from longvpo_hf.evaluation.preflight import check, suites_named
+from longvpo_hf.evaluation.suite import data_root
 from longvpo_hf.launch.arguments import RecipeArguments
 from longvpo_hf.record import RECORD_FILE
 from longvpo_hf.training.trainer import LongVPOTrainer
@@ -27,7 +27,7 @@ def check_benchmarks(recipe: RecipeArguments) -> None:
         return
     if find_spec("lmms_eval") is None:
         raise ConfigError("benchmarks are run by lmms-eval, which is not here: pip install 'longvpo-hf[eval]'")
-    check(benchmarks_named(recipe.benchmarks.split(",")), _data(recipe))
+    check(suites_named(recipe.benchmarks.split(",")), _data(recipe))
 
 
 def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
@@ -73,7 +73,7 @@ def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[Ev
     folder = Path(trainer.args.output_dir)
     results = evaluate(
         [Contestant(str(folder))],
-        benchmarks_named(str(recipe.benchmarks).split(",")),
+        suites_named(str(recipe.benchmarks).split(",")),
         _data(recipe),
         folder / "evaluation",
         frames=recipe.benchmark_frames or [],

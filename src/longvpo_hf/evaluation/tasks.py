@@ -1,7 +1,8 @@
-"""The class of all tasks here: questions of a `Benchmark` as lmms-eval asks and scores them.
+"""The class of all tasks for lmms-eval: questions of a `Suite` as it asks and scores them.
 
-A task's YAML names the benchmark under `metadata`. Unlike in lmms-eval's own tasks nothing is downloaded or unpacked
-unasked, an error is raised instead of retried into a `RetryError`, and media are looked for under the data root.
+A task's YAML, which `task_files.py` writes, names the suite under `metadata`. Unlike in lmms-eval's own tasks nothing
+is downloaded or unpacked unasked, an error is raised instead of retried into a `RetryError`, and media are looked for
+under the data root.
 """
 
 from __future__ import annotations
@@ -16,42 +17,43 @@ from datasets import DatasetDict
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from longvpo_hf.evaluation import scoring
-from longvpo_hf.evaluation.benchmarks import BENCHMARKS, Question, data_root, locate
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.subtitles import read_srt
+from longvpo_hf.evaluation.suite import Question, Suite, data_root, locate
+from longvpo_hf.evaluation.suites import suites
 
 #: Metrics that are better the lower they are.
 _SHARES = ("unparsed", "cut_off")
 
 
 class MultipleChoice(ConfigurableMessagesTask):
-    """A benchmark, or one subset of it (`dataset_name`), as a task.
+    """A suite, or one subset of it (`dataset_name`), as a task.
 
     Args:
         config: The task's YAML.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.benchmark = BENCHMARKS[config["metadata"]["benchmark"]]
+        self.suite = suites()[config["metadata"]["suite"]]
         self.root = data_root()
         self.subset: str = config.get("dataset_name") or ""
         metrics: dict[str, Callable[..., float]] = {
-            "score": scoring.mean_score,
-            "official": partial(_official, self.benchmark.name),
+            "score": scoring.mean,
+            "official": partial(_of_records, scoring.official, self.suite),
             "unparsed": fmean,
             "cut_off": fmean,
         }
         if not self.subset:
-            metrics |= {f"score_{group}": scoring.mean_score for group in self.benchmark.groups}
-        if self.benchmark.name == "mlvu":
-            metrics["m_avg"] = _mean_of_groups
+            metrics |= {f"score_{group}": scoring.mean for group in self.suite.groups}
+        if self.suite.headline != "overall":
+            metrics[self.suite.headline] = partial(_of_records, scoring.headline, self.suite)
         super().__init__(
             config={
-                "dataset_path": self.benchmark.dataset,
-                "test_split": self.benchmark.split,
+                "dataset_path": self.suite.dataset,
+                "test_split": self.suite.split,
                 "output_type": "generate_until",
                 "generation_kwargs": {
-                    "max_new_tokens": self.benchmark.max_new_tokens,
+                    "max_new_tokens": self.suite.max_new_tokens,
                     "do_sample": False,
                     "until": [],
                 },
@@ -67,13 +69,13 @@ class MultipleChoice(ConfigurableMessagesTask):
 
     def download(self, dataset_kwargs: object = None) -> None:
         """Loads the rows, once all is there that the task needs; the name is lmms-eval's."""
-        check([replace(self.benchmark, subsets=(self.subset,)) if self.subset else self.benchmark], self.root)
-        rows = self.benchmark.rows(self.root, self.subset)
-        self.dataset = self.dataset_no_image = DatasetDict({self.benchmark.split: rows})
+        check([replace(self.suite, subsets=(self.subset,)) if self.subset else self.suite], self.root)
+        rows = self.suite.rows(self.root, self.subset)
+        self.dataset = self.dataset_no_image = DatasetDict({self.suite.split: rows})
 
     def question(self, doc: Mapping[str, Any]) -> Question:
         """What a row asks."""
-        return self.benchmark.question(doc, self.subset)
+        return self.suite.question(doc, self.subset)
 
     def doc_to_text(self, doc: Mapping[str, Any]) -> str:
         """The question without its subtitles."""
@@ -115,26 +117,25 @@ class MultipleChoice(ConfigurableMessagesTask):
     ) -> dict[str, Any]:
         """What one answer adds to each metric: to a group's score nothing unless it is of the group.
 
-        lmms-eval computes standard errors of numbers and of the key `score`; M-Avg and `official` have none.
+        lmms-eval computes standard errors of numbers and of the key `score`; `official` and the suite's own headline
+        have none.
         """
         question = self.question(doc)
-        record = scoring.record(
-            self.benchmark.name, results[0], question.letters, question.answer, question.group, question.videos[0]
-        )
+        record = scoring.record(self.suite, results[0], question)
         metrics = {
             "score": record,
             "official": {"record": record},
             "unparsed": scoring.unparsed([record]),
             "cut_off": scoring.cut_off([record]),
             f"score_{question.group}": record,
-            "m_avg": {"record": record},
+            self.suite.headline: {"record": record},
         }
         return {name: value for name, value in metrics.items() if name in self.aggregation()}
 
 
-def _official(name: str, items: Sequence[Mapping[str, scoring.Record]]) -> float:
-    return scoring.official(name, [item["record"] for item in items])
-
-
-def _mean_of_groups(items: Sequence[Mapping[str, scoring.Record]]) -> float:
-    return scoring.mean_of_groups([item["record"] for item in items])
+def _of_records(
+    score: Callable[[Suite, Sequence[scoring.Record]], float],
+    suite: Suite,
+    items: Sequence[Mapping[str, scoring.Record]],
+) -> float:
+    return score(suite, [item["record"] for item in items])
