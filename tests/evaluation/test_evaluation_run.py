@@ -117,7 +117,18 @@ def test_scores_of_a_model_and_its_adapter(
         "max_pixels": 448 * 448,
         "max_new_tokens": {},
         "limit": None,
+        "published": None,
+        "baselines": {},
     }
+    protocols = {name: task.pop("protocol") for name, task in base["tasks"].items()}
+    assert protocols == {name: task.pop("protocol") for name, task in stage1["tasks"].items()}
+    protocol = protocols["videomme_subtitles"]["official"]
+    assert protocol["hash"] in result.output
+    assert (protocol["sampling"], protocol["subtitles"]) == (
+        "at most 3 frames, 1 a second, 200704 pixels each",
+        "of the frames",
+    )
+    assert (protocol["dtype"], protocol["decoding"], protocol["max_new_tokens"]) == ("float32", "greedy", 32)
     assert stage1["model"] == "answers-b"
 
     def score(value: float, n: int) -> dict[str, Any]:
@@ -172,6 +183,10 @@ def test_scores_of_a_model_and_its_adapter(
     index = yaml.safe_load((tmp_path / "stage1.model-index.yaml").read_text("utf-8"))["model-index"]
     assert [model["name"] for model in index] == ["stage1"]
     assert 50.0 in [metric["value"] for result in index[0]["results"] for metric in result["metrics"]]
+    assert (tmp_path / "hub/stage1/.eval_results/mlvu.yaml").is_file()
+    assert (
+        "| MLVU (M-Avg) | Stage 1 − base | -9.5 | – | 1 | 2 : 4 | 9 (3) | – | too few videos to tell |" in result.output
+    )
     answers = lines(tmp_path / "answers/base-3/mvbench.jsonl")
     assert answers[:2] == [
         {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "score": value,
@@ -270,6 +285,73 @@ def test_further_suites_are_scored_as_their_authors_do(root: Path, model: Path, 
     assert tasks["videoevalpro"]["groups"]["Local Perception"] == {"score": 100.0, "n": 1}
     assert "| Video-MME-v2 (group score), ours | 44.8 measured |" in result.output
     assert "| TimeScope: 10800 | 100.0 measured |" in result.output
+
+
+def test_baselines_ask_the_same_questions_of_less(
+    root: Path, model: Path, tmp_path: Path, asked: list[list[Request]]
+) -> None:
+    result = longvpo_eval(
+        model, "--tasks", "lvbench,videomme", "--data-root", root, "--frames", "4", "--fps", "none",
+        "--output", tmp_path, "--baselines", "--limit", "2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "answers-c-4.json").read_text("utf-8"))
+    assert list(scores["baselines"]) == ["no video", "one frame", "shuffled frames"]
+    hashes = {scores["tasks"]["lvbench"]["protocol"]["ours"]["hash"]}
+    for shown, tasks in scores["baselines"].items():
+        assert tasks["lvbench"]["protocol"]["ours"]["shown"] == shown
+        assert tasks["lvbench"]["overall"] == 50.0
+        hashes.add(tasks["lvbench"]["protocol"]["ours"]["hash"])
+        assert f"| LVBench, ours: {shown} | 50.0 measured |" in result.output
+        assert f"| LVBench | answers-c − answers-c with {shown} | +0.0 |" in result.output
+    assert len(hashes) == 4
+    sampler = sampler_of(Sampling(4, None))
+    by_text: dict[str, list[Request]] = {}
+    for request in (request for call in asked for request in call):
+        by_text.setdefault(request.text, []).append(request)
+    assert {len(requests) % 4 for requests in by_text.values()} == {0}, "each question four times"
+    whole, *others = [request for text, requests in by_text.items() if "year" in text for request in requests[::2]]
+    (nothing,) = [request for request in others if request.timeline is None]
+    (single,) = [request for request in others if request.view.num_frames == 1]
+    (shuffled,) = [request for request in others if request.timeline and len(request.timeline) == 4]
+    assert nothing.text == single.text == shuffled.text == whole.text
+    frames = [sampler(each.timeline, each.view) for each in (whole, shuffled) if each.timeline]
+    assert frames[0].timeline_seconds == pytest.approx(frames[1].timeline_seconds)
+    first, second = ([hash(frame.numpy().tobytes()) for frame in each.pixels] for each in frames)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert single.timeline is not None
+    assert len(sampler(single.timeline, single.view)) == 1
+
+
+@pytest.mark.usefixtures("no_model")
+def test_models_that_see_videos_otherwise_are_refused_before_they_answer(root: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        sampling = Sampling(8, 1.0 + number)
+        write_model_card(tmp_path / f"m{number}", ModelRecord("trained", "me/trained", Source("base"), sampling))
+    arguments = (tmp_path / "m0", tmp_path / "m1", "--tasks", "lvbench", "--data-root", root, "--output", tmp_path)
+    result = longvpo_eval(*arguments)
+    assert result.exit_code == 2
+    assert "m1 and m0 would not be measured alike: at most 8 frames, 2 a second" in result.output
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        longvpo_eval(*arguments, "--fps", "1")
+
+
+def test_a_published_protocol_is_followed_and_said(root: Path, model: Path, tmp_path: Path) -> None:
+    result = longvpo_eval(
+        model, "--tasks", "lvbench", "--data-root", root, "--output", tmp_path, "--protocol", "lmms", "--frames", "2"
+    )
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "answers-c-2.json").read_text("utf-8"))
+    assert (scores["num_frames"], scores["fps"], scores["max_pixels"]) == (2, None, 1605632)
+    said = (
+        "Departs from it: num\\_frames 2 instead of 32."
+        if "num\\_frames" in result.output
+        else "num_frames 2 instead of 32"
+    )
+    for text in (result.output, (tmp_path / "card.md").read_text("utf-8")):
+        assert said in text
+    assert longvpo_eval(model, "--protocol", "gpt", "--data-root", root).exit_code == 2
 
 
 def test_a_limit_asks_less(root: Path, model: Path, tmp_path: Path) -> None:

@@ -19,17 +19,21 @@ def evaluate(
     frames: str | None = None,
     data_root: Path | None = None,
     output: Path = Path("runs/eval"),
+    protocol: str | None = None,
     fps: str | None = None,
     max_pixels: PositiveInt | None = None,
     batch_size: PositiveInt = 1,
     limit: PositiveInt | None = None,
     max_new_tokens: str | None = None,
+    baselines: bool = False,
+    mixed_protocols: bool = False,
     tasks_dir: bool = False,
     config: ConfigFile = None,
 ) -> None:
     """Runs benchmarks of long video through lmms-eval, with the frames of training, and prints the table.
 
-    The same command goes on where it was stopped.
+    Several models are compared question by question: the table says which differences are within noise, and how many
+    questions it would take to show them. Every number has its protocol. The same command goes on where it was stopped.
 
     Args:
         models: Folder or name on the Hub of a model or a LoRA adapter. Several stand side by side in the table;
@@ -39,12 +43,18 @@ def evaluate(
         frames: Numbers of frames, e.g. 64,128,512. None: as each model was trained.
         data_root: Folder of annotations and videos. None: HF_HOME, as for lmms-eval.
         output: Folder of the results.
+        protocol: Measure as published numbers were, as far as their authors say it: longvpo, tpo, qwen3vl or lmms.
+            Other options override it, and the table says where.
         fps: Most frames per second; `none` for no bound. None: as in training.
         max_pixels: Most pixels of a frame. None: as in training.
         batch_size: Questions per call of the model.
         limit: Ask only this many questions of each task, to try. None: all.
         max_new_tokens: Bound on an answer, N or SUITE=N,…. None: 32, and 16384 for models that reason before they
             answer.
+        baselines: Ask the same questions also without the video, with one frame, and with its frames in another order:
+            what of a score is owed to the video.
+        mixed_protocols: Set models side by side that were not measured alike, with the protocol at each number.
+            Otherwise that is refused.
         tasks_dir: Print the folder for lmms-eval's --include_path, and do nothing else.
     """
     if tasks_dir:
@@ -59,24 +69,24 @@ def evaluate(
     if find_spec("lmms_eval") is None:
         raise ConfigError("lmms-eval is missing: pip install 'longvpo-hf[eval]'")
     from longvpo_hf.evaluation.preflight import bounds_named, suites_named
-    from longvpo_hf.evaluation.run import Contestant, table_runs
+    from longvpo_hf.evaluation.protocol import published
+    from longvpo_hf.evaluation.run import Contestant, Settings
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
     from longvpo_hf.evaluation.suite import data_root as default_root
-    from longvpo_hf.evaluation.table import comparison, to_markdown
 
     asked = suites_named(tasks.split(","))
-    results = run_evaluation(
-        [Contestant.of(model) for model in models],
-        asked,
-        data_root or default_root(),
-        output,
+    settings = Settings(
         frames=whole_numbers("frames", frames) if frames else [],
         fps=fps,
         max_pixels=max_pixels,
         batch_size=batch_size,
         limit=limit,
         max_new_tokens=bounds_named(max_new_tokens, asked) if max_new_tokens else {},
+        published=published(protocol) if protocol else None,
+        baselines=baselines,
+        mixed_protocols=mixed_protocols,
     )
-    if results:
-        print(f"\n{to_markdown(comparison(table_runs(results)))}")
+    root = data_root or default_root()
+    if run_evaluation([Contestant.of(model) for model in models], asked, root, output, settings):
+        print(f"\n{(output / 'table.md').read_text(encoding='utf-8')}")
         print(f"Scores, answers and a section for the model card: {output}")

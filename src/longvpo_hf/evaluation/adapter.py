@@ -10,8 +10,11 @@ after the last one it kept (see `docs/evaluation.md`).
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -22,15 +25,16 @@ from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.evaluation.protocol import THE_VIDEO, Shown
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.evaluation.subtitles import shown_at
-from longvpo_hf.frames import UnreadableVideo, whole_clip
+from longvpo_hf.frames import FrameSampler, UnreadableVideo, whole_clip
 from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
 from longvpo_hf.responders.checkpoint import checkpoint_digest, load_checkpoint
 from longvpo_hf.responders.replies import without_reasoning
-from longvpo_hf.timeline import Clip, Timeline
+from longvpo_hf.timeline import Clip, Timeline, View
 
 #: Requests looked at together, in batches: among them those of equally many frames share a call.
 _WINDOW_BATCHES = 8
@@ -93,6 +97,7 @@ class LongVPO(lmms):
         self._clips: dict[str, Clip] = {}
         self._max_new_tokens = None if max_new_tokens is None else int(max_new_tokens)
         self._of_tasks: Mapping[str, int] = {}
+        self._shown: Shown = THE_VIDEO
         #: Whether its template knows of reasoning: then it may write some, and the task's own bound is too low.
         self._reasons = "think>" in str(processor.chat_template).lower()
 
@@ -101,6 +106,7 @@ class LongVPO(lmms):
         weights = checkpoint_digest(self.pretrained)
         bounds = {"": self._max_new_tokens, **self._of_tasks} if self._max_new_tokens or self._of_tasks else {}
         more = f", max_new_tokens={bounds}" if bounds else ""
+        more += "" if self._shown == THE_VIDEO else f", {self._shown}"
         return f"longvpo({self.pretrained}{f' {weights}' * bool(weights)}, {self.sampling}{more})"
 
     @property
@@ -109,18 +115,27 @@ class LongVPO(lmms):
         return self._device
 
     @property
+    def dtype(self) -> str:
+        """Type of the weights, e.g. `bfloat16`."""
+        return str(self._responder.model.dtype).removeprefix("torch.")
+
+    @property
     def batch_size(self) -> int:
         """Requests per call of the model."""
         return self._responder.batch_size
 
-    def use(self, sampling: Sampling, max_new_tokens: Mapping[str, int] | None = None) -> None:
+    def use(
+        self, sampling: Sampling, max_new_tokens: Mapping[str, int] | None = None, shown: Shown = THE_VIDEO
+    ) -> None:
         """From now on, see videos as `sampling` says; the weights stay where they are.
 
         Args:
             sampling: How.
             max_new_tokens: Bounds on answers, by task.
+            shown: What of each video the model is shown; prompts, subtitles among them, are the same for all.
         """
         self.sampling = sampling
+        self._shown = shown
         self._of_tasks = dict(max_new_tokens or {})
         self._responder.sampler = sampler_of(sampling)
 
@@ -160,7 +175,10 @@ class LongVPO(lmms):
             raise ConfigError(
                 f"The model longvpo answers greedily; sampling and beams are not offered, got {dict(settings)}."
             )
-        own = int(settings.get("max_new_tokens", _SHORT_TOKENS))
+        return self.most_tokens(task, int(settings.get("max_new_tokens", _SHORT_TOKENS)))
+
+    def most_tokens(self, task: str, own: int) -> int:
+        """Bound on the answers of a task whose own bound is `own`."""
         if self._reasons and own <= _SHORT_TOKENS:
             own = _REASONING_TOKENS
         return self._of_tasks.get(task) or self._max_new_tokens or own
@@ -202,7 +220,7 @@ class LongVPO(lmms):
         clips = tuple(self._clip(part["url"]) for part in content if part["type"] == "video")
         timeline = Timeline(clips) if clips else None
         texts = [self._text(part, timeline) for part in content if part["type"] == "text"]
-        return Request("".join(texts), timeline)
+        return _showing(self._shown, Request("".join(texts), timeline), self._responder.sampler)
 
     def _text(self, part: Mapping[str, Any], timeline: Timeline | None) -> str:
         """A text, or of subtitles the lines that belong to the frames of a timeline of one clip."""
@@ -217,6 +235,23 @@ class LongVPO(lmms):
         if path not in self._clips:
             self._clips[path] = whole_clip(path)
         return self._clips[path]
+
+
+def _showing(shown: Shown, request: Request, sampler: FrameSampler) -> Request:
+    """A request about a video as a baseline asks it."""
+    if request.timeline is None or shown == THE_VIDEO:
+        return request
+    if shown == "no video":
+        return replace(request, timeline=None)
+    if shown == "one frame":  # that of the middle
+        return replace(request, view=View.sparse(len(request.timeline)))
+    # The very frames, and the very times; which frame stands at which of them is drawn, for each video alike.
+    (clip,) = request.timeline.clips
+    number = len(sampler.timeline_seconds(request.timeline))
+    bounds = [clip.start_seconds + clip.duration_seconds * i / number for i in range(number)] + [clip.end_seconds]
+    parts = tuple(Clip(clip.path, start, end) for start, end in itertools.pairwise(bounds))
+    order = random.Random(f"{number} {PurePath(clip.path).name}").sample(range(number), number)
+    return replace(request, timeline=Timeline(parts), view=View.ordered(order))
 
 
 def _settings(instance: Instance) -> Mapping[str, Any]:

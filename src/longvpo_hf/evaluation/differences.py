@@ -15,12 +15,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from longvpo_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: A difference counts as one below this p-value. A table holds a dozen differences or more: at the usual 0.05 every
 #: other table of equal models would show one.
@@ -30,7 +31,7 @@ POWER = 0.8
 #: Draws of the interval and, where there are too many videos to try every swap, of the test.
 _DRAWS = 8_000
 _MOST_VIDEOS_TO_TRY_ALL = 14
-#: Intervals of fewer videos would be too narrow.
+#: Of fewer videos the spread is not known well enough: intervals would be too narrow.
 _FEWEST_VIDEOS = 10
 _CHUNK = 500
 
@@ -65,9 +66,9 @@ class Difference:
         only_second: Questions that the second has more of.
         num_units: Questions.
         num_videos: What they are about.
-        detectable_points: The smallest difference that so many questions would probably show.
+        detectable_points: The smallest difference that so many questions would probably show; None below 10 videos.
         needed: About how many questions, on as many per video, would probably show a difference of `points`; None
-            where there is none.
+            where there is none, and below 10 videos.
     """
 
     points: float
@@ -78,7 +79,7 @@ class Difference:
     only_second: int
     num_units: int
     num_videos: int
-    detectable_points: float
+    detectable_points: float | None
     needed: int | None
 
     @property
@@ -93,6 +94,8 @@ class Difference:
             return "none: every answer scores the same"
         if not self.within_noise:
             return "a difference"
+        if self.num_videos < _FEWEST_VIDEOS:
+            return "too few videos to tell"
         if self.needed is None:
             return "within noise"
         return f"within noise; about {self.needed:,} questions would show it"
@@ -108,6 +111,8 @@ def difference(first: Sequence[Unit], second: Sequence[Unit]) -> Difference:
     Raises:
         ConfigError: If they were not asked the same questions, or none.
     """
+    import numpy as np
+
     units = sorted(first)
     others = {unit.key: unit for unit in second}
     same = len(others) == len(second) and {unit.key for unit in units} == others.keys()
@@ -125,21 +130,22 @@ def difference(first: Sequence[Unit], second: Sequence[Unit]) -> Difference:
     error = _standard_error(changes, weights, strata, videos)
     z = NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER)
     scores = {unit.score for unit in [*first, *second]}
+    is_enough = num_videos >= _FEWEST_VIDEOS
     of_videos: NDArray[np.float64] = np.bincount(videos, weights * changes).astype(np.float64)
     only_first, only_second = int((changes < 0).sum()), int((changes > 0).sum())
     mcnemar_p = mcnemar(only_first, only_second) if scores <= {0.0, 100.0} else None
     is_mcnemar = mcnemar_p is not None and num_videos == len(units) and strata.max() == 0
     return Difference(
         points=points,
-        interval=_interval(changes, strata, videos) if num_videos >= _FEWEST_VIDEOS else None,
+        interval=_interval(changes, strata, videos) if is_enough else None,
         p_value=mcnemar_p if mcnemar_p is not None and is_mcnemar else _swap_test(of_videos),
         mcnemar_p=mcnemar_p,
         only_first=only_first,
         only_second=only_second,
         num_units=len(units),
         num_videos=num_videos,
-        detectable_points=z * error,
-        needed=math.ceil(len(units) * (z * error / points) ** 2) if abs(points) > 1e-9 and error else None,
+        detectable_points=z * error if is_enough else None,
+        needed=math.ceil(len(units) * (z * error / points) ** 2) if is_enough and abs(points) > 1e-9 else None,
     )
 
 
@@ -170,6 +176,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def _indices(names: Sequence[str]) -> NDArray[np.intp]:
     """Each name's place among the different ones."""
+    import numpy as np
+
     return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
 
 
@@ -177,10 +185,11 @@ def _standard_error(
     changes: NDArray[np.float64], weights: NDArray[np.float64], strata: NDArray[np.intp], videos: NDArray[np.intp]
 ) -> float:
     """Of the difference, in points: from the spread of whole videos around their stratum's mean."""
+    import numpy as np
+
     means = np.bincount(strata, changes) / np.bincount(strata)
     spread = np.bincount(videos, weights * (changes - means[strata]))
-    number = len(spread)
-    return float(np.sqrt(np.square(spread).sum() * number / (number - 1))) if number > 1 else 0.0
+    return float(np.sqrt(np.square(spread).sum() * len(spread) / max(1, len(spread) - 1)))
 
 
 def _swap_test(changes: NDArray[np.float64]) -> float:
@@ -189,6 +198,8 @@ def _swap_test(changes: NDArray[np.float64]) -> float:
     Args:
         changes: What each video adds to the difference, `[V]`.
     """
+    import numpy as np
+
     changes = changes[np.abs(changes) > 1e-12]
     if not len(changes):
         return 1.0
@@ -206,6 +217,8 @@ def _swap_test(changes: NDArray[np.float64]) -> float:
 
 def _interval(changes: NDArray[np.float64], strata: NDArray[np.intp], videos: NDArray[np.intp]) -> tuple[float, float]:
     """Percentiles of the difference over videos that are drawn anew, with replacement."""
+    import numpy as np
+
     shape = (int(videos.max()) + 1, int(strata.max()) + 1)
     cell = videos * shape[1] + strata
     sums = np.bincount(cell, changes, minlength=math.prod(shape)).reshape(shape)  # [V, S]

@@ -6,35 +6,33 @@ they come, so the same call continues an interrupted one.
 Scores of one model at one number of frames, all in percent:
 
     {"model": str, "stage": str | None, "num_frames": int, "fps": float | None, "max_pixels": int | None,
-     "max_new_tokens": {suite: int} (those that were set), "limit": int | None,
-     "tasks": {suite: see `scoring.summary`}}
+     "max_new_tokens": {suite: int} (those that were set), "limit": int | None, "published": str | None,
+     "tasks": {suite: see `scoring.summary`, and "protocol": {parser: see `Protocol`}},
+     "baselines": {what was shown: the same as "tasks"}}
 """
 
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCardData
-
-from longvpo_hf.artifacts import whole_file, write_json, write_text
+from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.preflight import check
+from longvpo_hf.evaluation.protocol import BASELINES, THE_VIDEO, Protocol, Published, Shown, protocols_of
+from longvpo_hf.evaluation.results import add_to_checkpoint, stem_of, table_runs, write_results
 from longvpo_hf.evaluation.sampling import trained_sampling
 from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite
-from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, eval_results, to_markdown
 from longvpo_hf.evaluation.task_files import task_names, tasks_folder
-from longvpo_hf.public import markdown, public_name
+from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
 
 if TYPE_CHECKING:
@@ -65,22 +63,69 @@ class Contestant:
         return self.stage or public_name(self.checkpoint)
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How models are asked.
+
+    Args:
+        frames: Numbers of frames, each once; by default the one each model was trained with.
+        fps: At most so many frames per second, "none" for no bound; by default as the model was trained, or as the
+            others were, if its record does not say it.
+        max_pixels: At most so many pixels per frame; by default like `fps`.
+        batch_size: Questions per call of the model.
+        limit: Only the first so many questions of each task; the scores then mean little.
+        max_new_tokens: Bounds on answers by suite; for others see `LongVPO`.
+        published: A published protocol, whose settings stand in for those that are not given.
+        baselines: Whether the same questions are also asked without the video, with one frame and with its frames in
+            another order.
+        mixed_protocols: Whether models may stand side by side that were not measured alike.
+    """
+
+    frames: Sequence[int] = ()
+    fps: float | str | None = None
+    max_pixels: int | None = None
+    batch_size: int = 1
+    limit: int | None = None
+    max_new_tokens: Mapping[str, int] = field(default_factory=dict)
+    published: Published | None = None
+    baselines: bool = False
+    mixed_protocols: bool = False
+
+    def completed(self, asked: Sequence[Suite]) -> Settings:
+        """With the published protocol's settings where none are given."""
+        if self.published is None:
+            return self
+        said = self.published.setting
+        most = said("max_new_tokens")
+        bounds = {} if most is None else dict.fromkeys([suite.name for suite in asked], most)
+        return replace(
+            self,
+            frames=self.frames or ([] if said("num_frames") is None else [said("num_frames")]),
+            fps=said("fps") if self.fps is None else self.fps,
+            max_pixels=said("max_pixels") if self.max_pixels is None else self.max_pixels,
+            max_new_tokens={**bounds, **self.max_new_tokens},
+        )
+
+    def samplings(self, trained: Sampling) -> list[Sampling]:
+        """How a model sees videos, for each number of frames."""
+        fps, max_pixels = trained.fps, trained.max_pixels
+        if self.fps is not None:
+            fps = None if self.fps == "none" else float(self.fps)
+        if self.max_pixels is not None:
+            max_pixels = self.max_pixels
+        return [Sampling(number, fps, max_pixels) for number in dict.fromkeys(self.frames or [trained.num_frames])]
+
+
 def evaluate(
     contestants: Sequence[Contestant],
     asked: Sequence[Suite],
     root: Path,
     output: Path,
-    frames: Sequence[int] = (),
-    fps: float | str | None = None,
-    max_pixels: int | None = None,
-    batch_size: int = 1,
-    limit: int | None = None,
-    max_new_tokens: Mapping[str, int] | None = None,
+    settings: Settings | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates, and writes scores, tables, a section for the model card and all answers into `output`.
 
-    Files: `<label>-<frames>.json` with the scores, `table.json`, `table.md`, `card.md`, `<label>.model-index.yaml` for
-    the card's head (not under a limit), and `answers/<label>-<frames>/` with a line for each question; `cache/` keeps
+    Files: see `results.write_results`, and `answers/<label>-<frames>/` with a line for each question; `cache/` keeps
     what lets an interrupted evaluation go on.
 
     Args:
@@ -88,104 +133,179 @@ def evaluate(
         asked: What they are asked.
         root: See `suite.py`.
         output: Folder of the results.
-        frames: Numbers of frames, each once; by default the one each model was trained with.
-        fps: At most so many frames per second, "none" for no bound; by default as the model was trained, or as the
-            others were, if its card does not say it.
-        max_pixels: At most so many pixels per frame; by default like `fps`.
-        batch_size: Questions per call of the model.
-        limit: Only the first so many questions of each task; the scores then mean little.
-        max_new_tokens: Bounds on answers by suite; for others see `LongVPO`.
+        settings: How.
 
     Returns:
         Scores as the module says, one for each model and number of frames; nothing on all processes but the first.
 
     Raises:
         longvpo_hf.evaluation.preflight.NotReady: If data are missing.
-        ValueError: If two models have one label, or the frames are none.
+        ConfigError: If two models have one label, were not measured alike, or the frames are none.
     """
-    labels = [contestant.label for contestant in contestants]
-    if len({_safe(label) for label in labels}) < len(labels):
+    settings = (settings or Settings()).completed(asked)
+    stems = {stem_of(contestant.label, 0) for contestant in contestants}
+    if len(stems) < len(contestants):
+        labels = [contestant.label for contestant in contestants]
         raise ConfigError(f"Models of one name cannot be told apart in a table, got {labels}; write STAGE=MODEL.")
     trained = [trained_sampling(contestant.checkpoint) for contestant in contestants]
     default = next((sampling for sampling in trained if sampling), Sampling())
-    plans = [
-        [
-            _changed(sampling or default, number, fps, max_pixels)
-            for number in dict.fromkeys(frames) or [(sampling or default).num_frames]
-        ]
-        for sampling in trained
-    ]
+    plans = [settings.samplings(sampling or default) for sampling in trained]
+    alike = _Alike(settings.mixed_protocols)
+    for contestant, samplings in zip(contestants, plans, strict=True):
+        for sampling in samplings:
+            alike.frames(contestant.label, sampling)
     check(asked, root)
     os.environ[DATA_ROOT_VARIABLE] = str(root.resolve())
     # Else lmms-eval gives every run a new name, under which it does not find what an interrupted one kept.
     os.environ.setdefault("LMMS_CACHE_RUN_ID", "longvpo")
     results = []
     for contestant, samplings in zip(contestants, plans, strict=True):
-        results += _evaluate_one(contestant, samplings, asked, output, batch_size, limit, dict(max_new_tokens or {}))
+        results += _evaluate_one(contestant, samplings, asked, root, output, settings, alike)
         if results:
-            _write(results, output)
+            write_results(results, output, settings.mixed_protocols)
+            if not settings.limit:
+                mine = [run for run in table_runs(results, output) if run.stage == contestant.label]
+                add_to_checkpoint(contestant.checkpoint, mine)
     return results
 
 
-def _changed(sampling: Sampling, num_frames: int, fps: float | str | None, max_pixels: int | None) -> Sampling:
-    """A sampling with what was asked for explicitly."""
-    if fps is not None:
-        sampling = replace(sampling, fps=None if fps == "none" else float(fps))
-    if max_pixels is not None:
-        sampling = replace(sampling, max_pixels=max_pixels)
-    return replace(sampling, num_frames=num_frames)
+class _Alike:
+    """Refuses a model that is not measured as the ones before it were, before it answers anything.
+
+    Args:
+        mixed: Whether nothing is refused.
+    """
+
+    def __init__(self, mixed: bool) -> None:
+        self._mixed = mixed
+        self._samplings: dict[int, tuple[str, Sampling]] = {}
+        self._protocols: dict[tuple[int, str], tuple[str, Protocol]] = {}
+
+    def frames(self, label: str, sampling: Sampling) -> None:
+        """Raises a ConfigError where a model sees videos in another way than one before it."""
+        other, first = self._samplings.setdefault(sampling.num_frames, (label, sampling))
+        if first != sampling and not self._mixed:
+            raise ConfigError(
+                f"{label} and {other} would not be measured alike: {sampling}, and {first}. Give --fps and "
+                "--max-pixels for both, or say --mixed-protocols to set them side by side all the same."
+            )
+
+    def protocol(self, label: str, num_frames: int, protocol: Protocol) -> None:
+        """Raises a ConfigError where a model is measured under another protocol than one before it."""
+        other, first = self._protocols.setdefault((num_frames, protocol.suite), (label, protocol))
+        if first != protocol and not self._mixed:
+            raise ConfigError(
+                f"{protocol.suite}: {label} and {other} would not be measured alike: "
+                f"{'; '.join(protocol.differences(first))}. Say --mixed-protocols to set them side by side all the "
+                "same."
+            )
 
 
 def _evaluate_one(
     contestant: Contestant,
     samplings: Sequence[Sampling],
     asked: Sequence[Suite],
+    root: Path,
     output: Path,
-    batch_size: int,
-    limit: int | None,
-    max_new_tokens: Mapping[str, int],
+    settings: Settings,
+    alike: _Alike,
 ) -> list[dict[str, Any]]:
     """One model at all numbers of frames: it is loaded once, and gone afterwards."""
     from longvpo_hf.evaluation.adapter import LongVPO
 
-    model = LongVPO(contestant.checkpoint, batch_size=batch_size)
+    model = LongVPO(contestant.checkpoint, batch_size=settings.batch_size)
     results = []
     for sampling in samplings:
-        model.use(
-            sampling,
-            {
-                task: max_new_tokens[suite.name]
-                for suite in asked
-                if suite.name in max_new_tokens
-                for task in task_names(suite)
-            },
-        )
+        protocols = _protocols(model, asked, root, sampling, settings)
+        for protocol in protocols[THE_VIDEO].values():
+            alike.protocol(contestant.label, sampling.num_frames, protocol["ours"])
         if model.rank == 0:
             print(f"{contestant.label}: {sampling}", file=sys.stderr)
-        samples = _samples(model, asked, output / "cache", limit)
-        if samples is None:
-            continue
-        folder = output / "answers" / _stem(contestant.label, sampling.num_frames)
-        tasks = {}
-        for suite in asked:
-            mine = [(task, sample) for task in task_names(suite) for sample in samples[task]]
-            tasks[suite.name] = scoring.summary(suite, [sample["score"] for _, sample in mine])
-            _write_answers(folder / f"{suite.name}.jsonl", mine)
-        results.append(
-            {
-                "model": public_name(contestant.checkpoint),
-                "stage": contestant.stage,
-                "num_frames": sampling.num_frames,
-                "fps": sampling.fps,
-                "max_pixels": sampling.max_pixels,
-                "max_new_tokens": dict(max_new_tokens),
-                "limit": limit,
-                "tasks": tasks,
-            }
-        )
+        scores: dict[Shown, dict[str, Any]] = {}
+        for shown in protocols:
+            model.use(sampling, _bounds(asked, settings), shown)
+            samples = _samples(model, asked, output / "cache", settings.limit)
+            if samples is not None:
+                folder = output / "answers" / stem_of(contestant.label, sampling.num_frames)
+                scores[shown] = _scores(asked, samples, protocols[shown], folder, shown)
+        if scores:
+            results.append(
+                {
+                    "model": public_name(contestant.checkpoint),
+                    "stage": contestant.stage,
+                    "num_frames": sampling.num_frames,
+                    "fps": sampling.fps,
+                    "max_pixels": sampling.max_pixels,
+                    "max_new_tokens": dict(settings.max_new_tokens),
+                    "limit": settings.limit,
+                    "published": _followed(settings, sampling),
+                    "tasks": scores.pop(THE_VIDEO),
+                    "baselines": scores,
+                }
+            )
     del model
     gc.collect()
     return results
+
+
+def _protocols(
+    model: LongVPO, asked: Sequence[Suite], root: Path, sampling: Sampling, settings: Settings
+) -> dict[Shown, dict[str, dict[str, Protocol]]]:
+    """The protocol of each number that will be measured: by what is shown, suite and parser."""
+    model.use(sampling, _bounds(asked, settings))
+    shown: list[Shown] = [THE_VIDEO, *(BASELINES if settings.baselines else ())]
+    return {
+        what: {
+            suite.name: protocols_of(
+                suite,
+                root,
+                sampling,
+                limit=settings.limit,
+                shown=what,
+                decoding="greedy",
+                max_new_tokens=model.most_tokens(task_names(suite)[0], suite.max_new_tokens),
+                repeats=1,
+                dtype=model.dtype,
+                backend="transformers",
+            )
+            for suite in asked
+        }
+        for what in shown
+    }
+
+
+def _bounds(asked: Sequence[Suite], settings: Settings) -> dict[str, int]:
+    """Bounds on answers, by task."""
+    bounds = settings.max_new_tokens
+    return {task: bounds[suite.name] for suite in asked if suite.name in bounds for task in task_names(suite)}
+
+
+def _followed(settings: Settings, sampling: Sampling) -> str | None:
+    """What of a published protocol was followed."""
+    if settings.published is None:
+        return None
+    used = {"num_frames": sampling.num_frames, "fps": sampling.fps, "max_pixels": sampling.max_pixels}
+    return settings.published.describe(used)
+
+
+def _scores(
+    asked: Sequence[Suite],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    protocols: Mapping[str, Mapping[str, Protocol]],
+    folder: Path,
+    shown: str,
+) -> dict[str, Any]:
+    """Scores of each suite; its answers go into a file."""
+    scores = {}
+    for suite in asked:
+        mine = [(task, sample) for task in task_names(suite) for sample in samples[task]]
+        suffix = "" if shown == THE_VIDEO else f".{shown.replace(' ', '_')}"
+        _write_answers(folder / f"{suite.name}{suffix}.jsonl", mine)
+        scores[suite.name] = {
+            **scoring.summary(suite, [sample["score"] for _, sample in mine]),
+            "protocol": {parser: protocol.json() for parser, protocol in protocols[suite.name].items()},
+        }
+    return scores
 
 
 def _samples(
@@ -211,9 +331,6 @@ def _samples(
     return None if results is None else results["samples"]
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
-
-
 def _write_answers(path: Path, samples: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Every answer on a line, so that a person can see what was counted as what."""
     with whole_file(path) as file:
@@ -221,40 +338,3 @@ def _write_answers(path: Path, samples: Sequence[tuple[str, Mapping[str, Any]]])
             line = {"task": task, "row": sample["doc_id"], "text": sample["resps"][0][0], **sample["score"]}
             # What is half a character in a reply stays one, as an escape.
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-
-
-def _stem(label: str, num_frames: int) -> str:
-    return f"{_safe(label)}-{num_frames}"
-
-
-def _safe(label: str) -> str:
-    """A label as part of a file name."""
-    return re.sub(r"[^\w.-]+", "_", label)
-
-
-def _write(results: Sequence[Mapping[str, Any]], output: Path) -> None:
-    runs = table_runs(results)
-    for result, run in zip(results, runs, strict=True):
-        write_json(output / f"{_stem(run.stage, run.num_frames)}.json", result)
-    limit = results[0]["limit"]
-    only = [f"- Only the first {limit} questions of each task were asked."] if limit else []
-    # A card's metadata have no place to say that only some questions were asked.
-    for stage, own in itertools.groupby([] if limit else runs, lambda run: run.stage):
-        index = ModelCardData(model_name=stage, eval_results=eval_results(list(own))).to_yaml()
-        write_text(output / f"{_safe(stage)}.model-index.yaml", f"{index}\n")
-    found = comparison(runs)
-    write_json(output / "table.json", found)
-    write_text(output / "table.md", "\n".join([to_markdown(found), *only]).rstrip() + "\n")
-    samplings = [Sampling(result["num_frames"], result["fps"], result["max_pixels"]) for result in results]
-    lines = [f"- {markdown(run.stage)}: {sampling}" for run, sampling in zip(runs, samplings, strict=True)]
-    lines += only
-    lines += [f"- longvpo-hf {version('longvpo-hf')}, lmms-eval {version('lmms-eval')}"]
-    write_text(output / "card.md", card_section(runs) + "\n" + "\n".join(lines) + "\n")
-
-
-def table_runs(results: Sequence[Mapping[str, Any]]) -> list[EvalRun]:
-    """Results as the table takes them; a model that was given no stage is called by its name."""
-    return [
-        EvalRun(result["model"], result["stage"] or result["model"], result["num_frames"], result["tasks"])
-        for result in results
-    ]

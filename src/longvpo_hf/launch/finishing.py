@@ -59,8 +59,9 @@ def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
 
 def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[EvalResult]:
     """The saved model's scores, for its card; answers and tables go to `output_dir/evaluation`."""
-    from longvpo_hf.evaluation.run import Contestant, evaluate
-    from longvpo_hf.evaluation.table import EvalRun, eval_results
+    from longvpo_hf.evaluation.results import eval_results
+    from longvpo_hf.evaluation.run import Contestant, Settings, evaluate
+    from longvpo_hf.evaluation.table import EvalRun
 
     trainer.optimizer = trainer.lr_scheduler = None
     for model in (trainer.model, trainer.ref_model):
@@ -76,10 +77,9 @@ def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[Ev
         suites_named(str(recipe.benchmarks).split(",")),
         _data(recipe),
         folder / "evaluation",
-        frames=recipe.benchmark_frames or [],
+        Settings(frames=recipe.benchmark_frames or []),
     )
-    runs = [EvalRun(result["model"], folder.name, result["num_frames"], result["tasks"]) for result in results]
-    return eval_results(runs)
+    return eval_results([EvalRun.of(result, folder.name) for result in results])
 
 
 def _data(recipe: RecipeArguments) -> Path:

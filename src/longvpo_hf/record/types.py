@@ -247,7 +247,11 @@ class TrainingRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """A result that was measured after training; the fields of `huggingface_hub.EvalResult` of these names."""
+    """A result that was measured after training; the fields of `huggingface_hub.EvalResult` of these names.
+
+    Args:
+        metric_args: `protocol`: how it was measured, in one line.
+    """
 
     task_type: str
     dataset_type: str
@@ -256,6 +260,7 @@ class EvaluationRecord:
     metric_value: float | str | None
     metric_name: str | None = None
     dataset_split: str | None = None
+    metric_args: Mapping[str, Any] | None = field(default=None, hash=False)
     extra: Mapping[str, Any] = _extra()
 
 

@@ -20,7 +20,8 @@ def _read(row: Row, subset: str) -> Question:
     candidates = [str(candidate) for candidate in row["candidates"]]
     plain = [_plain(candidate) for candidate in candidates]
     lines = [f"{letter}. {candidate}" for letter, candidate in zip(LETTERS, candidates, strict=False)]
-    folders = ("", "video/", "videos/", "data/", f"{subset}/", f"video/{subset}/", f"videos/{subset}/")
+    # Those of the task first: its videos may be called like another task's.
+    folders = (f"video/{subset}/", f"{subset}/", f"videos/{subset}/", "video/", "", "videos/", "data/")
     return Question(
         text="\n".join([row["question"].strip(), *lines, "Answer with the option letter only."]),
         letters=LETTERS[: len(candidates)],
