@@ -58,5 +58,5 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
 
 
 if __name__ == "__main__":
-    with advice("recipes/stage2.py"):
+    with advice("recipes/stage2.py", "Go on with --resume_from_checkpoint true."):
         main()

@@ -25,6 +25,8 @@ from longvpo_hf.errors import LongVPOError
 #: A finished piece of work, a remembered answer: JSON.
 Fields = dict[str, Any]
 
+#: What is read of a long file for its digest.
+_PIECES, _PIECE_BYTES = 64, 1024**2
 #: Ends the name of a file or folder that is being written.
 PART = ".part"
 
@@ -48,7 +50,35 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sampled_digest(path: str | Path) -> str:
+    """The SHA-256 of a file of at most 64 MiB; of a longer one, of 64 pieces of 1 MiB, first and last among them.
+
+    A file that was cut, replaced, or left without its content by a power cut has another, and so has a short one of
+    which any bit changed. It takes a tenth of a second, however long the file is.
+    """
+    size = os.path.getsize(path)
+    if size <= _PIECES * _PIECE_BYTES:
+        return file_digest(path)
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        for number in range(_PIECES):
+            file.seek((size - _PIECE_BYTES) * number // (_PIECES - 1))
+            found.update(file.read(_PIECE_BYTES))
+    return found.hexdigest()
+
+
 # ----------------------------------------------------------------------------------------------------- whole artefacts
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets the system's refusal to write in the block name the file, which it does not do of itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -56,15 +86,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write into; it takes the name `path`, flushed to disk, when the block ends without an error."""
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with naming(path):
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 def remove_parts(folder: Path, name: str = "") -> None:
@@ -99,10 +130,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stray, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        yield part
+        with naming(folder):
+            yield part
         for path in part.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync(path)
         _put_in_place(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -136,7 +168,8 @@ def _between(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old{PART}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file last through a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -159,7 +192,8 @@ def _sync_folder(folder: Path) -> None:
 def locked(output: Path) -> Iterator[None]:
     """Keeps every other run from writing `output` until the block ends. Blocks of one thread may be nested.
 
-    The lock is released by the system when the process dies, however it dies; nothing has to be cleaned up.
+    The lock is released by the system when the process dies, however it dies. Its file, `.NAME.lock` beside the output,
+    goes with the lock; one that a killed run left is used by the next, and goes with that.
 
     Raises:
         Locked: At once, if another run holds it; the message names that run.
@@ -171,12 +205,15 @@ def locked(output: Path) -> Iterator[None]:
     owner = path.with_name(f"{path.name}.json")
     lock = FileLock(path, is_singleton=True)  # one for this path, which counts who holds it
     is_outermost = not lock.is_locked
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Locked(
-            f"{output} is being written by another run{_owner(owner)}: wait for it, or name another."
-        ) from None
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            if path.exists():  # else it has gone with the lock of a run that ended just now
+                raise Locked(
+                    f"{output} is being written by another run{_owner(owner)}: wait for it, or name another."
+                ) from None
     try:
         if is_outermost:
             remove_parts(owner.parent, owner.name)
@@ -185,6 +222,9 @@ def locked(output: Path) -> Iterator[None]:
     finally:
         if is_outermost:
             owner.unlink(missing_ok=True)
+            # While it is held: whoever opened the file before finds, when the lock is his, that it has no name any
+            # more, and starts over (filelock looks at `st_nlink`).
+            path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -219,12 +259,12 @@ class Log:
 
     def append(self, fields: Fields) -> None:
         """Appends a line; it has left this process when the call returns."""
-        if self._file is None:
-            self._file = self.path.open("ab")
-            self._file.write(b"\n")  # ends a line that an earlier run may have left torn
         body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        self._file.write(body + b"\t" + _seal(body) + b"\n")
-        self._file.flush()
+        with naming(self.path):
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)  # so that nothing torn is written after an error
+                self._file.write(b"\n")  # ends a line that an earlier run may have left torn
+            _write_all(self._file, body + b"\t" + _seal(body) + b"\n")
 
     def close(self) -> None:
         """Closes the file; a later line would open it again."""
@@ -236,6 +276,12 @@ class Log:
         """Removes the file: what it held is kept elsewhere."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _write_all(file: IO[bytes], content: bytes) -> None:
+    """Writes to a file without a buffer, which may take a part at a time."""
+    while content:
+        content = content[file.write(content) :]
 
 
 def _seal(body: bytes) -> bytes:

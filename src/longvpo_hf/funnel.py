@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvpo_hf.artifacts import locked, remove_parts, write_json
+from longvpo_hf.artifacts import locked, naming, remove_parts, write_json
 
 #: Why something is dropped, whatever the method; a method has reasons of its own beside these. The names are those in
 #: `dropped.jsonl` and on the dataset card.
@@ -103,7 +103,8 @@ class Funnel:
         remove_parts(folder)
         (folder / "funnel.json").unlink(missing_ok=True)  # of an earlier run: this one may end before its own
         # Half a character (in a file's name) is written as the escape that JSON has for it.
-        self._file = (folder / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
+        self._path = folder / "dropped.jsonl"
+        self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
 
     def explain(self, reasons: Mapping[str, str]) -> None:
         """Adds a method's own reasons.
@@ -128,11 +129,13 @@ class Funnel:
         if reason not in self.reasons:
             raise ValueError(f"{reason!r} is no named reason; have {sorted(self.reasons)}.")
         self._drops[reason] += 1
-        self._file.write(json.dumps({"reason": reason, **what}, ensure_ascii=False) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps({"reason": reason, **what}, ensure_ascii=False) + "\n")
 
     def close(self) -> dict[str, dict[str, int]]:
         """Writes `funnel.json` and returns it: what came through each stage, what was dropped for each reason."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         funnel = {"stages": dict(self._stages), "dropped": dict(self._drops.most_common())}
         write_json(self._folder / "reasons.json", {name: self.reasons[name] for name in funnel["dropped"]})
         write_json(self._folder / "funnel.json", funnel)

@@ -451,7 +451,7 @@ def test_the_folder_gives_back_what_was_captioned(tmp_path: Path) -> None:
     assert captioned[0].summaries
     assert read_captions_as_written(tmp_path / "out") == captioned
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.json", "scenes.parquet"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out", "out.job", "out.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.job", "out.log"]
     assert read_facts(tmp_path / "out") == {
         "format": "longvpo-captions-1",
         "captioner": "scripted",

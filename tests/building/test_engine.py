@@ -378,7 +378,7 @@ def test_stopped_while_an_earlier_dataset_goes(
         with pytest.raises(KeyboardInterrupt):
             make(output, videos, [method()], 4)
     assert len(make(output, videos, [method()], 4)[0]) == 4
-    assert {path.name for path in tmp_path.iterdir()} == {".rows.lock", "media", "rows", "rows.job", "rows.log"}
+    assert {path.name for path in tmp_path.iterdir()} == {"media", "rows", "rows.job", "rows.log"}
 
 
 def test_too_few_rows_are_said_with_the_remedy(

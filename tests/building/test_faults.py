@@ -255,13 +255,47 @@ def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new_dataset(
     tmp_path: Path, method: str, step: int
 ) -> None:
     """See `kill_everywhere.py`: fresh outputs and datasets that are replaced."""
-    script = [sys.executable, str(TESTS / "kill_everywhere.py"), method, str(tmp_path), str(step)]
+    tried = disturbed(method, tmp_path, step, "kill")
+    assert min(tried["old"], tried["nothing"]) > 0
+    assert tried["new"] > 0 or step > 1  # a kill between the last operations
+
+
+@pytest.mark.parametrize(("method", "step"), [("stage1", 3), ("stage2", 7), ("temporal", 29)])
+def test_a_disk_that_refuses_any_file_operation_costs_one_sentence(tmp_path: Path, method: str, step: int) -> None:
+    """Full, broken, read-only and so on at each operation, and files that the kernel lets grow to a few bytes only."""
+    tried = disturbed(method, tmp_path, step, "fail")
+    assert min(tried["old"], tried["nothing"]) > 0
+
+
+def disturbed(method: str, folder: Path, step: int, how: str) -> dict[str, int]:
+    script = [sys.executable, str(TESTS / "kill_everywhere.py"), method, str(folder), str(step), how]
     result = subprocess.run(script, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
-    tried = json.loads(result.stdout)
+    tried: dict[str, int] = json.loads(result.stdout)
     assert tried["operations"] > 40
-    assert tried["kills"] >= 2 * (tried["operations"] // step) - 2
-    assert min(tried["old"], tried["new"], tried["nothing"]) > 0
+    assert tried["disturbed"] >= 2 * (tried["operations"] // step) - 2
+    return tried
+
+
+LOCKING = """
+import os, sys
+from pathlib import Path
+from longvpo_hf.artifacts import Locked, locked
+folder = Path(sys.argv[1])
+for _ in range(150):
+    try:
+        with locked(folder / "out"):
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+            os.unlink(folder / "inside")
+    except Locked:
+        pass
+"""
+
+
+def test_a_lock_goes_with_its_file_and_never_has_two_holders(tmp_path: Path) -> None:
+    runs = [subprocess.Popen([sys.executable, "-c", LOCKING, str(tmp_path)]) for _ in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_replacement_that_was_killed_where_names_cannot_be_exchanged(
@@ -291,4 +325,4 @@ def test_a_replacement_that_was_killed_where_names_cannot_be_exchanged(
         build("stage1", tmp_path / "a", Scripted(refuse, "other"))
     assert (output / "train.parquet").read_bytes() == before
     build("stage1", tmp_path / "a", rehearsal())
-    assert sorted(path.name for path in output.parent.iterdir()) == [".rows.lock", "rows", "rows.job", "rows.log"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["rows", "rows.job", "rows.log"]

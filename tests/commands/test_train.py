@@ -37,6 +37,9 @@ def test_names_become_files_and_options_find_their_owner(started: list[SimpleNam
     [
         (["--config", "internvl3_8b/stage1_lor"], "Did you mean internvl3_8b/stage1_lora?"),
         (["--accelerate_config", "fsdp"], "Did you mean fsdp2?"),
+        (["--learning_rat", "2"], "Unknown option --learning_rat. Did you mean --learning_rate?"),
+        (["--max-step=3"], "Unknown option --max-step=3. Did you mean --max_steps?"),
+        (["--num_process", "2"], "Unknown option --num_process. Did you mean --num_processes?"),
         (["--num_framez", "3"], "Unknown option --num_framez. Did you mean --num_frames?"),
     ],
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ from datasets import Dataset
 
 import trainers
 from conftest import make_dataset, make_preferences
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.artifacts import file_digest, sampled_digest
+from longvpo_hf.errors import ConfigError, StorageError, storage_error
 from longvpo_hf.launch.checkpoints import checkpoint_to_resume
 from longvpo_hf.timeline import Clip
 from longvpo_hf.training.checkpoints import SEAL_FILE, last_whole_checkpoint, seal, torn
@@ -43,9 +48,11 @@ def test_both_checkpoints_of_a_run_are_whole(run: Path) -> None:
     for step in (1, 2):
         checkpoint = run / f"checkpoint-{step}"
         assert torn(checkpoint) is None
-        sealed = json.loads((checkpoint / SEAL_FILE).read_text())["files"]
-        assert sealed == {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files_of(checkpoint)}
-        assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "longvpo.json"} <= sealed.keys()
+        sealed = json.loads((checkpoint / SEAL_FILE).read_text())
+        files = {path.relative_to(checkpoint).as_posix(): path for path in files_of(checkpoint)}
+        assert sealed["files"] == {name: path.stat().st_size for name, path in files.items()}
+        assert sealed["sha256"] == {name: file_digest(path) for name, path in files.items()}
+        assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "longvpo.json"} <= files.keys()
     assert last_whole_checkpoint(run) == run / "checkpoint-2"
 
 
@@ -60,6 +67,67 @@ def test_a_file_cut_anywhere_tears_a_sealed_checkpoint(copy: Path) -> None:
         assert torn(checkpoint) is not None
         path.write_bytes(whole)
         assert torn(checkpoint) is None
+
+
+def test_a_flipped_bit_tears_a_sealed_checkpoint(copy: Path) -> None:
+    checkpoint, rng = copy / "checkpoint-2", random.Random(2)
+    for path in files_of(checkpoint):
+        whole = path.read_bytes()
+        for _ in range(3):
+            place = rng.randrange(len(whole))
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+            assert torn(checkpoint) == f"{path.relative_to(checkpoint)} has other bytes than were written"
+        path.write_bytes(whole)
+    assert last_whole_checkpoint(copy) == checkpoint
+
+
+def test_an_older_seal_has_sizes_alone(copy: Path) -> None:
+    seal_file = copy / "checkpoint-2" / SEAL_FILE
+    seal_file.write_text(json.dumps({"files": json.loads(seal_file.read_text())["files"]}))
+    assert torn(copy / "checkpoint-2") is None
+
+
+def test_a_long_file_is_sampled_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longvpo_hf.artifacts._PIECES", 4)
+    monkeypatch.setattr("longvpo_hf.artifacts._PIECE_BYTES", 10)
+    path, content = tmp_path / "weights", bytes(range(100))
+    path.write_bytes(content)
+    whole = sampled_digest(path)
+    assert whole == hashlib.sha256(content[:10] + content[30:40] + content[60:70] + content[90:]).hexdigest()
+    for changed in (content[:99], bytes(100), content[:50] + bytes(50), b"x" + content[1:], content[:99] + b"x"):
+        path.write_bytes(changed)
+        assert sampled_digest(path) != whole
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """The kernel refuses what would make a file longer."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("cut", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
+def test_a_disk_that_is_full_while_a_checkpoint_is_saved_costs_no_other(
+    run: Path, copy: Path, dataset: Dataset, cut: str
+) -> None:
+    """One sentence; the last whole checkpoint stays, and the same run goes on to the same weights."""
+    shutil.rmtree(copy / "checkpoint-2")
+    trainer = trainers.make(copy.parent, dataset, save_strategy="steps", save_steps=1)
+    with files_of_at_most((run / "checkpoint-2" / cut).stat().st_size - 1), pytest.raises(Exception) as refused:  # noqa: PT011
+        trainer.train(resume_from_checkpoint=str(copy / "checkpoint-1"))
+    told = refused.value if isinstance(refused.value, StorageError) else storage_error(refused.value)
+    assert told is not None, refused.value
+    assert "\n" not in str(told)
+    assert last_whole_checkpoint(copy) == copy / "checkpoint-1"
+    trainer = trainers.make(copy.parent, dataset, save_strategy="steps", save_steps=1)
+    trainer.train(resume_from_checkpoint=str(last_whole_checkpoint(copy)))
+    assert last_whole_checkpoint(copy) == copy / "checkpoint-2"
+    name = "checkpoint-2/model.safetensors"
+    assert (copy / name).read_bytes() == (run / name).read_bytes()
 
 
 def test_a_file_cut_anywhere_tears_a_checkpoint_without_a_seal(copy: Path) -> None:

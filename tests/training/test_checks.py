@@ -20,6 +20,7 @@ from conftest import make_dataset
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.families import context_tokens
 from longvpo_hf.preference import RowError, VideoPreference
+from longvpo_hf.training import checks
 from longvpo_hf.training.checks import RowCheck, check_rows
 from longvpo_hf.training.collator import VideoPreferenceCollator
 
@@ -183,6 +184,36 @@ def test_a_dataset_without_a_good_row_is_refused(tmp_path: Path, preferences: li
     row = rows_of(preferences, 1)[0]
     with pytest.raises(DatasetError, match="2 of 2 rows"):
         trainers.make(tmp_path, Dataset.from_list([{**row, "rejected": row["chosen"]}] * 2), on_bad_row="skip")
+
+
+def test_the_start_of_a_stream_is_looked_over_before_training(
+    tmp_path: Path, preferences: list[VideoPreference]
+) -> None:
+    with pytest.raises(DatasetError) as raised:
+        trainers.make(tmp_path, spoiled(preferences).to_iterable_dataset())
+    message = str(raised.value)
+    assert message.startswith("The start of the training stream: 3 of 6 rows cannot be trained on:\n  2 same_answers (")
+    assert "on_bad_row='skip'" in message
+
+
+def test_each_row_of_a_stream_is_looked_at_when_it_comes(
+    tmp_path: Path,
+    preferences: list[VideoPreference],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(checks, "_FIRST_ROWS", 2)
+    stream = spoiled(preferences).to_iterable_dataset()
+    trainer = trainers.make(tmp_path, stream, max_steps=3)
+    with pytest.raises(DatasetError, match=r"^row '.*' of the training stream: same_answers \("):
+        trainer.train()
+    trainer = trainers.make(tmp_path, stream, on_bad_row="skip", max_steps=3)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 3
+    assert "on_bad_row='skip': without row" in caplog.text
+    good = [preferences[i % len(preferences)].id for i in (0, 1, 3)]
+    assert [row["id"] for row in trainer.train_dataset] == good
 
 
 # ---------------------------------------------------------------------------------------------------------- many turns

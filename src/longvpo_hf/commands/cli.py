@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
-#: Exit status after Ctrl-C, as shells have it.
-INTERRUPTED = 130
-
 Command = TypeVar("Command", bound=Callable[..., int | None])
 
 #: The option of commands that take their options from a file too.
@@ -83,22 +80,20 @@ def run(app: App, argv: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     chain, _, _ = app.parse_commands(words)
-    resumes = False
-    with advice(" ".join([*app.name, *chain])):
+    program = " ".join([*app.name, *chain])
+    with advice(program):
         try:
             command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-            resumes = hasattr(command, "resumable")
-            if status := command(*bound.args, **bound.kwargs):
+            go_on = "The same command goes on where this one stopped." if hasattr(command, "resumable") else ""
+            with advice(program, go_on):
+                status = command(*bound.args, **bound.kwargs)
+            if status:
                 sys.exit(status)
         except CycloptsError as error:
             raise ConfigError(str(error)) from error
         except BrokenPipeError:  # the reader of a pipe, `longvpo configs | head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_CLOSED_PIPE)
-        except KeyboardInterrupt:
-            more = " The same command goes on where this one stopped." if resumes else ""
-            print(f"\nInterrupted.{more}", file=sys.stderr)
-            sys.exit(INTERRUPTED)
 
 
 def script(command: Command, name: str) -> Callable[..., None]:

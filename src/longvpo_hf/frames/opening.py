@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any, Literal
 
-from longvpo_hf.errors import ConfigError, VideoError
+from longvpo_hf.errors import ConfigError, VideoError, check_machine
 from longvpo_hf.frames.headers import CONTAINERS, Header, described, read_header
 from longvpo_hf.timeline import Clip
 
@@ -154,7 +154,11 @@ class Source:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Makes an `UnreadableVideo` of whatever the decoder, the file system or the Hub says in the block."""
+        """Makes an `UnreadableVideo` of whatever the decoder, the file system or the Hub says in the block.
+
+        Raises:
+            StorageError: If the machine is short of something, such as open files.
+        """
         try:
             yield
         except UnreadableVideo:
@@ -163,12 +167,15 @@ class Source:
             where = " on the Hub" if self._is_remote else ""
             raise UnreadableVideo("missing_file", self.path, f"no such file{where}") from error
         except (RuntimeError, IndexError, ValueError) as error:
+            check_machine(error)
             raise UnreadableVideo("unreadable", self.path, said(error)) from error
         except OSError as error:
+            check_machine(error)
             reason: Reason = "unreachable" if self._is_remote else "unreadable"
             raise UnreadableVideo(reason, self.path, said(error)) from error
         except Exception as error:
-            # What huggingface_hub speaks HTTP with; a local file never gets here.
+            # Broad, because the errors of what huggingface_hub speaks HTTP with are told by their module: importing it
+            # would take longer than opening a file. All others, and those of a local file, are raised as they are.
             if not self._is_remote or not type(error).__module__.startswith("httpx2"):
                 raise
             raise UnreadableVideo("unreachable", self.path, said(error)) from error

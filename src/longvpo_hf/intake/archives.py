@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from longvpo_hf.errors import CorpusError
+from longvpo_hf.errors import CorpusError, check_machine
 from longvpo_hf.intake.limits import MIB, IntakeLimits
 
 _TAR = re.compile(r".+\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)", re.DOTALL)
@@ -114,6 +114,7 @@ class Archive:
         except TooLarge as error:
             raise CorpusError(f"{self.files[0]}, after {name}: {error}") from error
         except DAMAGE as error:
+            check_machine(error)
             raise self.damaged(name, error) from error
 
     def damaged(self, member: str, error: Exception) -> CorpusError:
@@ -150,6 +151,7 @@ class Archive:
             try:
                 return archive.open(info)
             except DAMAGE as error:
+                check_machine(error)
                 raise Damaged(str(error)) from error
 
         with _ZipFile(self.files[0], limits.max_index_bytes) as file, zipfile.ZipFile(file) as archive:
@@ -313,6 +315,7 @@ def _bytes_of(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     try:
         content = tar.extractfile(info)
     except DAMAGE as error:
+        check_machine(error)
         raise Damaged(str(error)) from error
     if content is None:
         raise Damaged(f"{info.name} holds no bytes")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_machine
 from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, need_ffmpeg
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.examine import DETECTORS, content_digest, examine, scene_changes
@@ -108,6 +108,7 @@ def _each(
         try:
             sha256 = source.sha256 or content_digest(source.path)
         except OSError as error:
+            check_machine(error)
             yield Dropped("unreadable", path, source_id, error.strerror or str(error))
             continue
         if benchmarks is not None and (found := benchmarks.match(source, sha256)):

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from longvpo_hf.artifacts import PART, whole_file, write_text
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_machine
 from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, decoder, is_whole, need_ffmpeg
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.examine import as_examined, content_digest
@@ -168,6 +168,7 @@ class _Task:
         except FileNotFoundError:
             raise UnreadableVideo("missing_file", clip, "no such file") from None
         except OSError as error:
+            check_machine(error)
             raise UnreadableVideo("unreadable", clip, error.strerror or str(error)) from error
 
     def _path(self, clip: Clip, content: str) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from longvpo_hf.artifacts import file_digest
-from longvpo_hf.errors import CorpusError
+from longvpo_hf.errors import CorpusError, check_machine
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.archives import DAMAGE, Archive, Damaged, Member, TooLarge, archives_under
 from longvpo_hf.intake.limits import MIB, IntakeLimits
@@ -395,6 +395,7 @@ def _read(content: IO[bytes]) -> bytes:
     try:
         return content.read(MIB)
     except DAMAGE as error:
+        check_machine(error)
         raise Damaged(str(error)) from error
 
 

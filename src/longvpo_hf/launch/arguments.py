@@ -134,7 +134,8 @@ def recipe_parser(defaults: Mapping[str, Any] | None = None) -> TrlParser:
     Args:
         defaults: Settings of `LongVPOConfig` that the recipe has of its own.
     """
-    parser = _RecipeParser((RecipeArguments, ModelConfig, LongVPOConfig))
+    # An option is spelled out: an abbreviation may come to mean another one with the next version of a library.
+    parser = _RecipeParser((RecipeArguments, ModelConfig, LongVPOConfig), allow_abbrev=False)
     parser.set_defaults_with_config(**defaults or {})
     return parser
 

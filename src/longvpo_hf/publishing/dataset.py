@@ -119,7 +119,15 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        try:
+            self._finish(is_complete=kind is None)
+        except BaseException as refused:  # the disk is full, say: what is written so far goes
+            self._open.__exit__(type(refused), refused, refused.__traceback__)
+            raise
+        self._open.__exit__(kind, error, trace)
+
+    def _finish(self, is_complete: bool) -> None:
+        if is_complete:
             self._flush()
         self._parquet.close()
         media = [] if self._media_root else list((self._part / "clips").glob("*/*"))
@@ -127,7 +135,6 @@ class DatasetWriter:
             # `datasets` chooses its builder by the more frequent kind of file, and Parquet in a draw: a second copy
             # makes this a dataset of videos.
             shutil.copyfile(media[0], media[0].with_stem(f"{media[0].stem}-again"))
-        self._open.__exit__(kind, error, trace)
 
     def _flush(self) -> None:
         if self._rows:

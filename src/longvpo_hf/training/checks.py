@@ -15,7 +15,7 @@ from longvpo_hf.training.collator import VideoPreferenceCollator
 from longvpo_hf.training.config import LongVPOConfig, OnBadRow
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,11 @@ RUN_PROBLEMS = {
     "too_long": "the prompt and the longer answer have more tokens than the model's context or max_length",
 }
 _PROBLEMS = {**ROW_PROBLEMS, **RUN_PROBLEMS}
+#: Of a stream, looked over before training, when nothing is lost yet; the others as they come.
+_FIRST_ROWS = 256
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 300
+_MEND = "Mend or drop such rows, change the settings, or leave them out with on_bad_row='skip'."
 #: More than a chat template writes around a message.
 _TEMPLATE_TOKENS = 64
 #: Of an answer, what its tokenizer could merge with the prompt's end.
@@ -80,12 +83,14 @@ class RowCheck:
 
 
 def check_rows(
-    rows: Dataset, collator: VideoPreferenceCollator | None = None, config: PreTrainedConfig | None = None
+    rows: Dataset | IterableDataset,
+    collator: VideoPreferenceCollator | None = None,
+    config: PreTrainedConfig | None = None,
 ) -> RowCheck:
     """Looks over all rows of a dataset; no video is opened.
 
     Args:
-        rows: Rows with clips.
+        rows: Rows with clips; a stream is read to its end.
         collator: The run's, with the model's processor; None leaves out what depends on a model and settings.
         config: The model's; None counts a video as one token per pair of frames when lengths are bounded.
     """
@@ -93,6 +98,7 @@ def check_rows(
 
     checks = _Checks(collator, config)
     found: dict[str, tuple[list[int], list[str]]] = {}
+    number = -1
     for number, row in enumerate(tqdm(undecoded(rows), desc="checking rows", unit="row", leave=False)):
         problem = checks(row)
         if problem is not None:
@@ -102,7 +108,7 @@ def check_rows(
             if len(examples) < _EXAMPLES:
                 examples.append(detail if len(detail) <= _EXAMPLE_CHARACTERS else f"{detail[:_EXAMPLE_CHARACTERS]}…")
     ranked = sorted(found.items(), key=lambda item: -len(item[1][0]))
-    return RowCheck(len(rows), tuple(RowProblem(kind, tuple(nums), tuple(texts)) for kind, (nums, texts) in ranked))
+    return RowCheck(number + 1, tuple(RowProblem(kind, tuple(nums), tuple(texts)) for kind, (nums, texts) in ranked))
 
 
 def look_over(model: Any, args: LongVPOConfig, collator: Any, train: Any, evaluation: Any) -> tuple[Any, Any]:
@@ -112,7 +118,7 @@ def look_over(model: Any, args: LongVPOConfig, collator: Any, train: Any, evalua
         model: The model, or its name or path.
         args: Settings of the run; `on_bad_row` decides what happens.
         collator: The run's. With a collator of another kind, rows are returned unchecked.
-        train: Rows to train on. A stream is not checked: its rows are as they come.
+        train: Rows to train on. The first of a stream are looked over, and each again when it comes.
         evaluation: Rows to evaluate on, several datasets by name, or None.
 
     Raises:
@@ -136,21 +142,43 @@ def look_over(model: Any, args: LongVPOConfig, collator: Any, train: Any, evalua
 
 
 def _trainable(rows: Any, name: str, collator: VideoPreferenceCollator, config: Any, on_bad_row: OnBadRow) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-    if not isinstance(rows, Dataset):
+    is_stream = isinstance(rows, IterableDataset)
+    if not isinstance(rows, (Dataset, IterableDataset)):
         return rows
-    check = check_rows(rows, collator, config)
-    if not check.problems:
-        return rows
+    check = check_rows(rows.take(_FIRST_ROWS) if is_stream else rows, collator, config)
+    which = f"The start of the {name} stream" if is_stream else f"The {name} dataset"
     bad = set(check.bad_rows)
-    if on_bad_row == "raise" or len(bad) == len(rows):
-        raise DatasetError(
-            f"The {name} dataset: {check}\nMend or drop these rows, change the settings, or leave such rows out with "
-            "on_bad_row='skip'."
-        )
+    if bad and (on_bad_row == "raise" or len(bad) == check.num_rows):
+        raise DatasetError(f"{which}: {check}\n{_MEND}")
+    if is_stream:
+        return rows.filter(_Sieve(_Checks(collator, config), name, on_bad_row))
+    if not bad:
+        return rows
     logger.warning(f"on_bad_row='skip': the {name} dataset is used without some rows. {check}")
     return rows.select([number for number in range(len(rows)) if number not in bad])
+
+
+class _Sieve:
+    """Lets those rows of a stream through that can be trained on; the others are logged, or end the run."""
+
+    def __init__(self, checks: _Checks, name: str, on_bad_row: OnBadRow) -> None:
+        self._checks = checks
+        self._name = name
+        self._on_bad_row = on_bad_row
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        problem = self._checks(row)
+        if problem is None:
+            return True
+        kind, detail = problem
+        said = f"row {row.get('id', '')!r} of the {self._name} stream: {kind} ({_PROBLEMS[kind]}): {detail}"
+        said = said if len(said) <= 2 * _EXAMPLE_CHARACTERS else f"{said[: 2 * _EXAMPLE_CHARACTERS]}…"
+        if self._on_bad_row == "raise":
+            raise DatasetError(f"{said}\n{_MEND}")
+        logger.warning(f"on_bad_row='skip': without {said}")
+        return False
 
 
 class _Checks:

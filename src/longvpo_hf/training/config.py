@@ -61,7 +61,8 @@ class LongVPOConfig(DPOConfig):
             What happens to rows that cannot be trained on: no clips, empty or equal answers, more clips than frames,
             more tokens than the model's context, texts that the chat template cannot take. All rows are looked over
             before training, without opening a video: `"raise"` ends the run with all that was found, `"skip"` leaves
-            these rows out and logs them. Rows of a stream are checked as they come, and raise.
+            these rows out and logs them. Of a stream, the first 256 rows are looked over
+            before training and each row when it comes.
         max_nonfinite_steps (`int`, *optional*, defaults to `0`):
             Number of optimizer steps in a row that may have a loss or a gradient which is not finite (NaN or infinite).
             Such a step does not change the weights, and its loss is logged as NaN. One more ends the run with an error;

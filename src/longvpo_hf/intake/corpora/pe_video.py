@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from longvpo_hf.errors import CorpusError
+from longvpo_hf.errors import CorpusError, check_machine
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.archives import DAMAGE, Archive, Damaged, Member, TooLarge
 from longvpo_hf.intake.corpus import Corpus
@@ -61,6 +61,7 @@ def _content(member: Member, where: str, limits: IntakeLimits) -> bytes:
         with member.open() as content:
             text = content.read(limits.max_record_bytes + 1)
     except (Damaged, TooLarge, *DAMAGE) as error:
+        check_machine(error)
         raise BadRecord(where, "", f"cannot be read: {error}.") from error
     if len(text) > limits.max_record_bytes:
         raise BadRecord(where, "the record", f"longer than max_record_bytes={limits.max_record_bytes}.")
