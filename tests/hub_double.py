@@ -1,6 +1,6 @@
 """A local double of the Hub on loopback: enough of its HTTP interface to create, upload, list, download and stream.
 
-Repositories live in memory, with every commit kept; each repository has the one branch `main`. Large files go the LFS
+Repositories live in memory, with every commit kept; branches start where `main` is. Large files go the LFS
 way (batch, PUT), small ones inside the commit, as on the Hub; Xet is not spoken. Writing needs the token. Cards are
 checked by `/api/validate-yaml` for what the real Hub refuses most often (see `card_errors`). A commit that leaves more
 than `MAX_FILES_PER_FOLDER` files in one folder is refused.
@@ -53,6 +53,10 @@ class Repository:
 
     private: bool
     commits: list[tuple[str, Files]] = field(default_factory=lambda: [("0" * 40, {})])
+    branches: dict[str, list[tuple[str, Files]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.branches["main"] = self.commits
 
     @property
     def files(self) -> Files:
@@ -61,14 +65,15 @@ class Repository:
 
     def at(self, revision: str) -> tuple[str, Files] | None:
         """Sha and tree of a revision, or None."""
-        if revision in ("main", "refs/heads/main"):
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit[0] == revision), None)
+        if (name := revision.removeprefix("refs/heads/")) in self.branches:
+            return self.branches[name][-1]
+        return next((commit for commits in self.branches.values() for commit in commits if commit[0] == revision), None)
 
-    def commit(self, files: Files) -> str:
+    def commit(self, files: Files, branch: str = "main") -> str:
         state = "".join(f"{path}\0{hashlib.sha256(data).hexdigest()}\n" for path, data in sorted(files.items()))
-        sha = hashlib.sha1((self.commits[-1][0] + state).encode()).hexdigest()
-        self.commits.append((sha, files))
+        commits = self.branches[branch]
+        sha = hashlib.sha1((commits[-1][0] + state).encode()).hexdigest()
+        commits.append((sha, files))
         return sha
 
 
@@ -267,8 +272,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._missing("RepoNotFound")
         verb, rest = match["verb"], match["rest"] or ""
         if verb == "refs":
-            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.commits[-1][0]}
-            return self._answer(200, {"branches": [branch], "tags": [], "converts": []})
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1][0]}
+                for name, commits in repository.branches.items()
+            ]
+            return self._answer(200, {"branches": branches, "tags": [], "converts": []})
         if verb == "auth-check":
             return self._answer(200) if self._may_write() else self._answer(403, {"error": "no write access"})
         revision, _, folder = rest.partition("/") if verb else ("main", "", "")
@@ -327,7 +335,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._missing("RepoNotFound")
         if match["verb"] == "preupload":
             return self._preupload(repository, json.loads(body))
+        if match["verb"] == "branch":
+            if match["rest"] in repository.branches:
+                return self._answer(409, {"error": "Reference already exists"})
+            repository.branches[match["rest"]] = [repository.commits[-1]]
+            return self._answer(200)
         if match["verb"] == "commit":
+            if match["rest"] not in repository.branches:
+                return self._missing("RevisionNotFound")
             return self._commit(repository, match, body)
         return self._missing("EntryNotFound")
 
@@ -367,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repository: Repository, match: re.Match[str], body: bytes) -> None:
         with self.hub.lock:
-            files = dict(repository.files)
+            files = dict(repository.branches[match["rest"]][-1][1])
             for line in body.splitlines():
                 entry = json.loads(line)
                 key, value = entry["key"], entry["value"]
@@ -386,7 +401,7 @@ class _Handler(BaseHTTPRequestHandler):
             # As the Hub does: a commit with a bad card is refused.
             if "README.md" in files and (errors := card_errors(files["README.md"].decode())):
                 return self._answer(400, {"error": f"Invalid metadata in README.md: {errors}"})
-            sha = repository.commit(files)
+            sha = repository.commit(files, match["rest"])
         prefix = "" if match["type"] == "model" else f"{match['type']}s/"
         url = f"{self.hub.url}/{prefix}{match['repo']}/commit/{sha}"
         return self._answer(200, {"commitOid": sha, "commitUrl": url, "hookOutput": "", "success": True})

@@ -366,6 +366,28 @@ def push_and_train(folder: str) -> dict[str, Any]:
     return told
 
 
+def push_to_a_branch(source: str, output: str) -> dict[str, str]:
+    """Builds rows and pushes them to a branch of a private dataset, then loads them from there."""
+    from longvpo_hf.commands.build import stage1
+
+    words = ["--corpus", "videofolder", "--source", source, "--responder", "scripted", "--num-rows", "4"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        stage1.main([*words, "--output", output, "--push-to-hub", REPO, "--private", "--revision", "trial"])
+    return {"said": said.getvalue(), "rows": str(len(load_dataset(REPO, split="train", revision="trial")))}
+
+
+def test_a_build_pushes_to_the_branch_that_is_named(tmp_path: Path, preferences: list[VideoPreference]) -> None:
+    source = Path(preferences[0].timeline.clips[0].path).parent
+    with HubDouble() as hub:
+        told = hub.call(push_to_a_branch, source, tmp_path / "rows", cwd=tmp_path, hf_home=tmp_path / "home")
+        repository = hub.repositories["dataset", REPO]
+    assert repository.private
+    assert repository.files == {}
+    assert "train.parquet" in repository.branches["trial"][-1][1]
+    assert told["rows"] == "4"
+    assert f'revision="{repository.branches["trial"][-1][0]}"' in told["said"]
+
+
 def push_again(folder: str) -> dict[str, Any]:
     """Pushes other rows under the same name, then a card that the Hub refuses."""
     told = {"revision": push_dataset(Path(folder), REPO)}

@@ -52,6 +52,7 @@ def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
             HfApi(token=args.hub_token).upload_folder(
                 repo_id=trainer.hub_model_id,
                 folder_path=args.output_dir,
+                revision=args.hub_revision,
                 allow_patterns=[RECORD_FILE, "README.md", "evaluation/*.json", "evaluation/*.md"],
                 commit_message="Benchmarks",
             )

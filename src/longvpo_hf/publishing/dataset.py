@@ -159,10 +159,10 @@ class DatasetWriter:
         return self._names[clip.path]
 
 
-def prepare_push(repo_id: str, *, private: bool | None = None) -> HfApi:
-    """Makes sure that `push_dataset` may write to a repository; creates it if it does not exist.
+def prepare_push(repo_id: str, *, private: bool | None = None, revision: str | None = None) -> HfApi:
+    """Makes sure that `push_dataset` may write to a repository; creates it, and its branch, if they do not exist.
 
-    Call it before a build, so that a missing token costs no work.
+    Call it before a build, so that a missing token costs no work. The arguments are those of `push_dataset`.
 
     Raises:
         DatasetError: If the name is not one of the Hub's, or the token may not write there.
@@ -171,6 +171,8 @@ def prepare_push(repo_id: str, *, private: bool | None = None) -> HfApi:
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.auth_check(repo_id, repo_type="dataset", write=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
     except (HfHubHTTPError, HFValidationError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DatasetError(
@@ -180,7 +182,7 @@ def prepare_push(repo_id: str, *, private: bool | None = None) -> HfApi:
     return api
 
 
-def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
+def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
     """Publishes a folder that `DatasetWriter` wrote, in one commit that replaces an earlier dataset entirely.
 
     The dataset's name is put into the card. After a push that broke off, call this again; no media are uploaded twice.
@@ -189,6 +191,7 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
         folder: See `DatasetWriter`.
         repo_id: Name on the Hub, `namespace/name`; created if it does not exist.
         private: Whether a new repository is private; None leaves it to the namespace's setting.
+        revision: Branch to push to; created if it does not exist. None: `main`.
 
     Returns:
         The commit's id, for `load_dataset(repo_id, revision=...)`.
@@ -221,11 +224,12 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
             )
     text = card.read_text(encoding="utf-8")
     write_text(card, text.replace(f'"{UNNAMED}"', f'"{repo_id}"'))
-    api = prepare_push(repo_id, private=private)
+    api = prepare_push(repo_id, private=private, revision=revision)
     commit = api.upload_folder(
         repo_id=repo_id,
         repo_type="dataset",
         folder_path=folder,
+        revision=revision,
         commit_message="Upload preference rows and their clips",
         allow_patterns=[RECORD_FILE, "README.md", "train.parquet", "clips/*"],  # nothing else, e.g. inspect.html
         delete_patterns=[RECORD_FILE, "*.parquet", "clips/*"],

@@ -142,6 +142,8 @@ class OutputSettings:
         num_workers: Processes that cut clips; 0 cuts in this one.
         dry_run: Estimate calls, tokens and disk; ask no model.
         push_to_hub: NAMESPACE/NAME of a dataset on the Hub to push to. None: nothing is pushed.
+        private: Whether a dataset that is new there is private. None: as the namespace's setting has it.
+        revision: Branch to push to. None: main.
     """
 
     output: Path
@@ -150,6 +152,12 @@ class OutputSettings:
     num_workers: NonNegativeInt = 0
     dry_run: bool = False
     push_to_hub: str | None = None
+    private: bool | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is None and (self.private is not None or self.revision is not None):
+            raise ConfigError("--private and --revision are about a push: name the dataset with --push-to-hub.")
 
     @property
     def log(self) -> Path:
@@ -175,7 +183,7 @@ class OutputSettings:
         if self.push_to_hub is not None and not self.dry_run:
             from longvpo_hf.publishing.dataset import prepare_push
 
-            prepare_push(self.push_to_hub)
+            prepare_push(self.push_to_hub, private=self.private, revision=self.revision)
 
     @contextmanager
     def opened(self) -> Iterator[Funnel]:

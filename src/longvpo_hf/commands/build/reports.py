@@ -78,7 +78,7 @@ def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> N
     if output.push_to_hub:
         from longvpo_hf.publishing.dataset import push_dataset
 
-        commit = push_dataset(output.output, output.push_to_hub)
+        commit = push_dataset(output.output, output.push_to_hub, private=output.private, revision=output.revision)
         print(f'pushed: load_dataset("{output.push_to_hub}", revision="{commit}")')
 
 
