@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
+from longvpo_hf import reasoning
 from longvpo_hf.evaluation.longvideo_mcq import answers
 from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off, letter_of, without_reasoning
-from longvpo_hf.responders import replies
 
 KEY: list[dict[str, Any]] = [
     json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()
@@ -112,7 +112,7 @@ def test_a_reply_that_ends_in_its_reasoning_is_cut_off() -> None:
 
 def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
     """The metric's file stands alone, so the rule is there twice."""
-    assert answers._REASONING.pattern == replies._TAG.pattern
+    assert answers._REASONING == reasoning.TAG
     rng = random.Random(1)
     crumbs = [
         "<think>",
@@ -122,6 +122,11 @@ def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
         "[THINK]",
         "◁think▷",
         "</seed:think>",
+        "<|channel>thought",
+        "<channel|>",
+        "<|channel|>analysis<|message|>",
+        "<|channel|>final <|constrain|>json<|message|>",
+        "<|START_THINKING|>",
         "A",
         " ",
         "\n",
@@ -129,7 +134,7 @@ def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
     ]
     for _ in range(3000):
         reply = "".join(rng.choices(crumbs, k=rng.randint(0, 9)))
-        assert without_reasoning(reply) == replies.without_reasoning(reply)
+        assert without_reasoning(reply) == reasoning.without_reasoning(reply)
 
 
 @pytest.mark.parametrize(

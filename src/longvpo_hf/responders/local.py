@@ -1,4 +1,4 @@
-"""A transformers image-text-to-text model of this process as a responder: batched, greedy, deterministic.
+"""A transformers image-text-to-text model of this process as a responder: batched, deterministic.
 
 It answers in free text: the JSON schema of a request is left out.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
+from longvpo_hf.families.templates import may_reason, opened_by_template
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import CutOff, OnResult, OnWait, Request, Result, answered, weights
-from longvpo_hf.responders.replies import opened_reasoning
+from longvpo_hf.responders import OnResult, OnWait, Request, Result, answered, weights
+from longvpo_hf.responders.generating import generate, seed_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -26,22 +28,21 @@ if TYPE_CHECKING:
 #: Visual tensors held while requests of like length are looked for: a bound on memory, whatever is asked at once.
 #: About 800 frames of 448 × 448 in float32.
 _HELD_BYTES = 2 * 1024**3
-#: More than a tag and the line breaks around it have.
-_TAG_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One request on its way: which it is, its token ids and types, the visual tensors of its video."""
+    """One request on its way: which it is, its seed, its token ids and types, the visual tensors of its video."""
 
     index: int
+    seed: int
     ids: list[int]
     types: list[int] | None
     visual: dict[str, torch.Tensor]
 
 
 class LocalResponder:
-    """Answers with a model of this process, greedily.
+    """Answers with a model of this process.
 
     Args:
         model: An image-text-to-text model in evaluation mode, on its device.
@@ -50,6 +51,13 @@ class LocalResponder:
         max_new_tokens: Bound on an answer's length.
         batch_size: Requests per `generate` call.
         name: See `Responder.name`; by default the model's name or path.
+        decoding: How answers are decoded; by default greedily.
+
+    Attributes:
+        reasons: Whether answers may begin with reasoning, and need room for it.
+
+    Raises:
+        ModelError: If thinking is to be switched and the model's chat template has no switch.
     """
 
     def __init__(
@@ -60,12 +68,16 @@ class LocalResponder:
         max_new_tokens: int = 128,
         batch_size: int = 8,
         name: str | None = None,
+        decoding: Decoding = GREEDY,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}.")
         self.model = model
         self.sampler = sampler
-        self.encoder = PromptEncoder(processor)
+        self.decoding = decoding
+        self.encoder = PromptEncoder(processor, decoding.thinking)
+        self.reasons = may_reason(processor, self.encoder.switch)
+        self._opened = opened_by_template(processor, self.encoder.switch)
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         path = model.config.name_or_path
@@ -85,7 +97,12 @@ class LocalResponder:
     def settings(self) -> dict[str, object]:
         """See `identity`. Reads the model's files."""
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
-        return {"weights": self._weights, "max_new_tokens": self.max_new_tokens, "sampler": sampler}
+        return {
+            "weights": self._weights,
+            "max_new_tokens": self.max_new_tokens,
+            "sampler": sampler,
+            "decoding": asdict(self.decoding),
+        }
 
     def respond(
         self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
@@ -120,7 +137,7 @@ class LocalResponder:
         frames = None if request.timeline is None else self.sampler(request.timeline, request.view)
         prompts = self.encoder.encode(frames, [[{"role": "user", "content": request.text}]])
         types = None if prompts.mm_token_type_ids is None else prompts.mm_token_type_ids[0]
-        return _Prompt(index, prompts.input_ids[0], types, prompts.visual)
+        return _Prompt(index, seed_of(request, self.decoding), prompts.input_ids[0], types, prompts.visual)
 
     def _answer(self, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, str]]:
         """The answers as they come, in batches of videos that fit into one call, shortest prompts first."""
@@ -144,41 +161,8 @@ class LocalResponder:
         types = [prompt.types for prompt in prompts if prompt.types is not None]
         if types:
             inputs["mm_token_type_ids"] = _left_pad(types, length, 0)
-        with torch.inference_mode():
-            output = self.model.generate(
-                **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
-        return decoded(self.model, tokenizer, output, length, self.max_new_tokens)
-
-
-def decoded(
-    model: PreTrainedModel, tokenizer: Any, output: torch.Tensor, num_prompt_tokens: int, max_new_tokens: int
-) -> list[str]:
-    """What was generated after the prompts.
-
-    Args:
-        model: Who generated it.
-        tokenizer: Its tokenizer.
-        output: Token ids `[B, num_prompt_tokens + n]`.
-        num_prompt_tokens: Length of the prompts, which are padded on the left.
-        max_new_tokens: The bound that `n` had.
-
-    Returns:
-        Texts; before each whose template opened the reasoning, the tag that did. A `CutOff` for each that has as many
-        tokens as it may and no end.
-    """
-    new = output[:, num_prompt_tokens:]
-    ends_of_prompts = output[:, max(0, num_prompt_tokens - _TAG_TOKENS) : num_prompt_tokens]
-    opened = [opened_reasoning(end) for end in tokenizer.batch_decode(ends_of_prompts)]
-    written = tokenizer.batch_decode(new, skip_special_tokens=True)
-    texts = [f"{tag}{text}".strip() for tag, text in zip(opened, written, strict=True)]
-    ends = model.generation_config.eos_token_id
-    if ends is None or new.shape[1] < max_new_tokens:
-        return texts
-    ended = torch.isin(new, torch.as_tensor(ends, device=new.device)).any(1).tolist()
-    return [text if end else CutOff(text) for text, end in zip(texts, ended, strict=True)]
+        seeds = [prompt.seed for prompt in prompts]
+        return generate(self.model, tokenizer, inputs, seeds, self.max_new_tokens, self.decoding, self._opened)
 
 
 def _left_pad(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:

@@ -67,6 +67,7 @@ class Models:
                 api_key=_api_key(settings),
                 patience_seconds=settings.patience_seconds,
                 plain_http_key=settings.plain_http_key,
+                decoding=settings.decoding,
             )
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
@@ -91,8 +92,10 @@ class Models:
                 self._loaded[name] = (reader, AutoProcessor.from_pretrained(name))
         loaded, processor = self._loaded[name]
         if not sees:
-            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size)
-        return LocalResponder(loaded, processor, self._sampler, max_new_tokens, settings.batch_size)
+            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size, settings.decoding)
+        return LocalResponder(
+            loaded, processor, self._sampler, max_new_tokens, settings.batch_size, decoding=settings.decoding
+        )
 
 
 def ask_endpoints(settings: ModelSettings, seeing: Sequence[str | None], reading: Sequence[str | None] = ()) -> None:

@@ -21,9 +21,13 @@ LETTERS = string.ascii_uppercase
 _AROUND = " \"'`*_()[]{}<>“”‘’«»"
 _CLOSING = _AROUND + ".,;:!?…。，！？"
 
-#: The tags of responders/replies.py, which this file must not import; a test holds the two equal.
+#: The tags of reasoning.py, which this file must not import; a test holds the two equal.
 _REASONING = re.compile(
-    r"<(?P<close>/)?(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[(?P<bracket>/)?THINK\]|◁(?P<kimi>/)?think▷"
+    r"(?P<close></(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
+    r"|<channel\|>|<\|channel\|>final[^<]{0,20}(?:<\|constrain\|>\w*)?<\|message\|>)"
+    r"|<(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[THINK\]|◁think▷|<\|START_THINKING\|>"
+    r"|<\|channel>thought|<\|channel\|>(?:analysis|commentary)[^<]{0,20}<\|message\|>",
+    re.IGNORECASE,
 )
 
 # ------------------------------------------------------------------------------------------------- forms of an answer
@@ -189,7 +193,7 @@ def _split(reply: str) -> tuple[str, bool]:
     parts: list[str] = []
     end, is_inside = 0, False
     for tag in _REASONING.finditer(reply):
-        if tag["close"] or tag["bracket"] or tag["kimi"]:
+        if tag["close"]:
             if not is_inside:  # the template had opened it in the prompt
                 parts.clear()
             end, is_inside = tag.end(), False
