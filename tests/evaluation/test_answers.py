@@ -4,7 +4,8 @@
 533 lines, in 25 styles and languages, were written and labelled before the extractor; it was then made on two thirds of
 them, and read 98.2 % of the last third rightly before that was looked at. The second and third round were written
 afterwards, worded otherwise on purpose: 60 % and 91 % were read rightly, two of 226 as a wrong letter and the rest as
-none, before their forms were added.
+none, before their forms were added. The fourth and fifth, of look-alikes, verdicts, ordinals and more, were read right
+in 80 % and 77 %, 13 of 370 as a wrong letter. Those few that are still misread would cost others.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ def check(read: list[tuple[str, str, str]], most_wrong: float = 0.02) -> None:
 
 
 def test_the_key_is_read_as_its_writer_meant_it() -> None:
-    assert len(KEY) >= 750
+    assert len(KEY) >= 1129
     assert len({line["style"] for line in KEY}) >= 27
     read = [(line["reply"], line["letter"], letter_of(line["reply"], line["letters"])) for line in KEY]
-    check(read, most_wrong=0.005)  # all agree; whoever adds a form may lose a few of another
+    check(read, most_wrong=0.006)  # five do not; whoever adds a form may lose a few of another
 
 
 def test_no_letter_is_special() -> None:
@@ -138,7 +139,22 @@ def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "crumb", ["\n", "<answer>", "\\boxed{", "A ", "(A) ", "answer is ", "A, ", "选A", '"answer": "']
+    "crumb",
+    [
+        "\n",
+        "<answer>",
+        "\\boxed{",
+        "A ",
+        "(A) ",
+        "answer is ",
+        "A, ",
+        "选A",
+        '"answer": "',
+        "<a>",
+        "~~",
+        '"?',
+        "A wrong ",
+    ],
 )
 def test_long_replies_are_read(crumb: str) -> None:
     assert letter_of(crumb * 50_000, "ABCD") in ("", "A")
