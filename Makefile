@@ -14,7 +14,7 @@ setup:
 	@sh scripts/setup.sh
 
 demo: setup
-	PATH="$(CURDIR)/.venv-uv/bin:$$PATH" uv run longvpo demo
+	PATH="$(CURDIR)/.venv-uv/bin:$$PATH" uv run longvpo run miniature
 
 check: setup
 	.venv/bin/ruff format --check .

@@ -1,7 +1,7 @@
 """Needle and position probe on the miniature's models before and after LongVPO, kept in `benchmarks/results/probes.*`.
 
-    longvpo demo --output runs/demo
-    python benchmarks/probes.py --demo runs/demo
+    longvpo run miniature
+    python benchmarks/probes.py --run runs/miniature
 
 Asks about clips that no training saw, in videos of such clips and, for the position probe, also among black frames.
 Goes on where it was stopped. Takes about two minutes on one core.
@@ -37,14 +37,14 @@ PLACEMENTS = 4
 SEED = 0
 
 
-def probe(demo: Path, models: list[str], work: Path) -> dict[str, Any]:
+def probe(run: Path, models: list[str], work: Path) -> dict[str, Any]:
     """Both probes on each model; `needle[model]` and `position[filler][frames][model]`."""
-    clips = read_world(demo / "world" / "evaluation")
+    clips = read_world(run / "world" / "evaluation")
     others = WorldFiller(clips, SEED)
     results: dict[str, Any] = {"needle": {}, "position": {}}
     for name in models:
-        responder = load_responder(str(demo / name), max(*LENGTHS, *FRAMES), None, 64, 4)
-        facts = {"weights": weights_digest(str(demo / name))}
+        responder = load_responder(str(run / name), max(*LENGTHS, *FRAMES), None, 64, 4)
+        facts = {"weights": weights_digest(str(run / name))}
         questions = world_questions(clips, NEEDLES, SEED, plain_english=False)
         results["needle"][name] = probe_needle(responder, questions, others, LENGTHS, DEPTHS, work / name, facts)
         questions = world_questions(clips, QUESTIONS, SEED, plain_english=False)
@@ -112,7 +112,7 @@ def report(results: dict[str, Any], machine: dict[str, Any]) -> str:
         f"- {machine['processor']}, {machine['cores']} cores, {machine['platform']}; one thread, no accelerator",
         f"- Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
-        f"- commit {machine['commit']}; models of `longvpo demo` with seed {machine['seed']}",
+        f"- commit {machine['commit']}; models of `longvpo run miniature` with seed {machine['seed']}",
         f"- `{machine['command']}`",
         "",
     ]
@@ -128,12 +128,14 @@ def banded(value: dict[str, Any]) -> str:
 def main() -> None:
     """Runs the probes and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="A finished `longvpo demo`.")
-    parser.add_argument("--models", nargs="+", default=["base", "model", "stage2-model"], help="Folders of the demo.")
+    parser.add_argument("--run", type=Path, default=Path("runs/miniature"), help="A finished `longvpo run miniature`.")
+    parser.add_argument(
+        "--models", nargs="+", default=["base", "stage1-model", "stage2-model"], help="Folders of the run."
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/probes"), help="Folder of the runs.")
     args = parser.parse_args()
     with one_thread():
-        results = probe(args.demo, args.models, args.work)
+        results = probe(args.run, args.models, args.work)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     machine = {
         "platform": platform.platform(),
@@ -142,7 +144,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("longvpo-hf", "torch", "transformers", "trl", "torchcodec")},
         "commit": commit.stdout.strip(),
-        "seed": json.loads((args.demo / "state" / "settings.json").read_text(encoding="utf-8"))["seed"],
+        "seed": json.loads((args.run / "metrics.json").read_text(encoding="utf-8"))["seed"],
         "command": f"python benchmarks/probes.py --models {' '.join(args.models)}",
     }
     RESULTS.mkdir(exist_ok=True)

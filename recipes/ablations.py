@@ -24,19 +24,16 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import yaml
-from datasets import load_dataset
 
 from longvpo_hf import Timeline, VideoPreference, papers
 from longvpo_hf.launch import load_recipe
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.miniature.asking import Describer
-from longvpo_hf.miniature.demo import Demo
 from longvpo_hf.miniature.evaluation import PAIR_CHANCE_PERCENT
 from longvpo_hf.miniature.machine import one_thread, processor_name
-from longvpo_hf.miniature.settings import DemoSettings
-from longvpo_hf.miniature.temporal import base_responder, temporal_rows
-from longvpo_hf.miniature.world import read_world
-from longvpo_hf.preference import undecoded
+from longvpo_hf.miniature.settings import MiniatureSettings
+from longvpo_hf.miniature.temporal import temporal_rows
+from longvpo_hf.miniature.workshop import Workshop
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.record import DatasetRecord, MethodRecord
 
@@ -55,7 +52,7 @@ class Arm:
     Args:
         name: Folder of its model.
         label: What it is in the table.
-        rows: What it is trained on, see `ROWS`; `dataset` are the demo's.
+        rows: What it is trained on, see `ROWS`; `dataset` are the demo's Stage-1 rows.
         options: What it changes of the configuration.
         recipe: Which recipe trains it, with the miniature's configuration of that.
         start: Folder of the model it begins with, and whose reference it has.
@@ -124,61 +121,60 @@ QUESTIONS["Stage 2"] = (
 ARMS = {arm.name: arm for arms in QUESTIONS.values() for arm in arms}
 
 
-def settings(seed: int, fast: bool) -> DemoSettings:
+def settings(seed: int, fast: bool) -> MiniatureSettings:
     """The demo's own, without its longest evaluation."""
     if fast:
-        short = replace(DemoSettings.fast(seed), steps=2, stage2_steps=2, lengths=(2, 8), pair_lengths=(2, 8))
+        short = replace(MiniatureSettings.fast(seed), steps=2, stage2_steps=2, lengths=(2, 8), pair_lengths=(2, 8))
         return replace(short, questions_per_length=8, pair_questions_per_length=8)
-    return replace(DemoSettings(seed), lengths=(1, 2, 8, 16, 32), pair_lengths=(2, 8, 16))
+    return replace(MiniatureSettings(seed), lengths=(1, 2, 8, 16, 32), pair_lengths=(2, 8, 16))
 
 
 # ----------------------------------------------------------------------------------------------------- rows
 
 
-def make_rows(demo: Demo, rows: Rows) -> Any:
-    """Makes what `ROWS` names in the demo's folder, once; gives the builder's funnel."""
+def make_rows(workshop: Workshop, rows: Rows) -> Any:
+    """Makes what `ROWS` names in the workshop's folder, once; gives the builder's funnel."""
     if rows == "dataset":
-        return demo.rows()
+        return workshop.once("rows", lambda: workshop.stage1_rows("dataset"))
     if rows in ("stage2", "stage2-of-base"):
-        demo.stage2_captions()
-        made = demo.stage2_rows("base" if rows == "stage2-of-base" else STAGE2.start, rows_folder(demo, rows).name)
+        workshop.once("stage2-captions", lambda: workshop.captions("stage2-captions"))
+        folder, answerer = rows_folder(workshop, rows).name, "base" if rows == "stage2-of-base" else STAGE2.start
+        made = workshop.once(folder, lambda: workshop.stage2_rows(folder, "stage2-captions", answerer))
         return {**made["funnel"], "truth": made["truth"]}
-    return demo.phase(f"rows {rows}", lambda: ROWS[rows](demo, rows_folder(demo, rows)))
+    return workshop.once(f"rows {rows}", lambda: ROWS[rows](workshop, rows_folder(workshop, rows)))
 
 
-def rows_folder(demo: Demo, rows: Rows) -> Path:
+def rows_folder(workshop: Workshop, rows: Rows) -> Path:
     """Where rows lie; arms may have their names."""
-    return demo.output / "dataset" if rows == "dataset" else demo.output / f"rows-{rows}"
+    return workshop.folder / "dataset" if rows == "dataset" else workshop.folder / f"rows-{rows}"
 
 
-def _unfiltered(demo: Demo, output: Path) -> Any:
-    return _anchored(demo, output, questions_per_timeline=4, filtered=False)
+def _unfiltered(workshop: Workshop, output: Path) -> Any:
+    return _anchored(workshop, output, questions_per_timeline=4, filtered=False)
 
 
-def _single(demo: Demo, output: Path) -> Any:
-    return _anchored(demo, output, questions_per_timeline=1, filtered=True)
+def _single(workshop: Workshop, output: Path) -> Any:
+    return _anchored(workshop, output, questions_per_timeline=1, filtered=True)
 
 
-def _anchored(demo: Demo, output: Path, questions_per_timeline: int, filtered: bool) -> Any:
+def _anchored(workshop: Workshop, output: Path, questions_per_timeline: int, filtered: bool) -> Any:
     """As the demo makes its rows, but for these two."""
-    responder = base_responder(demo)
+    responder = workshop.responder("base")
     describer = Describer(responder)
     wanted = Stage1Settings(
-        num_rows=demo.settings.num_rows,
-        max_clips=demo.settings.max_clips,
+        num_rows=workshop.settings.num_rows,
+        max_clips=workshop.settings.max_clips,
         questions_per_timeline=questions_per_timeline,
-        seed=demo.settings.seed,
+        seed=workshop.settings.seed,
     )
-    clips = [replace(item.clip, caption="") for item in read_world(demo.output / "world" / "stage1")]
+    clips = [replace(item.clip, caption="") for item in workshop.world("stage1")]
     return build_stage1(clips, describer, responder, output, wanted, describer.embed if filtered else None)
 
 
-def _single_first(demo: Demo, output: Path) -> Any:
+def _single_first(workshop: Workshop, output: Path) -> Any:
     """The rows of `single` with the anchor moved to the begin."""
-    make_rows(demo, "single")
-    rows = undecoded(
-        load_dataset(str(rows_folder(demo, "single")), split="train", cache_dir=str(demo.output / "cache"))
-    )
+    make_rows(workshop, "single")
+    rows = workshop.rows("rows-single")
     with DatasetWriter(output) as writer:
         for row in rows:
             given = VideoPreference.from_row(row)
@@ -190,7 +186,7 @@ def _single_first(demo: Demo, output: Path) -> Any:
         return {"rows": writer.num_rows}
 
 
-ROWS: dict[Rows, Callable[[Demo, Path], Any]] = {
+ROWS: dict[Rows, Callable[[Workshop, Path], Any]] = {
     "unfiltered": _unfiltered,
     "single": _single,
     "single-first": _single_first,
@@ -202,20 +198,19 @@ ROWS: dict[Rows, Callable[[Demo, Path], Any]] = {
 # ------------------------------------------------------------------------------------------------- training
 
 
-def train(demo: Demo, arm: Arm) -> dict[str, float]:
+def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
     """Trains the arm by its recipe, into its folder; gives the last log."""
 
     def work() -> dict[str, float]:
-        output = demo.output / arm.name
+        output = workshop.folder / arm.name
         given = yaml.safe_load((CONFIGS / f"{arm.recipe}.yaml").read_text(encoding="utf-8"))
-        del given["miniature"]  # the demo has made it
-        given["model_name_or_path"] = str(demo.output / arm.start)
-        given["dataset_name"] = str(rows_folder(demo, arm.rows))
+        given["model_name_or_path"] = str(workshop.folder / arm.start)
+        given["dataset_name"] = str(rows_folder(workshop, arm.rows))
         given["output_dir"] = str(output)
-        steps = demo.settings.stage2_steps if arm.recipe == "stage2" else demo.settings.steps
-        given["max_steps"], given["seed"] = steps, demo.settings.seed
-        given["replay_name"] = str(rows_folder(demo, "dataset")) if arm.replay else None
-        config = demo.output / f"{arm.name}.yaml"
+        steps = workshop.settings.stage2_steps if arm.recipe == "stage2" else workshop.settings.steps
+        given["max_steps"], given["seed"] = steps, workshop.settings.seed
+        given["replay_name"] = str(rows_folder(workshop, "dataset")) if arm.replay else None
+        config = workshop.folder / f"{arm.name}.yaml"
         config.write_text(yaml.safe_dump(given), encoding="utf-8")
         words = ["--config", str(config), "--resume_from_checkpoint", "true", *arm.options]
         trainer = load_recipe(arm.recipe).main(words)
@@ -225,27 +220,32 @@ def train(demo: Demo, arm: Arm) -> dict[str, float]:
         names = ("loss", "loss/sft", "rewards/accuracies", "rewards/margins", "logps_per_token/chosen")
         return {name: logs[-1][name] for name in names if name in logs[-1]} if logs else {}
 
-    return demo.phase(f"train {arm.name}", work)
+    return workshop.once(f"train {arm.name}", work)
 
 
 def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str], only_done: bool) -> dict[str, Any]:
     """Accuracies of the base and of each arm at one seed; with `only_done` of those that an earlier run finished."""
-    demo = Demo(folder, settings(seed, fast))
-    demo.worlds()
-    demo.base()
-    result: dict[str, Any] = {"base": demo.evaluate("base"), "arms": {}}
+    workshop = Workshop(folder, settings(seed, fast))
+    workshop.once("worlds", workshop.worlds)
+    workshop.once("base", workshop.base)
+    result: dict[str, Any] = {"base": _measured(workshop, "base"), "arms": {}}
     for name in names:
         arm = ARMS[name]
-        if only_done and not demo.is_done(f"evaluate {name}"):
+        if only_done and not workshop.is_done(f"evaluate {name}"):
             continue
         if arm.start != "base":
-            make_rows(demo, ARMS[arm.start].rows)
-            train(demo, ARMS[arm.start])
-        funnel = make_rows(demo, arm.rows)
-        log = train(demo, arm)
-        result["arms"][name] = {"funnel": funnel, "log": log, **demo.evaluate(name)}
-    result["seconds"] = demo.seconds()
+            make_rows(workshop, ARMS[arm.start].rows)
+            train(workshop, ARMS[arm.start])
+        funnel = make_rows(workshop, arm.rows)
+        log = train(workshop, arm)
+        result["arms"][name] = {"funnel": funnel, "log": log, **_measured(workshop, name)}
+    result["seconds"] = workshop.seconds()
     return result
+
+
+def _measured(workshop: Workshop, name: str) -> dict[str, Any]:
+    measured: dict[str, Any] = workshop.once(f"evaluate {name}", lambda: workshop.evaluate(name))
+    return measured
 
 
 # -------------------------------------------------------------------------------------------------- results

@@ -26,7 +26,6 @@ from longvpo_hf.launch import (
     finish,
     load_rows,
     lora,
-    make_miniature,
     parse,
     quantization,
     start_from,
@@ -38,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains, and returns the trainer."""
     recipe, model, training = parse(argv)
     check_benchmarks(recipe)
-    make_miniature(recipe, training, "stage1")
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
         model=start_from(model, training),

@@ -27,7 +27,6 @@ from longvpo_hf.launch import (
     finish,
     load_rows,
     lora,
-    make_miniature,
     parse,
     quantization,
     start_from,
@@ -39,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains, and returns the trainer."""
     recipe, model, training = parse(argv)
     check_benchmarks(recipe)
-    make_miniature(recipe, training, "stage2")
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
         model=start_from(model, training),

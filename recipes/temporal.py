@@ -26,7 +26,6 @@ from longvpo_hf.launch import (
     finish,
     load_rows,
     lora,
-    make_miniature,
     parse,
     quantization,
     start_from,
@@ -42,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains, and returns the trainer."""
     recipe, model, training = parse(argv, PAPER)
     check_benchmarks(recipe)
-    make_miniature(recipe, training, "temporal")
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
         model=start_from(model, training),

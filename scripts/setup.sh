@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv with everything that `longvpo demo`, the checks and the tests need, and installs what is missing for it.
+# Makes .venv with everything that `longvpo run miniature`, the checks and the tests need, and installs what is missing for it.
 #
 # It leaves .venv (and .venv-uv, if this machine has no working uv). While nothing changed it ends within a second and
 # touches no network: .venv/longvpo-setup.stamp keeps a checksum of what went in. Every package is installed by hash, as a
@@ -182,7 +182,7 @@ done
 torchcodec_works || stop "torchcodec cannot write and read a video; its reason stands above. FFmpeg 4 to 9 with an H.264 encoder is needed."
 wanted >"$stamp"
 if [ "$uv" = uv ]; then
-    say "done. Try: uv run longvpo demo"
+    say "done. Try: uv run longvpo run miniature"
 else
-    say "done. Try: .venv/bin/longvpo demo  (no working uv is on your PATH; one lies in .venv-uv/bin)"
+    say "done. Try: .venv/bin/longvpo run miniature  (no working uv is on your PATH; one lies in .venv-uv/bin)"
 fi

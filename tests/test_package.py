@@ -185,7 +185,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "evaluation": (*_ROWS, "families", "responders", "publishing"),
 }
 #: What stands on top may import everything below; nothing below imports it.
-ON_TOP = ("miniature", "launch", "commands", "model_cards")
+ON_TOP = ("miniature", "launch", "studies", "commands", "model_cards")
 DECODERS = ("torchcodec", "torchvision.io", "av", "cv2", "decord", "imageio", "moviepy")
 
 
@@ -466,11 +466,14 @@ def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path
         "--num-rows", "4", "--max-clips", "3", "--output", "rows",
     )  # fmt: skip
     assert (tmp_path / "rows" / "train.parquet").is_file()
-    longvpo(
-        "train", "stage1", "--config", "miniature/stage1", "--cpu", "--max_steps", "2", "--miniature_fast", "true",
-        "--miniature", "m", "--model_name_or_path", "m/base", "--dataset_name", "m/dataset", "--output_dir", "m/model",
-    )  # fmt: skip
-    assert (tmp_path / "m" / "model" / "model.safetensors").is_file()
+    (tmp_path / "study.yaml").write_text(
+        "base: miniature\nminiature: {scale: fast}\n"
+        "steps: [{build: stage1}, {train: stage1, config: miniature/stage1, max_steps: 2}]\n",
+        encoding="utf-8",
+    )
+    longvpo("run", "study.yaml", "--output", "m")
+    assert (tmp_path / "m" / "stage1-model" / "model.safetensors").is_file()
+    assert (tmp_path / "m" / "report.html").is_file()
     assert (Path(longvpo("eval", "--tasks-dir").strip()) / "longvpo.yaml").is_file()
     assert "internvl3_8b/stage1_lora" in longvpo("configs")
     assert "rows can be trained on" in longvpo("check", "--rows", "rows")

@@ -148,7 +148,7 @@ def test_complete_machine_is_set_up_once(user: Machine) -> None:
     assert "--require-hashes --only-binary :all:" in dependencies
     assert dependencies.endswith("--requirement constraints.txt")
     assert package.endswith("--no-deps --build-constraint constraints.txt --editable .")
-    assert "done. Try: uv run longvpo demo" in first.stdout
+    assert "done. Try: uv run longvpo run miniature" in first.stdout
 
     second = user.setup()
     assert second.returncode == 0, second.stderr
@@ -268,7 +268,7 @@ def test_uv_comes_through_a_small_venv(user: Machine, uv_state: str) -> None:
     assert not any(call.startswith("python3 -m pip install") for call in user.calls), (
         "the machine's own Python is left alone"
     )
-    assert "done. Try: .venv/bin/longvpo demo" in result.stdout
+    assert "done. Try: .venv/bin/longvpo run miniature" in result.stdout
     assert user.setup().stdout == "", "the second run finds the bootstrapped uv"
 
 

@@ -29,7 +29,7 @@ from test_package import HEAVY
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "", "build", "build stage1", "build stage2", "build temporal", "train", "eval", "probe", "probe needle",
-    "probe position", "check", "inspect", "configs", "configs copy", "demo",
+    "probe position", "check", "inspect", "configs", "configs copy", "run",
 ]  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------- help

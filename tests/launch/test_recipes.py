@@ -24,6 +24,7 @@ import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from datasets import load_dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -32,11 +33,11 @@ import tiny_models
 from hub_double import HubDouble
 from longvpo_hf import LongVPOTrainer, VideoPreference, launch
 from longvpo_hf.families import family_of
-from longvpo_hf.miniature.demo import Demo
 from longvpo_hf.miniature.machine import one_thread
-from longvpo_hf.miniature.settings import LONGVPO, DemoSettings
+from longvpo_hf.miniature.settings import MiniatureSettings
 from longvpo_hf.miniature.temporal import _ask_about_a_marker
-from longvpo_hf.preference import Provenance
+from longvpo_hf.miniature.workshop import Workshop
+from longvpo_hf.preference import Provenance, undecoded
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.record import DatasetRecord, MethodRecord
 from longvpo_hf.responders import Request
@@ -293,10 +294,8 @@ def miniature(folder: Path, output: Path, **more: object) -> list[str]:
     """The miniature's Stage 1, in its fast form."""
     given = {
         "config": RECIPES / "configs" / "miniature" / "stage1.yaml",
-        "miniature": folder,
-        "miniature_fast": "true",
         "model_name_or_path": folder / "base",
-        "dataset_name": folder / "dataset",
+        "dataset_name": folder / "stage1-rows",
         "output_dir": output,
         "logging_steps": 1,
         "disable_tqdm": "true",
@@ -311,8 +310,13 @@ LONG = {"max_steps": 16, "per_device_train_batch_size": 8, "save_steps": 3}
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through `accelerate launch` that made the miniature from nothing, and was killed with -9 in its epoch."""
+    """A run of the miniature through `accelerate launch` that was killed with -9 in its epoch."""
     folder = tmp_path_factory.mktemp("miniature")
+    with one_thread():
+        workshop = Workshop(folder / "m", MiniatureSettings.fast())
+        workshop.worlds()
+        workshop.base()
+        workshop.stage1_rows("stage1-rows")
     output, log = folder / "killed", folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -346,16 +350,6 @@ def test_a_killed_run_resumes_to_the_same_end(killed: Path) -> None:
     ends = [load_file(killed / name / "model.safetensors") for name in ("killed", "control")]
     for name, tensor in ends[0].items():
         assert torch.equal(tensor, ends[1][name]), name
-
-
-def test_the_recipe_is_the_demos_training(killed: Path) -> None:
-    with one_thread():
-        STAGE1.main(miniature(killed / "m", killed / "recipe", max_steps=DemoSettings.fast().steps))
-        Demo(killed / "m", DemoSettings.fast(seed=0)).train(LONGVPO)
-    ours, demos = (load_file(path / "model.safetensors") for path in (killed / "recipe", killed / "m" / LONGVPO.name))
-    assert ours.keys() == demos.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, demos[name]), name
 
 
 @pytest.mark.parametrize("family", sorted({base.family for base in WRITE_CONFIGS.BASES.values()} - {"internvl"}))
@@ -556,9 +550,9 @@ def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_
 def test_anchors_move_to_the_begin_and_nothing_else(
     tmp_path: Path, rows: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ABLATIONS, "make_rows", lambda demo, name: None)
-    monkeypatch.setattr(ABLATIONS, "rows_folder", lambda demo, name: rows)
-    ABLATIONS._single_first(SimpleNamespace(output=tmp_path), tmp_path / "first")
+    monkeypatch.setattr(ABLATIONS, "make_rows", lambda workshop, name: None)
+    single = undecoded(load_dataset(str(rows), split="train"))
+    ABLATIONS._single_first(SimpleNamespace(rows=lambda folder: single), tmp_path / "first")
     recipe, _, _ = launch.parse(options(tmp_path, tmp_path / "first", tmp_path))
     moved = [VideoPreference.from_row(row) for row in launch.load_rows(recipe)[0]]
     assert len(moved) == len(preferences)

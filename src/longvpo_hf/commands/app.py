@@ -6,9 +6,9 @@ from longvpo_hf.commands import configs, probe, rows
 from longvpo_hf.commands.audit import audit
 from longvpo_hf.commands.check import check
 from longvpo_hf.commands.cli import new_app, options_of_file, run
-from longvpo_hf.commands.demo import demo
 from longvpo_hf.commands.eval import evaluate
 from longvpo_hf.commands.inspect import inspect
+from longvpo_hf.commands.run import run as run_study
 from longvpo_hf.commands.train import train
 
 app = new_app("longvpo", "Preference optimisation for long video-language models.")
@@ -21,7 +21,7 @@ app.command(inspect)
 app.command(audit)
 app.command(rows.app)
 app.command(configs.app)
-app.command(demo)
+app.command(run_study, name="run")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`longvpo configs`: the configurations that ship with the package."""
+"""`longvpo configs`: the configurations and studies that ship with the package."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from pathlib import Path
 from longvpo_hf.commands.cli import new_app
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.shipped import find_among, shipped_accelerate_configs, shipped_configs
+from longvpo_hf.studies.study import shipped_studies
 
 app = new_app("configs", "Lists the shipped configurations, or copies one.")
 
 
 @app.default
 def configs() -> None:
-    """Lists the shipped configurations, for `longvpo train` and `longvpo check`."""
+    """Lists the shipped configurations, for `longvpo train`, `longvpo check` and `longvpo run`."""
     for title, option, ship in (
         ("Recipes", "--config", shipped_configs()),
         ("accelerate", "--accelerate_config", shipped_accelerate_configs()),
+        ("Studies", "longvpo run", shipped_studies()),
     ):
         width = max(map(len, ship))
         print(f"{title} ({option} NAME):")
@@ -34,7 +36,7 @@ def copy(name: str, destination: Path = Path(), /) -> None:
         name: As `longvpo configs` lists it.
         destination: The new file, or a folder for it.
     """
-    found = find_among({**shipped_configs(), **shipped_accelerate_configs()}, name)
+    found = find_among({**shipped_configs(), **shipped_accelerate_configs(), **shipped_studies()}, name)
     path = destination / found.name if destination.is_dir() else destination
     if path.exists():
         raise ConfigError(f"{path} is there already and is not replaced; name another file.")

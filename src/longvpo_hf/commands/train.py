@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -35,17 +36,32 @@ def train(
         config: The recipe's YAML, or the name of a shipped one (`longvpo configs`). None: options alone.
         accelerate_config: accelerate's YAML, or the name of a shipped one. None: accelerate's own default.
     """
-    file = ["--config", str(find_config(config))] if config else []
-    for_launch = ["--config_file", str(find_accelerate_config(accelerate_config))] if accelerate_config else []
-
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command_parser
 
     parser = launch_command_parser()
-    more, words = _split(list(options), {name for action in parser._actions for name in action.option_strings})
+    for_launch, words = _split(list(options), {name for action in parser._actions for name in action.option_strings})
+    launch(recipe, config, accelerate_config, for_launch, words)
+
+
+def launch(
+    recipe: str, config: str | None, accelerate_config: str | None, for_launch: Sequence[str], words: Sequence[str]
+) -> None:
+    """Starts a recipe with accelerate and waits for its end.
+
+    Args:
+        recipe: Its name.
+        config: See `train`.
+        accelerate_config: See `train`.
+        for_launch: Options of `accelerate launch`.
+        words: Options of the recipe.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    file = ["--config", str(find_config(config))] if config else []
+    first = ["--config_file", str(find_accelerate_config(accelerate_config))] if accelerate_config else []
     # Quiet: the recipe itself says what went wrong, and its parent's traceback would say nothing more.
-    launch_command(
-        parser.parse_args([*for_launch, *more, "--quiet", str(shipped(f"recipes/{recipe}.py")), *file, *words])
-    )
+    script = str(shipped(f"recipes/{recipe}.py"))
+    launch_command(launch_command_parser().parse_args([*first, *for_launch, "--quiet", script, *file, *words]))
 
 
 def _split(words: list[str], launch_options: set[str]) -> tuple[list[str], list[str]]:

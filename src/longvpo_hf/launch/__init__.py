@@ -6,7 +6,6 @@
 from longvpo_hf.launch.arguments import RecipeArguments, lora, parse, quantization
 from longvpo_hf.launch.checkpoints import checkpoint_to_resume, start_from
 from longvpo_hf.launch.finishing import check_benchmarks, finish
-from longvpo_hf.launch.miniature import make_miniature
 from longvpo_hf.launch.probing import PositionProbe
 from longvpo_hf.launch.recipes import load_recipe
 from longvpo_hf.launch.rows import load_rows
@@ -20,7 +19,6 @@ __all__ = [
     "load_recipe",
     "load_rows",
     "lora",
-    "make_miniature",
     "parse",
     "quantization",
     "start_from",

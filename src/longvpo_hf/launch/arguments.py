@@ -96,16 +96,6 @@ class RecipeArguments:
     benchmark_data: str | None = field(
         default=None, metadata={"help": "Folder of the benchmarks' data. None: HF_HOME, as for lmms-eval."}
     )
-    miniature: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of the miniature's run: its model and rows are made there first, where they are not yet. "
-            "The seed is that of the training."
-        },
-    )
-    miniature_fast: bool = field(
-        default=False, metadata={"help": "A miniature of a minute, which learns nothing, to see that everything runs."}
-    )
 
     def __post_init__(self) -> None:
         if self.dataset_name is None:

@@ -41,7 +41,10 @@ def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
         trainer.push_to_hub(dataset_name=recipe.dataset_name)
     else:
         trainer.create_model_card(dataset_name=recipe.dataset_name)
-    trainer.accelerator.print(f"{trainer._name}: model and card are in {args.output_dir}")
+    trainer.accelerator.print(
+        f"{trainer._name}: model and card are in {args.output_dir}; measure it with: longvpo probe needle "
+        f"{args.output_dir}, or longvpo eval {args.output_dir}"
+    )
     if recipe.benchmarks is None:
         return
     trainer.accelerator.wait_for_everyone()

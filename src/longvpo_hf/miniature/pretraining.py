@@ -21,60 +21,12 @@ from tqdm.auto import tqdm
 from transformers import InternVLForConditionalGeneration, InternVLProcessor
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.miniature.settings import PretrainingSettings
 from longvpo_hf.miniature.world import CAPTION_QUESTION, SHAPE_COLOURS, WorldClip, pair_question
 
 _IGNORED_LABEL = -100  # torch's cross-entropy skips it.
 _RUNNING_MEAN_WEIGHT = 0.05  # Of the newest loss: the mean of about the last 20 steps.
 _FEATURE_CHUNK_CLIPS = 256  # Clips per vision pass: bounds memory, changes no result.
-
-
-@dataclass(frozen=True, slots=True)
-class PretrainingSettings:
-    """How long and how to train. The defaults are the miniature's own; `fast()` is a smoke run that learns little.
-
-    Args:
-        naming_steps: Steps of one-clip training with vision.
-        naming_clips: Clips per naming step.
-        caption_share: Share of naming examples that ask for the caption, the others for the colour.
-        recall_search_steps: At most so many steps of one- and two-clip training on cached features at the peak learning
-            rate, until the model finds the named clip; and at most so many again, with questions about both clips,
-            until it answers these. Seeds 1, 2, 5, 6 and 9 took 130 to 260 steps, then 70 to 135.
-        recall_found_loss: It has found it when the running mean of the loss of each kind of question is below this. Per
-            answer token, guessing between the two clips' colours costs 0.30, and between all colours 1.04.
-        recall_steps: Steps from then on, with the cosine. With one count for all steps, models that were late to find
-            the clip were weak at 4 and 8 clips.
-        recall_videos: Timelines per recall step, each with two questions.
-        single_every: Every so many recall steps the timelines have one clip instead of two.
-        hard_share: Share of two-clip timelines whose markers share a word, once the named clip is found. Hard pairs
-            from the start delay that: in one of five seeds beyond 600 steps.
-        learning_rate: Peak of each phase.
-        warmup_steps: Steps of linear warm-up of each phase.
-        final_share: Share of the peak at which the cosine of each phase ends.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        max_grad_norm: Gradients are clipped to this norm.
-    """
-
-    naming_steps: int = 150
-    naming_clips: int = 64
-    caption_share: float = 0.6
-    recall_search_steps: int = 700
-    recall_found_loss: float = 0.12
-    recall_steps: int = 500
-    recall_videos: int = 32
-    single_every: int = 5
-    hard_share: float = 0.5
-    learning_rate: float = 2e-3
-    warmup_steps: int = 40
-    final_share: float = 0.05
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    max_grad_norm: float = 1.0
-
-    @classmethod
-    def fast(cls) -> PretrainingSettings:
-        """A few steps of each phase: shows that everything runs, and that the loss falls."""
-        return cls(naming_steps=100, naming_clips=16, recall_search_steps=5, recall_steps=5, warmup_steps=5)
 
 
 @dataclass(frozen=True, slots=True)

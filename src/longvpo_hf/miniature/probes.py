@@ -13,7 +13,8 @@ import numpy as np
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS
 from longvpo_hf.evaluation.probes import ProbeQuestion
-from longvpo_hf.miniature.world import FRAMES_PER_CLIP, MARKERS, SHAPE_COLOURS, WorldClip
+from longvpo_hf.miniature.settings import FRAMES_PER_CLIP
+from longvpo_hf.miniature.world import MARKERS, SHAPE_COLOURS, WorldClip
 from longvpo_hf.timeline import Clip
 
 

@@ -20,9 +20,9 @@ from torchcodec.encoders import VideoEncoder
 
 from longvpo_hf.artifacts import write_text
 from longvpo_hf.errors import ConfigError, DatasetError
+from longvpo_hf.miniature.settings import FRAMES_PER_CLIP
 from longvpo_hf.timeline import Clip
 
-FRAMES_PER_CLIP = 2
 FRAMES_PER_SECOND = 2
 CLIP_SECONDS = FRAMES_PER_CLIP / FRAMES_PER_SECOND
 FRAME_PIXELS = 32

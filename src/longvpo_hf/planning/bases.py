@@ -68,9 +68,8 @@ def starting_point(name: str, path: Path) -> str:
     passed: set[str] = set()
     while name not in passed and not Path(name).exists():
         passed.add(name)
-        for run in runs.values():  # the miniature's base is made by its first run
-            if run.get("miniature") and Path(name) == Path(run["miniature"]) / "base":
-                return "miniature"
+        if Path(name).parts[-2:] == ("miniature", "base"):  # which a study makes
+            return "miniature"
         name = str(runs.get(str(Path(name)), {}).get("model_name_or_path", name))
     return name
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from longvpo_hf.artifacts import write_json
 from longvpo_hf.commands.build.options import FPS, FRAMES, OutputSettings, SceneSettings
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -13,9 +15,42 @@ from longvpo_hf.timeline import Clip, Timeline
 TOKENS_PER_FRAME, TOKENS_PER_TEXT = 256, 200
 
 
+#: Where a dry run leaves its estimate, in its log: for programs.
+ESTIMATE_FILE = "estimate.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a build would cost if no row were dropped.
+
+    Args:
+        text: For people.
+        rows: Rows that would come out.
+        calls: Requests to models.
+        tokens: Of all requests, roughly.
+        disk_bytes: Of the clips, which lie in the cache and once more in the dataset.
+    """
+
+    text: str
+    rows: int
+    calls: int
+    tokens: int
+    disk_bytes: int
+
+    def show(self, output: OutputSettings) -> None:
+        """Prints it, and leaves it in the log of the dry run."""
+        print(self.text)
+        write_json(output.log / ESTIMATE_FILE, asdict(self))
+
+
+def disk_bytes(clips: Iterable[Clip]) -> int:
+    """Bytes of the files of clips."""
+    return sum(Path(path).stat().st_size for path in {clip.path for clip in clips})
+
+
 def disk_lines(clips: Iterable[Clip], output: OutputSettings) -> list[str]:
     """Lines of an estimate: what the clips take on disk."""
-    disk = sum(Path(path).stat().st_size for path in {clip.path for clip in clips})
+    disk = disk_bytes(clips)
     free = shutil.disk_usage(output.output.resolve().parent).free
     return [
         f"disk              {disk / 1e9:.2f} GB of clips, once more in the dataset; {free / 1e9:.0f} GB free",
@@ -31,7 +66,7 @@ def estimate_over_scenes(
     most_rows: int | None,
     shown: str,
     judgements: int,
-) -> str:
+) -> Estimate:
     """What a run over captioned videos would cost: captions, questions, two answers a row, verdicts.
 
     Args:
@@ -54,7 +89,8 @@ def estimate_over_scenes(
     tokens += num_rows * 2 * (frames_of_video * TOKENS_PER_FRAME + TOKENS_PER_TEXT)
     tokens += num_rows * (1 + judgements) * (num_scenes / len(timelines) + 1) * TOKENS_PER_TEXT
     calls = captions + num_rows * (3 + judgements)
-    return "\n".join(
+    clips = [clip for timeline in timelines for clip in timeline.clips]
+    text = "\n".join(
         [
             f"videos            {len(timelines)} timelines of {num_scenes / len(timelines):.1f} scenes, "
             f"{seconds / num_scenes:.1f} s each on average",
@@ -62,9 +98,10 @@ def estimate_over_scenes(
             f"model calls       {calls}: {captions} captions (and at most as many summaries), {num_rows} questions, "
             f"{2 * num_rows} answers from {shown}, {judgements * num_rows} verdicts",
             f"tokens            at most about {tokens / 1e6:.1f} million, at {TOKENS_PER_FRAME} per frame",
-            *disk_lines((clip for timeline in timelines for clip in timeline.clips), output),
+            *disk_lines(clips, output),
         ]
     )
+    return Estimate(text, num_rows, calls, round(tokens), disk_bytes(clips))
 
 
 def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> None:
@@ -74,6 +111,7 @@ def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> N
         for name, number in numbers.items():
             print(f"  {number:>8} {name}")
     print(f"{counts['stages']['rows']} rows in {output.output}; look at them with: longvpo inspect {output.output}")
+    print(f"Train on them: longvpo train RECIPE --config NAME --dataset_name {output.output}; names: longvpo configs")
     _audit(output)
     if output.push_to_hub:
         from longvpo_hf.publishing.dataset import push_dataset

@@ -21,7 +21,14 @@ from longvpo_hf.commands.build.options import (
     OutputSettings,
     Videos,
 )
-from longvpo_hf.commands.build.reports import TOKENS_PER_FRAME, TOKENS_PER_TEXT, disk_lines, finish
+from longvpo_hf.commands.build.reports import (
+    TOKENS_PER_FRAME,
+    TOKENS_PER_TEXT,
+    Estimate,
+    disk_bytes,
+    disk_lines,
+    finish,
+)
 from longvpo_hf.commands.build.videos import media_root, read_videos
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
 from longvpo_hf.intake import CuttingSettings
@@ -89,7 +96,7 @@ def build(
         clips = [clip for video in videos for clip in video.clips]
         rows = rows.fitted(clips)
         if output.dry_run:
-            print(_estimate(clips, rows, roles, output))
+            _estimate(clips, rows, roles, output).show(output)
             return
         root = media_root(clips, corpus.source, output)
         models = Models(asking, rows.max_clips or 0, rows.seed)
@@ -118,7 +125,7 @@ def _embedder(roles: Stage1Models, asking: ModelSettings, output: OutputSettings
     return VisionEmbedder(roles.embedder or DEFAULT_MODEL, device=device_of(asking), cache=folder)
 
 
-def _estimate(clips: Sequence[Clip], rows: Stage1Settings, roles: Stage1Models, output: OutputSettings) -> str:
+def _estimate(clips: Sequence[Clip], rows: Stage1Settings, roles: Stage1Models, output: OutputSettings) -> Estimate:
     """What a run would cost if no row were dropped."""
     mean_seconds = sum(clip.duration_seconds for clip in clips) / len(clips)
     mean_clips = (rows.min_clips + (rows.max_clips or 0)) / 2
@@ -129,16 +136,18 @@ def _estimate(clips: Sequence[Clip], rows: Stage1Settings, roles: Stage1Models, 
     rest_frames = min(FRAMES, round((mean_clips - 1) * frames))
     rest_tokens = rest_frames * TOKENS_PER_FRAME + TOKENS_PER_TEXT
     tokens = (2 * anchors + judged) * anchor_tokens + rows.num_rows * rest_tokens
-    return "\n".join(
+    calls = 2 * anchors + rows.num_rows + judged
+    text = "\n".join(
         [
             f"clips             {len(clips)} of {mean_seconds:.1f} s on average",
             f"rows              {rows.num_rows}, {rows.min_clips} to {rows.max_clips} clips each",
-            f"model calls       {2 * anchors + rows.num_rows + judged}: {anchors} questions, {anchors} answers "
+            f"model calls       {calls}: {anchors} questions, {anchors} answers "
             f"from anchors, {rows.num_rows} from the others, {judged} verdicts",
             f"tokens            about {tokens / 1e6:.1f} million, at {TOKENS_PER_FRAME} per frame",
             *disk_lines(clips, output),
         ]
     )
+    return Estimate(text, rows.num_rows, calls, round(tokens), disk_bytes(clips))
 
 
 main = script(build, "stage1.py")

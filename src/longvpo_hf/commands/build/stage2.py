@@ -107,7 +107,9 @@ def build(
         if output.dry_run:
             most = most_rows(timelines, rows, captioning.max_caption_characters)
             shown = f"{rows.chosen_from} and from a part or the rest"
-            print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, 2 if roles.judge else 0))
+            estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, 2 if roles.judge else 0).show(
+                output
+            )
             return
         root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
         models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)

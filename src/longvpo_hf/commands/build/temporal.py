@@ -106,7 +106,7 @@ def build(
         if output.dry_run:
             most = most_rows(timelines, rows)
             shown, judgements = "good and degraded views", int(judge != "none")
-            print(estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, judgements))
+            estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, judgements).show(output)
             return
         root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
         models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)

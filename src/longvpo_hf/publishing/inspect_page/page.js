@@ -78,6 +78,12 @@ function bars(title, about, entries, kind) {
   return el("figure", { class: "card" }, el("figcaption", {}, title, el("small", {}, about)), drawing);
 }
 
+// Numbers of different things, which no common scale compares: sources, drafts about them, rows.
+function counted(title, about, entries) {
+  return el("figure", { class: "card counted" }, el("figcaption", {}, title, el("small", {}, about)),
+    el("dl", {}, ...entries.flatMap(([name, count]) => [said("dt", name), el("dd", {}, number(count))])));
+}
+
 // ---------------------------------------------------------------------------------------------------------- rows
 
 function words(row) {
@@ -359,7 +365,7 @@ for (const notice of data.notices) byId("notices").append(said("p", notice, { cl
 
 const stages = Object.entries(data.stages);
 for (const plot of data.plots) byId("plots").append(columns(plot));
-if (stages.length) byId("plots").append(bars("What came through", "number at each stage of the build", stages, "bar"));
+if (stages.length) byId("plots").append(counted("What came through", "number at each stage of the build; stages count different things", stages));
 const reasons = data.reasons.filter((reason) => reason.total);
 if (reasons.length) {
   byId("plots").append(bars("What was dropped", "number for each reason", reasons.map((reason) => [reason.name, reason.total]), "lost"));

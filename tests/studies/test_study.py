@@ -1,0 +1,220 @@
+"""Studies as YAML: what is refused by name, what their steps are, and what a step's identity follows from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli import longvpo
+from longvpo_hf.errors import ConfigError
+from longvpo_hf.studies.steps import Step, identities, steps_of
+from longvpo_hf.studies.study import AUTO, Build, Train, find_study, read_study, shipped_studies
+
+PLAIN = {
+    "base": "someone/model",
+    "videos": {"corpus": "videofolder", "source": "films"},
+    "steps": [
+        {"build": "stage1", "num_rows": 20, "writer": "scripted"},
+        {"train": "stage1", "config": "internvl3_2b/stage1_lora", "learning_rate": 1e-6},
+        {"build": "stage2", "num-rows": 10},
+        {"train": "stage2", "config": "internvl3_2b/stage2_lora", "replay": "stage1-rows"},
+    ],
+    "evaluate": {"probes": ["position", {"probe": "needle", "frames": "16,32"}], "tasks": ["mlvu"], "limit": 3},
+}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    """The plain study with changes; None leaves a key out."""
+    content = {name: value for name, value in {**PLAIN, **changes}.items() if value is not None}
+    path = folder / "my_study.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def steps(folder: Path, base: str = "b", videos: str = "v", **changes: object) -> list[Step]:
+    return steps_of(read_study(written(folder, **changes)), base, lambda source: videos)
+
+
+def test_a_study_is_its_steps_with_measurements_before_and_after(tmp_path: Path) -> None:
+    found = steps(tmp_path)
+    measures = ("position", "needle", "benchmarks")
+    assert [step.name for step in found] == [
+        *(f"base-{what}" for what in measures),
+        "stage1-rows",
+        "stage1-model",
+        *(f"stage1-model-{what}" for what in measures),
+        "stage2-rows",
+        "stage2-model",
+        *(f"stage2-model-{what}" for what in measures),
+    ]
+    needs = {step.name: step.needs for step in found}
+    assert needs["stage1-rows"] == ()
+    assert needs["stage1-model"] == ("stage1-rows",)
+    assert needs["stage2-rows"] == ("stage1-model",)
+    assert needs["stage2-model"] == ("stage1-model", "stage2-rows", "stage1-rows")
+    assert needs["stage2-model-needle"] == ("stage2-model",)
+    words = {step.name: step.words(Path("/run")) for step in found}
+    assert " ".join(words["stage2-rows"][3:]).startswith(
+        "build stage2 --corpus videofolder --source films --num-rows 10"
+    )
+    assert words["stage2-rows"][words["stage2-rows"].index("--responder") + 1] == "/run/stage1-model"
+    assert words["base-needle"][3:] == [
+        "probe", "needle", "someone/model", "--frames", "16,32", "--output", "/run/base-needle"
+    ]  # fmt: skip
+    training = words["stage2-model"]
+    for option, value in {
+        "replay_name": "stage1-rows",
+        "dataset_name": "stage2-rows",
+        "output_dir": "stage2-model",
+    }.items():
+        assert training[training.index(f"--{option}") + 1] == f"/run/{value}"
+
+
+def test_a_second_step_of_a_kind_has_a_name_of_its_own(tmp_path: Path) -> None:
+    again = [*PLAIN["steps"], {"build": "stage2"}, {"train": "stage2", "config": "internvl3_2b/stage2_lora"}]
+    names = [step.name for step in steps(tmp_path, steps=again, evaluate=None)]
+    assert names[4:] == ["stage2-rows-2", "stage2-model-2"]
+
+
+def changed(folder: Path, **changes: object) -> set[str]:
+    """The steps that have another identity with changes."""
+    before = identities(steps(folder, evaluate=None))
+    after = identities(steps(folder, evaluate=None, **changes))
+    return {name for name in after if before.get(name) != after[name]}
+
+
+def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(tmp_path: Path) -> None:
+    def with_step(number: int, **options: object) -> list[dict[str, object]]:
+        return [{**step, **options} if place == number else step for place, step in enumerate(PLAIN["steps"])]
+
+    everything = {"stage1-rows", "stage1-model", "stage2-rows", "stage2-model"}
+    assert changed(tmp_path) == set()
+    assert changed(tmp_path, steps=with_step(0, num_rows=21)) == everything
+    assert changed(tmp_path, steps=with_step(1, learning_rate=2e-6)) == everything - {"stage1-rows"}
+    assert changed(tmp_path, steps=with_step(2, judge="scripted")) == {"stage2-rows", "stage2-model"}
+    assert changed(tmp_path, steps=with_step(3, beta=0.2)) == {"stage2-model"}
+    assert changed(tmp_path, seed=1) == everything
+    assert changed(tmp_path, base="b2") == everything  # the base's weights
+    assert changed(tmp_path, videos="v2") == everything
+    assert changed(tmp_path, steps=with_step(0, num_workers=3)) == set()
+    assert changed(tmp_path, push_to="me/model") == {"push"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bas": 1}, r"unknown key bas\. Did you mean base\?"),
+        ({"base": None}, "base is missing"),
+        ({"steps": []}, "at least one step"),
+        ({"steps": {}}, "steps must be a list"),
+        ({"steps": [{"num_rows": 3}]}, r"steps\[0\] must have one of `build` and `train`, got num_rows"),
+        ({"steps": [{"build": "stage1", "train": "stage1"}]}, "one of `build` and `train`"),
+        ({"steps": [{"build": "stage3"}]}, "build must be one of stage1, stage2, temporal, got 'stage3'. Did you mean"),
+        ({"steps": [{"build": "stage1", "output": "x"}]}, "output is decided by the study itself"),
+        ({"seed": "0"}, "seed must be a whole number, got '0'"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"seed": -1}, "seed must be ≥ 0"),
+        ({"evaluate": {"probes": ["position", "needles"]}}, "Did you mean needle"),
+        ({"evaluate": {"probes": ["lengths"]}}, "need base: miniature"),
+        ({"evaluate": ["mlvu"]}, "evaluate must be a mapping"),
+        ({"videos": {"corpus": "videofolder"}}, "source is missing"),
+        ({"hours": 3}, "base: auto and hours go together"),
+        ({"base": "auto"}, "base: auto and hours go together"),
+        ({"base": "miniature"}, "has videos of its own"),
+        ({"push_to": 3}, "push_to must be a text"),
+    ],
+)
+def test_a_mistake_in_the_file_is_refused_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        read_study(written(tmp_path, **changes))
+    assert "my_study.yaml: " in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "- 1", "3", "base: x\nsteps: [1]", "\x00"])
+def test_what_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"s\.yaml"):
+        read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"steps": [{"build": "stage1", "num_row": 3}]},
+            r"build stage1: Unknown option.*num-row.*Did you mean --num-rows",
+        ),
+        ({"steps": [{"build": "stage1", "num_rows": "many"}]}, "num-rows"),
+        ({"evaluate": {"probes": [{"probe": "needle", "frame": 3}]}}, "probe needle: Unknown option"),
+        ({"evaluate": {"tasks": ["mlvu"], "limits": 3}}, "eval: Unknown option"),
+        ({"steps": [{"train": "stage1", "config": "internvl3_2b/stage1_lora"}]}, "there are no rows to train on"),
+        (
+            {"steps": [PLAIN["steps"][0], {**PLAIN["steps"][1], "rows": "rows"}]},
+            "rows is no step before it that makes rows",
+        ),
+        (
+            {"steps": [PLAIN["steps"][0], {**PLAIN["steps"][1], "start": "x"}]},
+            "x is no step before it that makes model",
+        ),
+        ({"steps": [{**PLAIN["steps"][0], "name": "A/../b"}]}, "A step's name is a folder's"),
+        ({"steps": [{**PLAIN["steps"][0], "name": "state"}]}, "A step's name is a folder's"),
+        ({"steps": [{**step, "name": "x"} for step in PLAIN["steps"][:2]]}, "Two steps are called x"),
+    ],
+)
+def test_a_mistake_in_a_step_is_refused_before_anything_runs(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        steps(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_a_shipped_study_is_read_and_has_its_steps(name: str) -> None:
+    study = find_study(name)
+    assert study.name == name
+    configured = [
+        step if isinstance(step, Build) or step.config else Train(step.train, config="internvl3_8b/stage1_lora")
+        for step in study.steps
+    ]
+    if study.base == AUTO:
+        study = type(study)("someone/model", tuple(configured), study.videos, study.evaluate)
+    else:
+        study = read_study(shipped_studies()[name]) if study.base == "miniature" else study
+    found = [step.kind for step in steps_of(with_configs(study, configured), "b", lambda source: "v")]
+    assert found.count("build") == found.count("train") > 0
+
+
+def with_configs(study, configured):
+    from dataclasses import replace
+
+    return replace(study, steps=tuple(configured))
+
+
+def test_a_name_that_is_no_study_is_refused_with_the_nearest() -> None:
+    result = longvpo(["run", "miniatur"])
+    assert result.exit_code == 2
+    assert "Did you mean miniature" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_is_missing_is_one_list_with_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = longvpo(["run", str(written(tmp_path, push_to="me/model")), "--dry-run"])
+    assert result.exit_code == 1
+    for lack, remedy in {
+        "the model someone/model": "hf download someone/model",
+        "videos: films is no folder": "--videos FOLDER",
+        "facebook/dinov2-base": "hf download facebook/dinov2-base",
+        "MLVU": "hf download",
+        "a GPU": "use_cpu: true",
+        "a token of the Hub": "hf auth login",
+    }.items():
+        assert lack.lower() in result.stdout.lower(), lack
+        assert remedy in result.stdout
+    refused = longvpo(["run", str(tmp_path / "my_study.yaml")])
+    assert refused.exit_code == 2
+    assert "before anything runs, this is missing" in refused.stderr
+    assert not (tmp_path / "runs" / "my_study" / "stage1-rows").exists()
