@@ -279,10 +279,13 @@ def undecoded(dataset: Any) -> Any:
     """
     from datasets import IterableDataset, List, Video
 
-    clips = (getattr(dataset, "features", None) or {}).get("clips")
+    features = getattr(dataset, "features", None) or {}
+    clips = features.get("clips")
     if isinstance(clips, List) and isinstance(clips.feature, dict) and isinstance(clips.feature.get("video"), Video):
         if isinstance(dataset, IterableDataset):  # streamed from the Hub, casting comes after the decoding threads
             return dataset.decode(False)
+        if isinstance(features.get("preview"), Video):
+            dataset = dataset.cast_column("preview", Video(decode=False))
         return dataset.cast_column("clips", List({**clips.feature, "video": Video(decode=False)}))
     return dataset
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Video, load_dataset
 from huggingface_hub import DatasetCard
 
 from hub_double import MAX_FILES_PER_FOLDER, TOKEN, HubDouble, card_errors
@@ -26,7 +26,7 @@ from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.preference import Provenance, VideoPreference, undecoded
 from longvpo_hf.public import markdown, public_name
-from longvpo_hf.publishing.dataset import DatasetWriter, prepare_push, push_dataset
+from longvpo_hf.publishing.dataset import DatasetWriter, add_preview, prepare_push, push_dataset
 from longvpo_hf.publishing.dataset_card import dataset_card
 from longvpo_hf.record import DatasetRecord, LicenceRecord, MethodRecord, read_record, write_record
 from longvpo_hf.timeline import Timeline
@@ -253,6 +253,23 @@ def test_a_dataset_with_its_media_in_one_folder_still_loads(
         assert [Path(clip.path).read_bytes() for clip in row.timeline.clips] == [
             Path(clip.path).read_bytes() for clip in source.timeline.clips
         ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_preview_is_a_video_column_and_rows_stay_what_they_are(
+    tmp_path: Path, preferences: list[VideoPreference], streaming: bool
+) -> None:
+    folder = write(tmp_path / "rows", preferences)
+    add_preview(folder)
+    add_preview(folder)  # changes nothing more
+    dataset = load_dataset(str(folder), split="train", streaming=streaming, cache_dir=str(tmp_path))
+    assert isinstance(dataset.features["preview"], Video)
+    rows = list(undecoded(dataset))
+    for row, source in zip(rows, preferences, strict=True):
+        loaded = VideoPreference.from_row(row)
+        assert (loaded.id, loaded.question, loaded.evidence) == (source.id, source.question, source.evidence)
+        anchor = source.timeline.clips[source.evidence[0]]
+        assert Path(row["preview"]["path"]).read_bytes() == Path(anchor.path).read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------- through the double

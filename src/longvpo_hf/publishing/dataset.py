@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from longvpo_hf.artifacts import file_digest, whole_folder, write_text
+from longvpo_hf.artifacts import file_digest, whole_file, whole_folder, write_text
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo, is_whole
 from longvpo_hf.paths import OutsideRoot, is_inside, path_inside
@@ -157,6 +157,28 @@ class DatasetWriter:
             shutil.copyfile(source, self._part / name)
             self._names[clip.path] = name
         return self._names[clip.path]
+
+
+def add_preview(folder: Path) -> None:
+    """Adds a column that the Hub's viewer plays: `preview`, the first clip of each row that holds the answer.
+
+    No file is added: the column names media that are there.
+
+    Args:
+        folder: A dataset with its media, see `DatasetWriter`.
+    """
+    path = folder / "train.parquet"
+    with pq.ParquetFile(path) as file, whole_file(path) as written:
+        column = pa.field("preview_file_name", pa.string())
+        schema = file.schema_arrow
+        schema = schema if column.name in schema.names else schema.append(column)
+        with pq.ParquetWriter(written, schema) as writer:
+            for batch in file.iter_batches(batch_size=_ROWS_PER_WRITE):
+                rows = batch.to_pylist()
+                for row in rows:
+                    first = min(row["evidence"] or [0])
+                    row[column.name] = row["clips"][first]["file_name"]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def prepare_push(repo_id: str, *, private: bool | None = None, revision: str | None = None) -> HfApi:

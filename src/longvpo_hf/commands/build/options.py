@@ -144,6 +144,8 @@ class OutputSettings:
         media: `embed` publishes the clips; `reference` publishes rows only, for corpora that may not be redistributed.
         cache: Folder of cut clips and of what is known about sources, shared by all builds. None: longvpo in the cache
             of Hugging Face ($HF_HOME).
+        preview: Add a column `preview`, the first clip that holds the answer: the Hub's viewer plays it. The clips of a
+            row, which are in a list, it does not show.
         num_workers: Processes that cut clips; 0 cuts in this one.
         dry_run: Estimate calls, tokens and disk; ask no model.
         push_to_hub: NAMESPACE/NAME of a dataset on the Hub to push to. None: nothing is pushed.
@@ -154,6 +156,7 @@ class OutputSettings:
     output: Path
     media: Literal["embed", "reference"] = "embed"
     cache: Path | None = None
+    preview: bool = False
     num_workers: NonNegativeInt = 0
     dry_run: bool = False
     push_to_hub: str | None = None
@@ -163,6 +166,8 @@ class OutputSettings:
     def __post_init__(self) -> None:
         if self.push_to_hub is None and (self.private is not None or self.revision is not None):
             raise ConfigError("--private and --revision are about a push: name the dataset with --push-to-hub.")
+        if self.preview and self.media == "reference":
+            raise ConfigError("--preview shows clips, and --media reference leaves them out: choose one of them.")
 
     @property
     def log(self) -> Path:

@@ -112,6 +112,10 @@ def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> N
             print(f"  {number:>8} {name}")
     print(f"{counts['stages']['rows']} rows in {output.output}; look at them with: longvpo inspect {output.output}")
     print(f"Train on them: longvpo train RECIPE --config NAME --dataset_name {output.output}; names: longvpo configs")
+    if output.preview:
+        from longvpo_hf.publishing.dataset import add_preview
+
+        add_preview(output.output)
     _audit(output)
     if output.push_to_hub:
         from longvpo_hf.publishing.dataset import push_dataset
