@@ -304,6 +304,7 @@ def _qwen3_5_parts() -> tuple[ProcessorMixin, dict[str, Any]]:
         "linear_num_value_heads": 4,
     }
     config["text_config"]["rope_parameters"]["partial_rotary_factor"] = 1.0
+    config["text_config"]["initializer_range"] = 0.1
     return processor, config
 
 

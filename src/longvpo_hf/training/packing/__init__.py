@@ -22,9 +22,9 @@ timelines follow one another in one row without padding.
 Layers of linear attention carry a state instead of attending: their trunk runs once too, and each path of branches
 starts from the state it ends with.
 
-`attention` attends along trees, `recurrent` carries states along them, `tree` lays them out, `guards` decides which
-models can take them, `trial` tries a whole model on a run's first batch, `forward` runs them.
-Load-balancing losses of mixture-of-experts models are over the tokens of the tree.
+`attention` attends along trees, `recurrent` carries states along them, `experts` balances mixtures of experts over
+them, `tree` lays them out, `guards` decides which models can take them, `trial` tries a whole model on a run's first
+batch, `forward` runs them.
 """
 
 from longvpo_hf.training.packing.forward import plain_forward, tree_forward

@@ -6,11 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from longvpo_hf.families.encoding import concatenate_visuals, visual_shapes
 from longvpo_hf.training.packing.attention import ATTENTION
+from longvpo_hf.training.packing.experts import (
+    Routing,
+    balancing_loss,
+    balancing_weight,
+    is_routing_wanted,
+    routing_of,
+)
 from longvpo_hf.training.packing.guards import is_tree_packed, unwrapped
 from longvpo_hf.training.packing.tree import Batch, find_visual_tokens, pack, trees_of, trunk_positions
 
@@ -35,32 +44,36 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
     labels = input_ids.masked_fill(batch["completion_mask"] == 0, -100)
     index = batch["video_index"].tolist()
     parts = _concatenable([[row] for row in range(len(index))], index, batch["videos"])
-    outputs, source = [], torch.full_like(input_ids[:, 1:], -1)
+    base = unwrapped(model)
+    outputs, counts, source = [], [], torch.full_like(input_ids[:, 1:], -1)
     done = 0
-    for part in parts:
-        rows = sorted(row for (row,) in part)
-        both = torch.tensor(rows + [row + len(index) for row in rows], device=input_ids.device)
-        visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
-        if "mm_token_type_ids" in batch:
-            visual["mm_token_type_ids"] = batch["mm_token_type_ids"][both]
-        output = _checked(
-            model(
-                input_ids=input_ids[both],
-                attention_mask=batch["attention_mask"][both],
-                labels=labels[both],
-                fused_lm_head=True,
-                **visual,
-                **kwargs,
+    with routing_of(base) as routing:
+        for part in parts:
+            rows = sorted(row for (row,) in part)
+            both = torch.tensor(rows + [row + len(index) for row in rows], device=input_ids.device)
+            visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
+            if "mm_token_type_ids" in batch:
+                visual["mm_token_type_ids"] = batch["mm_token_type_ids"][both]
+            output = _checked(
+                model(
+                    input_ids=input_ids[both],
+                    attention_mask=batch["attention_mask"][both],
+                    labels=labels[both],
+                    fused_lm_head=True,
+                    **visual,
+                    **kwargs,
+                )
             )
-        )
-        if len(parts) == 1:
-            return output
-        outputs.append(output)
-        width = output.log_probs.shape[1]  # prompt learning puts virtual tokens before the real ones
-        places = torch.arange(done, done + output.log_probs.numel(), device=input_ids.device).view(len(both), width)
-        source[both] = places[:, -source.shape[1] :]
-        done += places.numel()
-    return _at(outputs, source)
+            if len(parts) == 1:
+                return output
+            outputs.append(output)
+            width = output.log_probs.shape[1]  # prompt learning puts virtual tokens before the real ones
+            places = torch.arange(done, done + output.log_probs.numel(), device=input_ids.device).view(len(both), width)
+            source[both] = places[:, -source.shape[1] :]
+            done += places.numel()
+            virtual = width + 1 - input_ids.shape[1]
+            counts.append(F.pad(batch["attention_mask"][both], (virtual, 0), value=1))
+    return _at(base, outputs, source, routing, counts)
 
 
 def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
@@ -92,33 +105,40 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
         )
     index = batch["video_index"].tolist()
     trees = trees_of(batch, find_visual_tokens(base, batch))
-    outputs, source = [], torch.full_like(batch["input_ids"][:, 1:], -1)
-    done = 0
-    for part in _concatenable([tree.rows for tree in trees], index, batch["videos"]):
-        planted = [tree for tree in trees if tree.rows in part]
-        packed = pack(batch, planted, [trunk_positions(base, batch, tree, index[tree.rows[0]]) for tree in planted])
-        output = model(
-            input_ids=packed.input_ids,
-            attention_mask=torch.ones_like(packed.input_ids),
-            position_ids=packed.position_ids,
-            shift_labels=packed.shift_labels,
-            fused_lm_head=True,
-            **{ATTENTION: packed.forest},
-            **concatenate_visuals(
-                [batch["videos"][index[tree.rows[0]]] for tree in planted if index[tree.rows[0]] >= 0]
-            ),
-            **kwargs,
-        )
-        outputs.append(_checked(output))
-        if packed.forest.calls != decoder.config.num_hidden_layers:
-            raise RuntimeError(
-                f"{packed.forest.calls} attention layers of {type(base).__name__} saw the tree, expected all "
-                f"{decoder.config.num_hidden_layers}: the log-probabilities would be wrong. Train this model without "
-                f"tree packing (tree_packing=False)."
+    outputs, counts, source = [], [], torch.full_like(batch["input_ids"][:, 1:], -1)
+    done, balances = 0, is_routing_wanted(base, kwargs)
+    with routing_of(base) as routing:
+        for part in _concatenable([tree.rows for tree in trees], index, batch["videos"]):
+            planted = [tree for tree in trees if tree.rows in part]
+            positions = [trunk_positions(base, batch, tree, index[tree.rows[0]]) for tree in planted]
+            packed = pack(batch, planted, positions, with_last_tokens=balances)
+            output = model(
+                input_ids=packed.input_ids,
+                attention_mask=torch.ones_like(packed.input_ids),
+                position_ids=packed.position_ids,
+                shift_labels=packed.shift_labels,
+                fused_lm_head=True,
+                **{ATTENTION: packed.forest},
+                **concatenate_visuals(
+                    [batch["videos"][index[tree.rows[0]]] for tree in planted if index[tree.rows[0]] >= 0]
+                ),
+                **kwargs,
             )
-        source = torch.where(packed.source >= 0, packed.source + done, source)
-        done += packed.input_ids.shape[1]
-    return _at(outputs, source)
+            outputs.append(_checked(output))
+            _check_layers(base, packed.forest.calls)
+            source = torch.where(packed.source >= 0, packed.source + done, source)
+            done += packed.input_ids.shape[1]
+            counts.append(packed.counts)
+    return _at(base, outputs, source, routing, counts)
+
+
+def _check_layers(base: PreTrainedModel, calls: int) -> None:
+    expected = base.get_decoder().config.num_hidden_layers
+    if calls != expected:
+        raise RuntimeError(
+            f"{calls} attention layers of {type(base).__name__} saw the tree, expected all {expected}: the "
+            f"log-probabilities would be wrong. Train this model without tree packing (tree_packing=False)."
+        )
 
 
 def _concatenable(
@@ -148,8 +168,16 @@ def _checked(output: Any) -> Any:
     return output
 
 
-def _at(outputs: Sequence[Any], source: Tensor) -> FusedCausalLMOutput:
-    """Per-token fields at the places `source` [2B, L - 1] names, counted over all outputs laid end to end; 0 for -1."""
+def _at(
+    base: PreTrainedModel, outputs: Sequence[Any], source: Tensor, routing: Routing, counts: Sequence[Tensor]
+) -> FusedCausalLMOutput:
+    """What calls of the model gave, as one output.
+
+    Args:
+        source: [2B, L - 1], the places of per-token fields, counted over all outputs laid end to end; -1 for a 0.
+        routing: The experts' part of the calls; empty where no load-balancing loss is asked for.
+        counts: Of each call, how often each of its tokens counts for that loss.
+    """
     nowhere, place = source < 0, source.clamp(min=0)
     fields = {}
     for name in TOKEN_FIELDS:
@@ -157,11 +185,12 @@ def _at(outputs: Sequence[Any], source: Tensor) -> FusedCausalLMOutput:
         if all(value is not None for value in values):
             flat = torch.cat([value.reshape(-1) for value in values])
             fields[name] = flat[place.to(flat.device)].masked_fill(nowhere.to(flat.device), 0)
-    counts = torch.stack([output.label_mask.sum() for output in outputs])
-    shares = counts / counts.sum().clamp(min=1)
-    aux = [output.aux_loss for output in outputs if output.aux_loss is not None]
-    return FusedCausalLMOutput(
-        loss=torch.stack([share * output.loss for share, output in zip(shares, outputs, strict=True)]).sum(),
-        aux_loss=torch.stack(aux).mean() if aux else None,
-        **fields,
-    )
+    numbers = torch.stack([output.label_mask.sum() for output in outputs])
+    shares = numbers / numbers.sum().clamp(min=1)
+    losses = [share * output.loss for share, output in zip(shares, outputs, strict=True)]
+    if not routing:
+        return FusedCausalLMOutput(loss=torch.stack(losses).sum(), **fields)
+    weight, aux = balancing_weight(base), balancing_loss(base, routing, counts)
+    theirs = [share * output.aux_loss for share, output in zip(shares, outputs, strict=True)]
+    loss = torch.stack(losses).sum() + weight * (aux - torch.stack(theirs).sum())
+    return FusedCausalLMOutput(loss=loss, aux_loss=aux, **fields)

@@ -34,6 +34,7 @@ class Packed:
         position_ids: [1, T], or [3, 1, T] for multimodal rope.
         shift_labels: [1, T], the token that each position is to predict; -100 where none.
         source: [2B, L - 1], the place in the packed row that predicts a row's next token; -1 where none.
+        counts: [1, T], how many of the batch's sequences a token stands for.
         forest: What attention needs.
     """
 
@@ -41,6 +42,7 @@ class Packed:
     position_ids: Tensor
     shift_labels: Tensor
     source: Tensor
+    counts: Tensor
     forest: Forest
 
 
@@ -101,10 +103,13 @@ def _prompt_length(batch: Batch, chosen: int, rejected: int) -> int:
     return length
 
 
-def pack(batch: Batch, trees: Sequence[Tree], trunk_positions: Sequence[Tensor]) -> Packed:
+def pack(
+    batch: Batch, trees: Sequence[Tree], trunk_positions: Sequence[Tensor], with_last_tokens: bool = False
+) -> Packed:
     """Lays trees behind one another in one row.
 
     Args:
+        with_last_tokens: Whether the last token of each answer, which predicts nothing, has a place too.
         trunk_positions: For each tree [axes, trunk + 1]: positions of its trunk and of the first token after it.
     """
     input_ids, completion_mask = batch["input_ids"], batch["completion_mask"]
@@ -114,10 +119,11 @@ def pack(batch: Batch, trees: Sequence[Tree], trunk_positions: Sequence[Tensor])
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     labels: list[Tensor] = []
+    counts: list[Tensor] = []
     spans: list[Span] = []
     placed = 0
 
-    def add(row: int, start: int, end: int, at: Tensor, answers: bool) -> int:
+    def add(row: int, start: int, end: int, at: Tensor, sequences: int, answers: bool = False) -> int:
         nonlocal placed
         ids.append(input_ids[row, start:end])
         positions.append(at)
@@ -127,21 +133,24 @@ def pack(batch: Batch, trees: Sequence[Tree], trunk_positions: Sequence[Tensor])
             source[row, start:end] = torch.arange(placed, placed + end - start, device=device)
         else:
             labels.append(torch.full_like(input_ids[row, start:end], -100))
+        counts.append(torch.full_like(input_ids[row, start:end], sequences))
         placed += end - start
         return end - start
 
     for tree, trunk in zip(trees, trunk_positions, strict=True):
         tree_start = placed
-        add(tree.rows[0], 0, tree.trunk, trunk[:, :-1], answers=False)
+        add(tree.rows[0], 0, tree.trunk, trunk[:, :-1], sequences=2 * len(tree.rows))
         branches, questions, answers = placed, [], []
         for row in tree.rows:
             last = tree.prompts[row] - 1
             parent_end = trunk[:, -1:]
-            added = [add(row, tree.trunk, last, _restart(parent_end, last - tree.trunk), answers=False)]
+            added = [add(row, tree.trunk, last, _restart(parent_end, last - tree.trunk), sequences=2)]
             parent_end = parent_end + last - tree.trunk
             for answer in (row, row + pairs):
                 size = max(lengths[answer] - 1 - last, 0)
-                added.append(add(answer, last, last + size, _restart(parent_end, size), answers=True))
+                added.append(add(answer, last, last + size, _restart(parent_end, size), sequences=1, answers=True))
+                if with_last_tokens:
+                    added[-1] += add(answer, last + size, last + size + 1, parent_end + size, sequences=1)
             questions += [row] * sum(added)
             answers += [kind for kind, size in enumerate(added) for _ in range(size)]
         sees = visibility(torch.tensor(questions, device=device), torch.tensor(answers, device=device))
@@ -153,6 +162,7 @@ def pack(batch: Batch, trees: Sequence[Tree], trunk_positions: Sequence[Tensor])
         position_ids=axes if len(axes) == 1 else axes[:, None],
         shift_labels=torch.cat(labels)[None],
         source=source,
+        counts=torch.cat(counts)[None],
         forest=Forest(spans),
     )
 

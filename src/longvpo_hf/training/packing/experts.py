@@ -1,0 +1,62 @@
+"""The load-balancing loss of mixtures of experts, over the tokens that separate sequences would have.
+
+A token of a tree counts as often as there are sequences it stands for: the trunk for every answer about its video, the
+rest of a question for its two answers. Counted once, a long video would weigh less beside its answers than in the plain
+way, and the loss would depend on how many rows share it. Padding does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+#: Of each call of the model, of each layer: [tokens, experts].
+Routing = list[tuple[Tensor, ...]]
+
+
+@contextmanager
+def routing_of(base: PreTrainedModel) -> Iterator[Routing]:
+    """Within, collects the router logits of the model's calls that ask for them."""
+    found: Routing = []
+
+    def collect(_: Any, __: Any, output: Any) -> None:
+        logits = getattr(output, "router_logits", None)
+        if logits:
+            found.append(logits)
+
+    hook = base.base_model.register_forward_hook(collect)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def is_routing_wanted(base: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of the model with these arguments makes the load-balancing loss."""
+    is_usual = getattr(base.config.get_text_config(), "output_router_logits", False)
+    return bool(kwargs.get("output_router_logits", is_usual))
+
+
+def balancing_loss(base: PreTrainedModel, routing: Routing, counts: Sequence[Tensor]) -> Tensor:
+    """The load-balancing loss over all calls of the model.
+
+    Args:
+        routing: See `Routing`.
+        counts: Of each call, how often each of its tokens counts.
+    """
+    text = base.config.get_text_config()
+    layers = tuple(torch.cat(calls) for calls in zip(*routing, strict=True))
+    weights = torch.cat([count.reshape(-1) for count in counts])
+    loss: Tensor = load_balancing_loss_func(layers, text.num_experts, text.num_experts_per_tok, weights)
+    return loss
+
+
+def balancing_weight(base: PreTrainedModel) -> float:
+    """The weight of the load-balancing loss in the loss that TRL's fused head returns."""
+    return float(getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0))
