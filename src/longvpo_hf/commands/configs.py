@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from longvpo_hf.commands.cli import new_app
 from longvpo_hf.errors import ConfigError
@@ -43,6 +45,22 @@ def copy(name: str, destination: Path = Path(), /) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found, path)
     print(path)
+
+
+@app.command
+def schema(of: Literal["recipe", "study"], /) -> None:
+    """Prints the JSON schema of a recipe's or a study's YAML, by which editors complete it.
+
+    For example, for a file whose first line is `# yaml-language-server: $schema=recipe.schema.json`:
+
+        longvpo configs schema recipe > recipe.schema.json
+
+    Args:
+        of: Which files.
+    """
+    from longvpo_hf.launch.schema import recipe_schema, study_schema
+
+    print(json.dumps(recipe_schema() if of == "recipe" else study_schema(), indent=1, default=str))
 
 
 def _first_line(path: Path) -> str:
