@@ -169,6 +169,16 @@ def test_a_weak_shortcut_warns_and_a_strong_one_fails() -> None:
     assert verdicts == [Verdict.PASS, Verdict.WARN, Verdict.FAIL]
 
 
+def test_one_source_of_many_may_give_more_rows_than_others() -> None:
+    rows = clean_rows(400)
+    for index, row in enumerate(rows):
+        anchor = row["clips"][row["evidence"][0]]
+        anchor["origin"] = {**anchor["origin"], "source_id": "the one" if index < 15 else f"film {index}"}
+    finding = audited(rows).of("sources")
+    assert finding.value == pytest.approx(15 / (400 / 386))  # 15 of 400 rows, of 386 sources
+    assert finding.verdict is Verdict.PASS
+
+
 def test_few_rows_give_no_verdict() -> None:
     rows = clean_rows(12)
     for index, row in enumerate(rows):
