@@ -150,11 +150,10 @@ _GROUND = (
     "processes",
     "papers",
     "shipped",
+    "hub",
     "artifacts",
     "record",
     "funnel",
-    "reasoning",
-    "decoding",
 )
 _ROWS = (*_GROUND, "preference", "captions", "frames")
 STANDS_ON: dict[str, tuple[str, ...]] = {
@@ -164,12 +163,11 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "papers": (),
     "processes": (),
     "shipped": ("errors",),
+    "hub": (),
     "artifacts": ("errors",),
     "record": ("artifacts", "public", "errors"),
     "funnel": ("artifacts", "errors"),
     "paths": ("errors",),
-    "reasoning": (),
-    "decoding": ("errors",),
     "preference": ("timeline", "errors"),
     "captions": ("timeline", "artifacts", "errors", "paths"),
     "frames": ("timeline", "artifacts", "errors"),

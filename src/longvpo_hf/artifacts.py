@@ -250,11 +250,13 @@ class Log:
 
     Attributes:
         entries: What earlier runs appended.
+        is_final: Whether what the work gives may be stored as finished; where not, the next run works it again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries = _read_log(path)
+        self.is_final = True
         self._file: IO[bytes] | None = None
 
     def append(self, fields: Fields) -> None:
@@ -343,11 +345,12 @@ class Journal:
             lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in work(log)]
         finally:
             log.close()
-        body = "".join(lines).encode("utf-8", "surrogatepass")
-        with whole_file(path) as file:
-            file.write(body)
-            file.write(json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
-        log.remove()
+        if log.is_final:
+            body = "".join(lines).encode("utf-8", "surrogatepass")
+            with whole_file(path) as file:
+                file.write(body)
+                file.write(json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+            log.remove()
         # As a later run will read it: what JSON changes (tuples, keys) is changed in both.
         return [json.loads(line) for line in lines]
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx2
+import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -28,7 +29,7 @@ from cli import longvpo, result_of
 from conftest import write_clip
 from longvpo_hf.captions import read_captions
 from longvpo_hf.commands.build import stage1, stage2, temporal
-from longvpo_hf.commands.build.models import Models, ask_endpoints
+from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import WriterSettings
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, Request, chat
@@ -208,6 +209,7 @@ def test_each_endpoint_is_shown_its_own_key(
 ) -> None:
     for name, value in (("OPENAI_API_KEY", "openai's"), ("HF_TOKEN", "hugging face's"), ("OWN_KEY", "own")):
         monkeypatch.setenv(name, value.replace(" ", "-"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     sent = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -258,11 +260,11 @@ def test_a_writer_is_shown_no_picture(tmp_path: Path, monkeypatch: pytest.Monkey
     def answer(request: httpx2.Request) -> httpx2.Response:
         body = json.loads(request.content)
         asked.append((body["model"], len(body["messages"][0]["content"])))
-        return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}}]})
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "Yellow, blue"}}]})
 
     monkeypatch.setattr(chat, "_client", lambda is_local: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
     settings = WriterSettings(base_url="http://localhost:1/v1")
-    ask_endpoints(settings, ["endpoint:sees", None, "scripted", "endpoint:sees"], ["endpoint:reads", None])
+    check_models(settings, ["endpoint:sees", None, "scripted", "endpoint:sees"], ["endpoint:reads", None])
     assert asked == [("sees", 2), ("reads", 1)]
 
 

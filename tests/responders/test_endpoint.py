@@ -49,6 +49,7 @@ from longvpo_hf.responders import (
     CutOff,
     EndpointResponder,
     NoAnswer,
+    Refused,
     Request,
     Responder,
     Unanswered,
@@ -183,6 +184,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, no proxy before the loopback interface, no token but a test's own."""
     monkeypatch.setattr(endpoint, "_FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
 
@@ -606,9 +608,46 @@ def test_what_a_filter_withheld_is_no_answer(serve: Serve) -> None:
     server = serve(script)
     with pytest.raises(Unanswered, match="content filter withheld") as error:
         responder(server).respond([Request("content_filter"), Request("stop")])
-    assert isinstance(error.value.results[0], NoAnswer)
+    assert isinstance(error.value.results[0], Refused)
+    assert error.value.results[0].reason == "refused"
     assert not error.value.transient
     assert len(server.calls) == 2, "asked once"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(body=b'{"choices": [{"message": {"content": null, "refusal": "I cannot help with that."}}]}'),
+        Reply(status=400, body=b'{"error": {"code": "content_filter", "message": "The prompt was filtered."}}'),
+        Reply(status=400, body=b'{"error": {"code": "content_policy_violation"}}'),
+    ],
+)
+def test_what_a_filter_refuses_in_other_ways_is_told_from_other_refusals(serve: Serve, reply: Reply) -> None:
+    """However many they are in a row: a film of battles is filtered scene by scene."""
+    server = serve(lambda call: reply if "filtered" in call.text else Reply("yes"))
+    handed: dict[int, Any] = {}
+    with pytest.raises(Unanswered) as error:
+        responder(server, concurrency=1).respond([*[Request("filtered")] * 20, Request("?")], handed.__setitem__)
+    assert {type(result) for result in error.value.results[:20]} == {Refused}
+    assert len(handed) == 21
+    with pytest.raises(Unanswered):
+        responder(server).respond([Request("filtered")])
+
+
+def test_a_request_may_be_given_up_for_good(serve: Serve) -> None:
+    server = serve(lambda call: Reply(status=500, body=b"") if "poison" in call.text else Reply("yes"))
+    handed: dict[int, Any] = {}
+    with pytest.raises(Unanswered) as error:
+        responder(server, patience_seconds=0.05, drop_unanswered=True).respond(
+            [Request("poison"), Request("a")], handed.__setitem__
+        )
+    assert not error.value.transient
+    assert isinstance(handed[0], NoAnswer)
+    assert handed[0].reason == "no_answer"
+    with pytest.raises(
+        EndpointError, match="answered nothing for patience_seconds"
+    ):  # nothing is given up for an outage
+        responder("http://127.0.0.1:9/v1", patience_seconds=0.05, drop_unanswered=True).respond([Request("a")])
 
 
 def test_an_answer_that_the_server_broke_off_is_asked_again(serve: Serve) -> None:
@@ -782,7 +821,7 @@ def test_the_key_is_never_shown(serve: Serve, caplog: pytest.LogCaptureFixture, 
     body = f"Incorrect API key provided: {KEY}. See".encode() if repeating else b"Incorrect API key"
     headers = {"X-Error-Message": f"bad key {KEY}"} if repeating else {}
     server = serve(lambda call: Reply(status=status, body=body, headers=headers))
-    asked = responder(server, api_key=KEY, patience_seconds=0.05)
+    asked = responder(server, api_key=KEY, patience_seconds=0.5)
     with caplog.at_level(logging.DEBUG), pytest.raises((EndpointError, Unanswered)) as error:
         asked.respond([Request("?")])
     assert server.calls[0].headers["authorization"] == f"Bearer {KEY}"
@@ -976,13 +1015,28 @@ def test_offline_mode_is_named_and_leaves_other_servers_alone(
 
 
 def test_a_server_that_answers_passes_the_check(serve: Serve) -> None:
-    server = serve(lambda call: Reply("Black."))
+    server = serve(lambda call: Reply("Yellow and blue."))
     responder(server).check()
     responder(server).check(sees_video=False)
     shown, blind = server.calls
     (image,) = shown.images
     assert image.size == (224, 224)
+    assert [np.asarray(image)[100, x].argmin() for x in (30, 190)] == [2, 0], "little blue in yellow, no red in blue"
     assert not blind.images
+
+
+def test_a_server_that_drops_images_is_refused(serve: Serve) -> None:
+    server = serve(lambda call: Reply("I cannot see a picture."))
+    with pytest.raises(EndpointError, match=r"says the same of a picture as without it \('I cannot see a picture.'\)"):
+        responder(server).check()
+    responder(server).check(sees_video=False)
+
+
+def test_a_model_that_may_not_see_is_warned_of(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(lambda call: Reply("Red\x1b[2J and green." if call.images else "Which picture?"))
+    with caplog.at_level(logging.WARNING):
+        responder(server).check()
+    assert "did not name the colours of a yellow and blue picture; it said: 'Red[2J and green.'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -1019,7 +1073,7 @@ def test_a_server_that_is_not_there_is_known_at_once() -> None:
 
 
 def test_a_server_that_loads_its_model_is_waited_for(serve: Serve) -> None:
-    server = serve(lambda call: Reply("Black.") if call.number == 3 else Reply(status=503, body=b"loading"))
+    server = serve(lambda call: Reply("Yellow and blue.") if call.number == 3 else Reply(status=503, body=b"loading"))
     waits: list[str] = []
     responder(server).check(on_wait=waits.append)
     assert len(server.calls) == 4

@@ -1,7 +1,8 @@
 """How a build asks its models: in batches, each request's answer or the reason why it has none, nothing asked twice.
 
 An answer is on disk as soon as it is there, see `artifacts.Log`. That a model was not reached is no answer: the build
-stops, and asks again when it is called again.
+stops, and asks again when it is called again. Only a request that got none in several runs, of a server that answers
+others, is gone without; the work that follows from it is never stored as finished, so that the next run asks once more.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from typing import Any, TypeAlias
 from longvpo_hf.artifacts import Fields, Log
 from longvpo_hf.building.method import Drop, spans_of
 from longvpo_hf.errors import EndpointError
-from longvpo_hf.reasoning import CutOff, without_reasoning
-from longvpo_hf.responders import Request, Responder, Result, Unanswered, Unreached
-from longvpo_hf.responders.replies import whole_characters
+from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached
+from longvpo_hf.responders.replies import whole_characters, without_reasoning
 
 #: What became of a request: the answer without its reasoning (a `CutOff` where it was cut off), or why there is none.
 Answer: TypeAlias = str | Drop
+#: Runs that stop because one request gets no answer; the last of them goes on without it.
+_RUNS_WITHOUT_ANSWER = 3
+
+
+class GivenUp(Drop):
+    """A request that got no answer in several runs: a drop of this run, which the next one asks for again."""
+
+    __slots__ = ()
 
 
 class Asker:
@@ -39,7 +47,11 @@ class Asker:
         self.remembered: Fields = {}
         self._log = log
         self._known = known
-        self._logged = {entry["request"]: answer_from_json(entry["answer"]) for entry in log.entries}
+        self._logged = {
+            entry["request"]: answer_from_json(entry["answer"]) for entry in log.entries if "answer" in entry
+        }
+        self._runs_without = Counter(entry["request"] for entry in log.entries if "unreached" in entry)
+        self._given_up: dict[str, GivenUp] = {}
         self._times: Counter[str] = Counter()
 
     def __call__(
@@ -54,17 +66,21 @@ class Asker:
             remember: Whether the same request gets the same answer in the whole build, from now on.
 
         Raises:
-            EndpointError: If the model was not reached. What it answered before is kept.
+            EndpointError: If the model was not reached. What it answered is kept.
         """
         names = [self._name(_key(responder, request), remember) for request in requests]
         missing = {name: request for name, request in zip(names, requests, strict=True) if self._answer(name) is None}
         self._ask(responder, missing, what)
         if remember:
             for name in names:
-                if name not in self._known:
-                    self._known[name] = self._logged[name]
-                    self.remembered[name] = answer_to_json(self._logged[name])
-        return [answer for name in names if (answer := self._answer(name)) is not None]
+                answer = self._answer(name)
+                if name not in self._known and answer is not None:
+                    self._known[name] = answer
+                    self.remembered[name] = answer_to_json(answer)
+        answers = [answer for name in names if (answer := self._answer(name)) is not None]
+        if any(isinstance(answer, GivenUp) for answer in answers):
+            self._log.is_final = False
+        return answers
 
     def _name(self, key: str, remember: bool) -> str:
         """What the request's answer is kept under: where nothing is remembered, each time the same is asked counts."""
@@ -74,7 +90,7 @@ class Asker:
         return f"{key}-{self._times[key]}"
 
     def _answer(self, name: str) -> Answer | None:
-        return self._known.get(name, self._logged.get(name))
+        return self._known.get(name, self._logged.get(name, self._given_up.get(name)))
 
     def _ask(self, responder: Responder, requests: Mapping[str, Request], what: str) -> None:
         """Asks, and logs what becomes of each request as soon as that is final."""
@@ -96,21 +112,35 @@ class Asker:
                 )
             except Unanswered as error:
                 results = error.results
-        unreached = [
-            (request, result)
-            for request, result in zip(requests.values(), results, strict=True)
-            if isinstance(result, Unreached)
-        ]
         for name, result in zip(names, results, strict=True):
             if not isinstance(result, Unreached) and name not in self._logged:  # of a responder that hands nothing over
                 self._keep(name, result)
-        if unreached:
-            request, result = unreached[0]
-            about = f" about {request.timeline.clips[0].path}" if request.timeline else ""
+        unreached = {name: result for name, result in zip(names, results, strict=True) if isinstance(result, Unreached)}
+        self._go_without(unreached)
+        waiting = [name for name in unreached if name not in self._given_up]
+        if waiting:
+            timeline = requests[waiting[0]].timeline
+            about = f" about {timeline.clips[0].path}" if timeline else ""
             raise EndpointError(
-                f"{len(unreached)} of {len(names)} requests to {responder.name} got no answer; the first{about}: "
-                f"{str(result).rstrip('.')}. All other answers are kept: the same command asks for these alone."
+                f"{len(waiting)} of {len(names)} requests to {responder.name} got no answer; the first{about}: "
+                f"{str(unreached[waiting[0]]).rstrip('.')}. All other answers are kept: the same command asks for "
+                f"these alone. What gets none in {_RUNS_WITHOUT_ANSWER} runs is left out; with --drop-unanswered, now."
             )
+
+    def _go_without(self, unreached: Mapping[str, Unreached]) -> None:
+        """Notes which requests got no answer in this run, and gives up those that got none in several."""
+        from tqdm.auto import tqdm
+
+        for name, failure in unreached.items():
+            self._runs_without[name] += 1
+            self._log.append({"request": name, "unreached": str(failure)})
+            if self._runs_without[name] >= _RUNS_WITHOUT_ANSWER:
+                runs = f"{self._runs_without[name]} runs"
+                self._given_up[name] = GivenUp("no_answer", f"{failure} (in {runs}; the next run asks again)")
+                tqdm.write(
+                    f"A request got no answer in {runs}, while others did: {failure}. The build goes on without it, "
+                    "and the same command will ask again; --drop-unanswered leaves it out for good."
+                )
 
     def _keep(self, name: str, result: Result) -> None:
         answer = _answer(result) if isinstance(result, str) else Drop(result.reason, str(result))
@@ -141,6 +171,5 @@ def _key(responder: Responder, request: Request) -> str:
 
 def _answer(reply: str) -> str:
     """The answer in a reply, as files can hold it."""
-    answer = without_reasoning(reply)
-    text = whole_characters(answer)
-    return CutOff(text) if isinstance(answer, CutOff) else text
+    answer = whole_characters(without_reasoning(reply))
+    return CutOff(answer) if isinstance(reply, CutOff) else answer

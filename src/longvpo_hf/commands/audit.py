@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from longvpo_hf.commands.build.models import Models, ask_endpoints, device_of
+from longvpo_hf.commands.build.models import Models, check_models, device_of
 from longvpo_hf.commands.build.options import MODELS, ModelSettings
 from longvpo_hf.commands.cli import flat
 from longvpo_hf.errors import ConfigError
@@ -51,10 +51,12 @@ def audit(
             raise ConfigError(f"--benchmark-videos must be NAME=FILE, got {item!r}.")
         lists[name] = Path(file)
     from longvpo_hf.auditing import AuditSettings, Verdict, audit_rows, write_audit
+    from longvpo_hf.hub import go_offline_if_unreachable
 
     asking.check([blind_model])
+    go_offline_if_unreachable([dataset, embedder, *evaluation])
     if blind_model is not None:
-        ask_endpoints(asking, seeing=[], reading=[blind_model])
+        check_models(asking, seeing=[], reading=[blind_model])
     rows, total, name, folder = _rows(dataset)
     settings = AuditSettings(
         lists,

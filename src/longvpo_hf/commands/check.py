@@ -47,6 +47,11 @@ def check(
     warnings.simplefilter("ignore")
     if config is None and rows is None:
         raise ConfigError("Nothing to check: name a recipe's YAML, a shipped configuration, or a dataset with --rows.")
+    from longvpo_hf.hub import go_offline_if_unreachable
+
+    go_offline_if_unreachable(
+        [rows, *([""] if config else [])]
+    )  # a configuration names a base, which may be on the Hub
     fits, found = True, {}
     if config is not None:
         from longvpo_hf.planning import DEFAULT_TFLOPS, Machine, Sharding, device_memory_gib, plan_file, report

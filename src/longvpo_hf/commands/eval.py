@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Group
 from cyclopts.types import PositiveInt
 
-from longvpo_hf.commands.cli import ConfigFile, decoded, resumable, whole_numbers
-from longvpo_hf.decoding import GREEDY, Decoding
+from longvpo_hf.commands.cli import ConfigFile, resumable, whole_numbers
 from longvpo_hf.errors import ConfigError
-
-_DECODING = Group("Decoding", sort_key=1)
 
 
 @resumable
@@ -32,7 +27,6 @@ def evaluate(
     max_new_tokens: str | None = None,
     baselines: bool = False,
     mixed_protocols: bool = False,
-    decoding: Annotated[Decoding, decoded(_DECODING)] = GREEDY,
     tasks_dir: bool = False,
     config: ConfigFile = None,
 ) -> None:
@@ -79,8 +73,15 @@ def evaluate(
     from longvpo_hf.evaluation.run import Contestant, Settings
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
     from longvpo_hf.evaluation.suite import data_root as default_root
+    from longvpo_hf.hub import go_offline_if_unreachable
+    from longvpo_hf.responders.checkpoint import check_checkpoint
 
     asked = suites_named(tasks.split(","))
+    contestants = [Contestant.of(model) for model in models]
+    root = data_root or default_root()
+    go_offline_if_unreachable([*(contestant.checkpoint for contestant in contestants), str(root)])
+    for contestant in contestants:
+        check_checkpoint(contestant.checkpoint)
     settings = Settings(
         frames=whole_numbers("frames", frames) if frames else [],
         fps=fps,
@@ -90,10 +91,8 @@ def evaluate(
         max_new_tokens=bounds_named(max_new_tokens, asked) if max_new_tokens else {},
         published=published(protocol) if protocol else None,
         baselines=baselines,
-        decoding=decoding,
         mixed_protocols=mixed_protocols,
     )
-    root = data_root or default_root()
-    if run_evaluation([Contestant.of(model) for model in models], asked, root, output, settings):
+    if run_evaluation(contestants, asked, root, output, settings):
         print(f"\n{(output / 'table.md').read_text(encoding='utf-8')}")
         print(f"Scores, answers and a section for the model card: {output}")

@@ -166,9 +166,11 @@ def sample(
 
 
 def _open(datasets: Sequence[str], to: Written) -> list[RowsFolder]:
+    from longvpo_hf.hub import go_offline_if_unreachable
     from longvpo_hf.publishing.dataset import dataset_folder
     from longvpo_hf.publishing.rows import RowsFolder
 
+    go_offline_if_unreachable(datasets)
     return [RowsFolder(dataset_folder(name), to.video_root) for name in datasets]
 
 

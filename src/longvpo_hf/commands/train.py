@@ -57,8 +57,11 @@ def launch(
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
 
+    from longvpo_hf.hub import go_offline_if_unreachable
+
     file = ["--config", str(find_config(config))] if config else []
     first = ["--config_file", str(find_accelerate_config(accelerate_config))] if accelerate_config else []
+    go_offline_if_unreachable([""])  # for the recipe's process, which names models and rows
     # Quiet: the recipe itself says what went wrong, and its parent's traceback would say nothing more.
     script = str(shipped(f"recipes/{recipe}.py"))
     launch_command(launch_command_parser().parse_args([*first, *for_launch, "--quiet", script, *file, *words]))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from longvpo_hf.artifacts import write_json
+from longvpo_hf.artifacts import whole_file, write_json
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
 from longvpo_hf.evaluation.probes import (
@@ -86,7 +86,8 @@ def probe_needle(
         "cells": cells,
     }
     write_json(output / "needle.json", result)
-    plot_needle([result]).savefig(output / "needle.png", dpi=150)
+    with whole_file(output / "needle.png") as file:
+        plot_needle([result]).savefig(file, format="png", dpi=150)
     return result
 
 
@@ -119,12 +120,8 @@ def _cell(
     if key not in journal:
         requests = [_request(question, filler, length, depth) for question in questions]
         verdicts = ask(responder, questions, requests)
-        journal[key] = [
-            sum(verdict.right for verdict in verdicts),
-            sum(not verdict.parsed for verdict in verdicts),
-            sum(verdict.cut_off for verdict in verdicts),
-        ]
-    right, unparsed, cut_off = journal[key]
+        journal[key] = [sum(verdict.right for verdict in verdicts), sum(not verdict.parsed for verdict in verdicts)]
+    right, unparsed = journal[key]
     number = len(questions)
     return {
         "frames": length,
@@ -132,7 +129,6 @@ def _cell(
         "right": right,
         "number": number,
         "unparsed": unparsed,
-        "cut_off": cut_off,
         "percent": round(100 * right / number, 2),
         "interval_95": [round(100 * bound, 2) for bound in wilson_interval(right, number)],
     }

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from longvpo_hf.artifacts import whole_file
+from longvpo_hf.artifacts import Fields, Log, whole_file
 from longvpo_hf.errors import ConfigError, LongVPOError
-from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_cut_off, is_right, letter_of
+from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
 from longvpo_hf.responders import Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline, View
@@ -223,13 +223,11 @@ class Verdict:
 
     Args:
         right: Whether the reply was the answer.
-        parsed: Whether it named an option; True for questions without options, and for replies that were cut off.
-        cut_off: Whether it ended inside its reasoning: it is wrong, whatever it holds.
+        parsed: Whether it named an option; True for questions without options.
     """
 
     right: bool
     parsed: bool
-    cut_off: bool
 
 
 def ask(responder: Responder, questions: Sequence[ProbeQuestion], requests: Sequence[Request]) -> list[Verdict]:
@@ -244,8 +242,7 @@ def ask(responder: Responder, questions: Sequence[ProbeQuestion], requests: Sequ
     return [
         Verdict(
             is_right(reply, question.answer, question.letters),
-            not question.letters or is_cut_off(reply) or bool(letter_of(reply, question.letters)),
-            is_cut_off(reply),
+            not question.letters or bool(letter_of(reply, question.letters)),
         )
         for reply, question in zip(replies, questions, strict=True)
     ]
@@ -317,25 +314,25 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = Log(path)
         self._values: dict[str, Any] = {}
         mine = json.loads(json.dumps(settings))
-        # A line without its end is one that was being written when the run was killed.
-        whole = [line for line in _lines(path) if line.endswith("\n")]
-        if whole and (theirs := json.loads(whole[0])) != mine:
+        theirs = None
+        for entry in self._log.entries:
+            if "settings" in entry:
+                theirs, self._values = entry["settings"], {}
+            else:
+                self._values[entry["key"]] = entry["value"]
+        if theirs is None:  # a new one, or one whose first line was torn
+            self._values = {}
+            self._append({"settings": mine})
+        elif theirs != mine:
             differing = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
             raise ConfigError(
                 f"{path.parent} holds a probe with other settings ({', '.join(differing)}); name another --output, or "
                 "delete it."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not whole:
-            path.write_text(json.dumps(mine) + "\n", encoding="utf-8")
-        elif whole != _lines(path):
-            path.write_text("".join(whole), encoding="utf-8")
-        for line in whole[1:]:
-            key, value = json.loads(line)
-            self._values[key] = value
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -345,8 +342,11 @@ class Journal:
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._values[key] = value
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, value]) + "\n")
+        self._append({"key": key, "value": value})
+
+    def _append(self, fields: Fields) -> None:
+        self._log.append(fields)
+        self._log.close()
 
 
 def settings_of(
@@ -379,10 +379,6 @@ def as_it_is(text: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- media
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
 
 
 def _parts(clip: Clip, number: int) -> list[Clip]:

@@ -24,7 +24,6 @@ import torch
 
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import family_of
-from longvpo_hf.families.templates import thinking_switch
 from longvpo_hf.frames import Frames
 
 if TYPE_CHECKING:
@@ -59,17 +58,12 @@ class PromptEncoder:
 
     Args:
         processor: A transformers processor of a video model, with its chat template.
-        thinking: Whether prompts ask for reasoning before the answer; None leaves it to the template.
-
-    Attributes:
-        switch: What the template is told of it; see `thinking_switch`.
 
     Raises:
-        ModelError: If the processor cannot be given frames; names its class and all that it lacks. If its template has
-            no switch for reasoning and `thinking` is not None.
+        ModelError: If the processor cannot be given frames; names its class and all that it lacks.
     """
 
-    def __init__(self, processor: ProcessorMixin, thinking: bool | None = None) -> None:
+    def __init__(self, processor: ProcessorMixin) -> None:
         lacks = _lacks(processor)
         if lacks:
             raise ModelError(
@@ -77,7 +71,6 @@ class PromptEncoder:
                 "Use a video model's processor with its own chat template; docs/families.md lists those that were run."
             )
         self.processor = processor
-        self.switch = thinking_switch(processor, thinking)
         family = family_of(processor)
         self._video_settings = family.video_settings(processor.video_processor) or {}
         if not family.processor and (reason := _reason_in_trial(self)):
@@ -157,7 +150,7 @@ class PromptEncoder:
 
     def _render(self, messages: Sequence[Message], with_video: bool) -> str:
         turns = self._turns(messages, with_video)
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **self.switch)
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
     def _turns(self, messages: Sequence[Message], with_video: bool) -> list[dict[str, Any]]:
         """The messages as a chat template takes them, with the video before the first text of the user."""

@@ -14,7 +14,7 @@ from trl import ModelConfig
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.responders.checkpoint import load_checkpoint
+from longvpo_hf.responders.checkpoint import check_checkpoint, load_checkpoint
 from longvpo_hf.training.checkpoints import last_whole_checkpoint, torn
 from longvpo_hf.training.config import LongVPOConfig
 
@@ -28,8 +28,13 @@ def start_from(model: ModelConfig, training: LongVPOConfig) -> str:
 
     A LoRA adapter is merged into its base first, and the whole is written to `<output_dir>-base`: the reference is then
     the adapted model, not the bare base, and an adapter trained on top names a base that is really its own.
+
+    Raises:
+        ModelError: If there is no such checkpoint, or it is not whole.
     """
     name = str(model.model_name_or_path)
+    if model.model_revision in (None, "main"):
+        check_checkpoint(name)
     config_file = find_adapter_config_file(name, revision=model.model_revision)
     if config_file is None:
         return name

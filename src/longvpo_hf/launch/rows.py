@@ -9,8 +9,10 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetsError
 from transformers import AutoProcessor
 
+from longvpo_hf.errors import DatasetError, storage_error
 from longvpo_hf.families import context_tokens, model_config
 from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
 from longvpo_hf.launch.arguments import RecipeArguments, parse
@@ -69,7 +71,18 @@ def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
     # a copy of it, would give the paths of before.
     digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:16]
     cache = Path(HF_DATASETS_CACHE) / "longvpo_hf" / digest if Path(name).is_dir() else None
-    rows = load_dataset(name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming, cache_dir=cache)
+    try:
+        rows = load_dataset(
+            name, recipe.dataset_config, split=split, streaming=recipe.dataset_streaming, cache_dir=cache
+        )
+    except (OSError, ValueError, DatasetsError) as error:
+        if (refused := storage_error(error)) is not None:
+            raise refused from error
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DatasetError(
+            f"The dataset {name} cannot be loaded ({said}): give a folder of rows, or the name of a dataset on the Hub "
+            "that is there and that you may read (hf auth login)."
+        ) from error
     if recipe.video_root is None:
         return undecoded(rows)
     return _FORMS[recipe.dataset_form](rows, recipe.video_root, missing=recipe.dataset_missing)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from longvpo_hf.building.asking import Asker
-from longvpo_hf.building.judging import YES_OR_NO, unless
+from longvpo_hf.building.judging import YES_OR_NO, described, unless
 from longvpo_hf.building.method import (
     Answered,
     Draft,
@@ -247,7 +247,7 @@ def build_stage1(
                 "questions per timeline": settings.questions_per_timeline,
                 "question model": question_writer.name,
                 "answer model": answerer.name,
-                "judge": judge.name if judge else "none",
+                "judge": described(judge),
                 "similarity filter": f"cosine ≤ {settings.max_similarity}"
                 if embed
                 else "not applied: no embedder; clips of one video are not distractors of each other",

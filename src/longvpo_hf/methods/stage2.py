@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from longvpo_hf.building.asking import Asker
 from longvpo_hf.building.filters import check_question, is_ellipsis
-from longvpo_hf.building.judging import YES_OR_NO, unless
+from longvpo_hf.building.judging import YES_OR_NO, described, unless
 from longvpo_hf.building.method import Answered, Draft, Drop, Method, PairFilter, Part, ViewOf, evidence, whole
 from longvpo_hf.building.rehearsal import all_things_in, digits_of, things_in
 from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
@@ -305,7 +305,7 @@ def build_stage2(
                 "videos": len(usable),
                 "question model": question_writer.name,
                 "answer model": answerer.name,
-                "judge": judge.name if judge else "none",
+                "judge": described(judge),
                 "chosen answers from": settings.chosen_from,
                 "reference scored on": settings.reference,
                 "prompt version": PROMPT_VERSION,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from longvpo_hf.building.asking import Answer, Asker
 from longvpo_hf.building.filters import is_ellipsis
+from longvpo_hf.building.judging import YES_OR_NO, ByProbability, described, unless
 from longvpo_hf.building.method import (
     Answered,
     Draft,
@@ -33,9 +34,8 @@ from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
-from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.responders import CutOff, Request, Responder
-from longvpo_hf.responders.replies import json_object
+from longvpo_hf.responders.replies import json_object, without_reasoning
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
@@ -84,6 +84,17 @@ QUESTION_SCHEMA: Mapping[str, Any] = {
     "properties": {"question": {"type": ["string", "null"]}},
     "required": ["question"],
     "additionalProperties": False,
+}
+
+#: The post-filter's questions: what is asked, which verdict keeps a pair, and the reason for the drop of another.
+POST_FILTER: Mapping[str, tuple[str, bool, str]] = {
+    "better": ("Is answer 1 better than answer 2?", True, "not_better"),
+    "ambiguous": (
+        "Does the question with answer 1 contradict what the video shows, or has the question another possible answer?",
+        False,
+        "ambiguous",
+    ),
+    "correct": ("Is answer 1 correct, given what the video shows?", True, "not_correct"),
 }
 
 #: What the judge answers; `json_object` reads it.
@@ -193,15 +204,19 @@ def question_prompt(captions: Sequence[str], question_type: str, is_segment: boo
 
 def post_filter_prompt(captions: Sequence[str], question: str, chosen: str, rejected: str) -> str:
     """Asks the three questions of TPO's post-filter at once."""
-    lines = "\n".join(captions)
+    better, ambiguous, correct = (asked for asked, _, _ in POST_FILTER.values())
     return (
-        f"What a video shows:\n{lines}\n\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
-        "better: Is answer 1 better than answer 2? Yes, No or Equally.\n"
-        "ambiguous: Does the question with answer 1 contradict what the video shows, or has the question another "
-        "possible answer? Yes or No.\n"
-        "correct: Is answer 1 correct, given what the video shows? Yes or No.\n"
+        f"{_shown_pair(captions, question, chosen, rejected)}"
+        f"better: {better} Yes, No or Equally.\n"
+        f"ambiguous: {ambiguous} Yes or No.\n"
+        f"correct: {correct} Yes or No.\n"
         'Answer with a JSON object and nothing else: {"better": "...", "ambiguous": "...", "correct": "..."}'
     )
+
+
+def _shown_pair(captions: Sequence[str], question: str, chosen: str, rejected: str) -> str:
+    lines = "\n".join(captions)
+    return f"What a video shows:\n{lines}\n\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n"
 
 
 # --------------------------------------------------------------------------------------------------------- the methods
@@ -313,7 +328,7 @@ def build_temporal(
                 "videos": len(usable),
                 "question model": question_writer.name,
                 "answer model": answerer.name,
-                "judge of the post-filter": judge.name if judge else "none: not applied",
+                "judge of the post-filter": described(judge, "none: not applied"),
                 "localized, chosen answers from": settings.chosen_from,
                 "comprehensive, rejected answers from": f"{settings.sparse_frames} frames",
                 "prompt version": PROMPT_VERSION,
@@ -407,7 +422,10 @@ def _sparse(num_frames: int, draft: Draft, rng: np.random.Generator) -> View:
 
 
 def _post_filter(judge: Responder | None, context: _Context) -> tuple[PairFilter, ...]:
-    return (PairFilter("post_filter", partial(_ask_three, judge, context), judge.name),) if judge else ()
+    if judge is None:
+        return ()
+    by = _ask_each if isinstance(judge, ByProbability) else _ask_three
+    return (PairFilter("post_filter", partial(by, judge, context), judge.name),)
 
 
 def _ask_three(judge: Responder, context: _Context, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
@@ -419,6 +437,24 @@ def _ask_three(judge: Responder, context: _Context, pairs: Sequence[Answered], a
         requests.append(Request(text, schema=POST_FILTER_SCHEMA, rehearsed=passed))
     verdicts = ask(judge, requests, "post-filter")
     return [_verdict(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
+
+
+def _ask_each(judge: Responder, context: _Context, pairs: Sequence[Answered], ask: Asker) -> list[Drop | None]:
+    """TPO's post-filter for a judge that is read by probability: one question at a time, each of those that passed."""
+    drops: dict[int, Drop | None] = dict.fromkeys(range(len(pairs)))
+    for name, (question, wanted, reason) in POST_FILTER.items():
+        left = [place for place, drop in drops.items() if drop is None]
+        requests = []
+        for place in left:
+            pair = pairs[place]
+            shown = _shown_pair(context(pair.draft), pair.draft.question, pair.chosen, pair.rejected)
+            rehearsed = partial(str, "Yes" if wanted else "No")
+            requests.append(Request(f"{shown}{question} {YES_OR_NO}", rehearsed=rehearsed))
+        for place, verdict in zip(left, ask(judge, requests, f"post-filter: {name}"), strict=True):
+            pair = pairs[place]
+            judged = f"{pair.draft.question} — {pair.chosen} / {pair.rejected}"
+            drops[place] = unless(wanted, verdict, reason, judged)
+    return list(drops.values())
 
 
 def _verdict(pair: Answered, verdict: Answer) -> Drop | None:

@@ -195,7 +195,7 @@ def prepare_push(repo_id: str, *, private: bool | None = None, revision: str | N
         api.auth_check(repo_id, repo_type="dataset", write=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-    except (HfHubHTTPError, HFValidationError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:  # the last: offline, no network
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DatasetError(
             f"The dataset {repo_id} cannot be written to ({reason}). Log in with `hf auth login`, or set HF_TOKEN to a "

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longvpo_hf.frames import UnreadableVideo
-from longvpo_hf.reasoning import CutOff
 from longvpo_hf.record import hub_commit, weights_digest
+from longvpo_hf.responders.replies import CutOff
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "NoAnswer",
     "OnResult",
     "OnWait",
+    "Refused",
     "Request",
     "Responder",
     "Result",
@@ -49,6 +50,8 @@ class Request:
         view: Which part of it is shown.
         schema: The JSON schema of the wanted answer; None for free text. Who cannot hold a model to it leaves it out,
             so the text must ask for it too, and the answer must be read with `replies.json_object` and checked.
+        is_verdict: Whether a yes or a no is wanted, and of it not the word but how probable it is: the answer is then
+            `replies.probability_text`, the share of yes of what the model gives to yes and to no.
         rehearsed: Gives what a rehearsal answers, see `building.rehearsal`; None where that follows from what is shown.
     """
 
@@ -56,6 +59,7 @@ class Request:
     timeline: Timeline | None = None
     view: View = field(default_factory=View.whole)
     schema: Mapping[str, Any] | None = field(default=None, hash=False)  # a dict has no hash; requests have
+    is_verdict: bool = False
     rehearsed: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
 
@@ -65,8 +69,18 @@ class NoAnswer(RuntimeError):
     reason = "no_answer"
 
 
+class Refused(NoAnswer):
+    """A content filter of the model's server withheld the answer. Final."""
+
+    reason = "refused"
+
+
 class Unreached(RuntimeError):
-    """The model could not be asked: its server is down, busy or broken. Asking again later may help; never final."""
+    """The model could not be asked this: its server was busy or broken, however often it was tried, and answers others.
+
+    Asking again later may help; never final. Of a server that answers nothing at all, the call ends with an
+    `EndpointError`.
+    """
 
     reason = "no_answer"
 

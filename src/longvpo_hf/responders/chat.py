@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import logging
+import math
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,9 @@ from huggingface_hub import get_token
 from huggingface_hub.constants import is_offline_mode
 from PIL import Image
 
-from longvpo_hf.decoding import Decoding
 from longvpo_hf.errors import ConfigError, EndpointError
-from longvpo_hf.reasoning import CutOff
-from longvpo_hf.responders import NoAnswer
-from longvpo_hf.responders.replies import whole_characters
+from longvpo_hf.responders import CutOff, NoAnswer, Refused
+from longvpo_hf.responders.replies import probability_text, whole_characters
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,13 @@ _CONNECT_SECONDS = 30.0
 _MOST_ANSWER_BYTES = 4 * 1024**2
 #: What is read of a reply that is no answer.
 _MOST_ERROR_BYTES = 64 * 1024
-_SHOWN_CHARACTERS = 300
+SHOWN_CHARACTERS = 300
+#: Of the likeliest first tokens of a verdict, with their probabilities: the most that OpenAI and vLLM give.
+_TOP_TOKENS = 20
+NO_PROBABILITIES = (
+    "gives no probabilities of its tokens (top_logprobs), so a judge there is read by its words: leave judge_yes_from "
+    "(--judge-yes-from) out, or name another judge."
+)
 #: Sent when there is no key, as vLLM's documentation does.
 _NO_KEY = "EMPTY"
 #: The one host that gets the user's Hugging Face token unasked. Anybody's containers run under
@@ -58,6 +63,8 @@ _REMEDIES = {
 }
 #: Statuses of a server that refuses this request, and perhaps no other.
 _REFUSALS = (400, 413, 422)
+#: How servers name in an error's body what a filter of theirs refused: Azure and OpenAI, DashScope.
+_FILTERS = ("content_filter", "content_policy_violation", "data_inspection_failed")
 _REMEDY = "If the prompt is too long for it, take fewer or smaller frames (FrameSampler) or lower max_tokens."
 #: Statuses that asking again may mend, besides those from 500 on: what OpenAI's own client tries again, and 425.
 _TRANSIENT = (408, 409, 425, 429)
@@ -149,7 +156,6 @@ class Chat:
         timeout_seconds: float,
         seed: int,
         plain_http_key: bool,
-        decoding: Decoding,
     ) -> None:
         self.host = _host(base_url)
         parts = urlsplit(base_url)
@@ -163,8 +169,7 @@ class Chat:
         self.base_url = base_url
         self.max_tokens = max_tokens
         self.timeout_seconds = timeout_seconds
-        self.seed = decoding.decoding_seed if decoding.temperature else seed
-        self.decoding = decoding
+        self.seed = seed
         self._takes_schemas = True
 
     def __str__(self) -> str:
@@ -184,7 +189,11 @@ class Chat:
             raise EndpointError(f"The environment's proxy settings cannot be used: {error}") from None
 
     async def ask(
-        self, session: httpx2.AsyncClient, parts: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None = None
+        self,
+        session: httpx2.AsyncClient,
+        parts: Sequence[Mapping[str, Any]],
+        schema: Mapping[str, Any] | None = None,
+        is_verdict: bool = False,
     ) -> Outcome:
         """What comes of sending a request once.
 
@@ -192,6 +201,7 @@ class Chat:
             session: See `session`.
             parts: The parts of the user's message; see `text_part`, `image_part`.
             schema: See `Request.schema`; left out for a server that takes none.
+            is_verdict: See `Request.is_verdict`.
 
         Raises:
             EndpointError: If no request can have an answer.
@@ -202,17 +212,15 @@ class Chat:
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts]}],
             "max_tokens": self.max_tokens,
-            "temperature": self.decoding.temperature,
+            "temperature": 0.0,
             "seed": self.seed,
             "stream": False,
         }
-        if self.decoding.top_p < 1:
-            body["top_p"] = self.decoding.top_p
-        if self.decoding.thinking is not None:
-            body["chat_template_kwargs"] = {"enable_thinking": self.decoding.thinking}
         if schema is not None:
             # As OpenAI, vLLM and SGLang read it.
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
+        if is_verdict:
+            body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP_TOKENS}
         key = self._key if self._key or not is_hugging_face(self.base_url) else Key(get_token())
         try:
             async with asyncio.timeout(self.timeout_seconds):
@@ -225,7 +233,7 @@ class Chat:
         if 200 <= status < 300:
             if len(content) > _MOST_ANSWER_BYTES:
                 return Failure(f"malformed answer: more than {_MOST_ANSWER_BYTES} bytes", status=status)
-            return self._read(key, content)
+            return self._read(key, content, is_verdict)
         if schema is not None and status in (400, 422):
             outcome = await self.ask(session, parts)
             if isinstance(outcome, str) and self._takes_schemas:  # so the schema was why
@@ -251,7 +259,7 @@ class Chat:
                     break
             return response.status_code, response.headers, bytes(content)
 
-    def _read(self, key: Key, content: bytes) -> Outcome:
+    def _read(self, key: Key, content: bytes, is_verdict: bool) -> Outcome:
         """The answer in a reply of any shape."""
         try:
             reply = json.loads(content)
@@ -264,15 +272,38 @@ class Chat:
             return Failure(f"malformed answer: no choices[0].message in {said}")
         reason = _at(choice, "finish_reason")
         if reason == "content_filter":
-            return NoAnswer(f"{self}: a content filter withheld the answer.")
+            return Refused(f"{self}: a content filter withheld the answer.")
         if reason in _ABORTED:
             return Failure(f"the server broke off its answer (finish_reason={reason})")
+        if is_verdict:
+            return self._probability(choice)
         text = message.get("content")
+        if not text and isinstance(message.get("refusal"), str) and message["refusal"]:  # as OpenAI says it
+            return Refused(f"{self}: it refused: {_shown(key, message['refusal'])}")
         if not isinstance(text, str | None):
             return Failure("malformed answer: choices[0].message.content is no text")
         # A model that says nothing (it was cut off while reasoning, it refused) has null there: an empty answer.
         text = _CONTROLS.sub("", whole_characters(text or "")).strip()
         return CutOff(text) if reason == "length" else text
+
+    def _probability(self, choice: Any) -> str:
+        """How probable a yes is, by the first token of an answer.
+
+        Raises:
+            EndpointError: If the server gives no probabilities.
+        """
+        likeliest = _at(choice, "logprobs", "content", 0, "top_logprobs")
+        if not isinstance(likeliest, list) or not likeliest:
+            raise EndpointError(f"{self} {NO_PROBABILITIES}")
+        shares = {"yes": 0.0, "no": 0.0}
+        for one in likeliest:
+            word, logarithm = _at(one, "token"), _at(one, "logprob")
+            # Of type, because True is a number too; the bounds leave out NaN and what is no logarithm of a probability.
+            if isinstance(word, str) and type(logarithm) in (int, float) and -1e4 <= logarithm <= 0:
+                word = word.strip().casefold()
+                if word in shares:
+                    shares[word] += math.exp(logarithm)
+        return probability_text(shares["yes"], shares["no"])
 
     def _refused(self, key: Key, status: int, headers: httpx2.Headers, content: bytes) -> NoAnswer | Failure:
         said = f"status {status}: {_shown(key, content.decode(errors='replace'))}".removesuffix(": ")
@@ -286,7 +317,8 @@ class Chat:
             )
         why = f"{self}: {said}. {_REMEDIES.get(status, _REMEDY)}"
         if status in _REFUSALS:
-            return NoAnswer(why)
+            is_filtered = any(name.encode() in content for name in _FILTERS)
+            return Refused(f"{self}: {said}.") if is_filtered else NoAnswer(why)
         raise EndpointError(why)
 
 
@@ -399,4 +431,4 @@ def _at(value: Any, *path: str | int) -> Any:
 def _shown(key: Key, text: str) -> str:
     """A text of the server's as it may stand in a message: short, on one line, without the key and controls."""
     text = " ".join(_CONTROLS.sub(" ", key.hidden(whole_characters(text))).split())
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"

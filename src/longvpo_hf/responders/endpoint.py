@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -21,11 +21,10 @@ import httpx2
 from PIL import Image
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_before_delay
 
-from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, EndpointError
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import NoAnswer, OnResult, OnWait, Request, Result, Unreached, answered
-from longvpo_hf.responders.chat import Chat, Failure, Outcome, image_part, text_part
+from longvpo_hf.responders import NoAnswer, OnResult, OnWait, Refused, Request, Result, Unreached, answered
+from longvpo_hf.responders.chat import NO_PROBABILITIES, SHOWN_CHARACTERS, Chat, Failure, Outcome, image_part, text_part
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,8 @@ _MOST_REFUSALS_IN_A_ROW = 16
 _MOST_CONCURRENT = 100
 #: Of the picture that `check` shows: every vision model takes it.
 _PROBE_PX = 224
+_PROBE_QUESTION = "Which two colours does the picture have? Answer with their names only."
+_PROBE_VERDICT = "Is the sky blue? Answer Yes or No."
 
 _T = TypeVar("_T")
 
@@ -59,7 +60,7 @@ class _Call:
 
     def keep(self, index: int, result: Result | Unreached) -> None:
         self.results[index] = result
-        if isinstance(result, NoAnswer):
+        if isinstance(result, NoAnswer) and not isinstance(result, Refused):
             self.refused.append(index)
             return
         if isinstance(result, str):
@@ -77,7 +78,7 @@ class _Call:
 
 
 class EndpointResponder:
-    """Answers with a model behind an OpenAI-compatible endpoint, greedily by default and where the server can.
+    """Answers with a model behind an OpenAI-compatible endpoint, greedily where the server can.
 
     Args:
         model: The model's name there.
@@ -93,8 +94,8 @@ class EndpointResponder:
         timeout_seconds: Bound on one try, from sending to the whole answer.
         seed: Sent with each request, and seeds the waits' randomness.
         plain_http_key: Whether the key may go unencrypted to another machine, where everyone on the way can read it.
-        decoding: How answers are decoded. Sampled ones are asked for with its seed in place of `seed`; `thinking` is
-            sent as `chat_template_kwargs={"enable_thinking": …}`, which vLLM and SGLang take and others may refuse.
+        drop_unanswered: Whether a request that fails for `patience_seconds` at a server that answers others is given up
+            for good (`NoAnswer`), instead of being asked again by the next run (`Unreached`).
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class EndpointResponder:
         timeout_seconds: float = 300.0,
         seed: int = 0,
         plain_http_key: bool = False,
-        decoding: Decoding = GREEDY,
+        drop_unanswered: bool = False,
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("concurrency", concurrency)):
             if value < 1:
@@ -124,10 +125,11 @@ class EndpointResponder:
             raise ConfigError(f"timeout_seconds must be > 0, got {timeout_seconds}.")
         if sampler.max_pixels is None:
             raise ConfigError("The sampler bounds what is sent: give FrameSampler max_pixels, e.g. 448 * 448.")
-        self._chat = Chat(model, base_url, api_key, max_tokens, timeout_seconds, seed, plain_http_key, decoding)
+        self._chat = Chat(model, base_url, api_key, max_tokens, timeout_seconds, seed, plain_http_key)
         self.sampler = sampler
         self.concurrency = concurrency
         self.patience_seconds = patience_seconds
+        self.drop_unanswered = drop_unanswered
         self._refusals_in_a_row = 0
         self._has_answered = False
 
@@ -143,25 +145,21 @@ class EndpointResponder:
         """See `identity`."""
         chat = self._chat
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
-        return {
-            "url": chat.url,
-            "max_tokens": chat.max_tokens,
-            "seed": chat.seed,
-            "sampler": sampler,
-            "decoding": asdict(chat.decoding),
-        }
+        return {"url": chat.url, "max_tokens": chat.max_tokens, "seed": chat.seed, "sampler": sampler}
 
-    def check(self, sees_video: bool = True, on_wait: OnWait | None = None) -> None:
+    def check(self, sees_video: bool = True, on_wait: OnWait | None = None, gives_probabilities: bool = False) -> None:
         """Asks a tiny question, so that what would fail every request is known before work starts.
 
         Args:
-            sees_video: Whether the model will be shown frames.
+            sees_video: Whether the model will be shown frames: it is asked what it sees in a picture.
             on_wait: See `Responder.respond`; a server that is still loading its model is waited for.
+            gives_probabilities: Whether it will be asked for the probability of a yes.
 
         Raises:
-            EndpointError: If nothing answers there, or the server refuses: the model, the key, images.
+            EndpointError: If nothing answers there, the server refuses (the model, the key, images) or drops images, or
+                gives no probabilities.
         """
-        _run(self._check(sees_video, on_wait))
+        _run(self._check(sees_video, gives_probabilities, on_wait))
 
     def respond(
         self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
@@ -170,7 +168,7 @@ class EndpointResponder:
 
         Raises:
             Unanswered: If some requests have no answer; it holds the others' answers. Those that are `Unreached` failed
-                for `patience_seconds` at a server that answers others.
+                for `patience_seconds` at a server that answers others; see `drop_unanswered`.
             EndpointError: If the endpoint answers nothing for `patience_seconds`, or refuses all requests.
         """
         return answered(_run(self._respond(requests, on_result, on_wait))) if requests else []
@@ -206,10 +204,10 @@ class EndpointResponder:
             return error
         started_seconds = time.monotonic()
         chance = random.Random(f"{self._chat.seed} {index}")
-        outcome, num_tries = await self._persist(call, parts, request.schema, chance)
+        outcome, num_tries = await self._persist(call, parts, request, chance)
         if isinstance(outcome, Failure):
             return await self._given_up(call, outcome, num_tries, started_seconds)
-        if isinstance(outcome, NoAnswer):
+        if isinstance(outcome, NoAnswer) and not isinstance(outcome, Refused):
             self._refusals_in_a_row += 1
             if self._refusals_in_a_row >= _MOST_REFUSALS_IN_A_ROW:
                 raise EndpointError(
@@ -217,12 +215,12 @@ class EndpointResponder:
                 )
             return outcome
         self._refusals_in_a_row = 0
-        self._has_answered = True
+        self._has_answered = True  # a filter's word on one request is about that one
         call.heard_seconds = time.monotonic()
         return outcome
 
     async def _persist(
-        self, call: _Call, parts: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None, chance: random.Random
+        self, call: _Call, parts: Sequence[Mapping[str, Any]], request: Request, chance: random.Random
     ) -> tuple[Outcome, int]:
         """Asks until there is an answer or a refusal, or patience runs out; also returns the number of tries."""
 
@@ -244,10 +242,12 @@ class EndpointResponder:
             before_sleep=say,
             retry_error_callback=_failure,
         )
-        outcome: Outcome = await tries(self._chat.ask, call.session, parts, schema)
+        outcome: Outcome = await tries(self._chat.ask, call.session, parts, request.schema, request.is_verdict)
         return outcome, tries.statistics["attempt_number"]
 
-    async def _given_up(self, call: _Call, failure: Failure, num_tries: int, started_seconds: float) -> Unreached:
+    async def _given_up(
+        self, call: _Call, failure: Failure, num_tries: int, started_seconds: float
+    ) -> Unreached | NoAnswer:
         """A request that patience ran out for.
 
         Raises:
@@ -256,7 +256,7 @@ class EndpointResponder:
         why = f"{self.name}: {failure} (tries: {num_tries})"
         # Another request's answer shows that the server is up; where there is no other, a greeting has to.
         if call.heard_seconds >= started_seconds or isinstance(await self._hello(call), str):
-            return Unreached(why)
+            return NoAnswer(f"{why}; given up, as drop_unanswered has it") if self.drop_unanswered else Unreached(why)
         asks_to_wait = failure.retry_after_seconds >= self.patience_seconds > 0
         raise EndpointError(
             f"{why}. {self._chat.base_url} answered nothing for patience_seconds={self.patience_seconds:g}"
@@ -267,10 +267,9 @@ class EndpointResponder:
     async def _hello(self, call: _Call) -> Outcome:
         return await self._chat.ask(call.session, [text_part("Hello.")])
 
-    async def _check(self, sees_video: bool, on_wait: OnWait | None) -> None:
-        parts = [text_part("Describe it in a word.")]
-        if sees_video:
-            parts.insert(0, image_part(Image.new("RGB", (_PROBE_PX, _PROBE_PX))))
+    async def _check(self, sees_video: bool, gives_probabilities: bool, on_wait: OnWait | None) -> None:
+        question = text_part(_PROBE_QUESTION)
+        parts = [image_part(_probe_picture()), question] if sees_video else [question]
         async with self._chat.session() as session:
             call = _Call(session, [], None, on_wait)
             outcome = await self._chat.ask(session, parts)
@@ -286,11 +285,34 @@ class EndpointResponder:
                     f"{str(outcome).removeprefix(f'{self._chat}: ')}"
                 )
             if isinstance(outcome, Failure):
-                outcome, _ = await self._persist(call, parts, None, random.Random(self._chat.seed))
-        if isinstance(outcome, Failure):
-            raise EndpointError(f"{self._chat}: {outcome}. See to the server, then run the same command again.")
-        if isinstance(outcome, NoAnswer):
-            raise EndpointError(str(outcome))
+                outcome, _ = await self._persist(call, parts, Request(""), random.Random(self._chat.seed))
+            if isinstance(outcome, Failure):
+                raise EndpointError(f"{self._chat}: {outcome}. See to the server, then run the same command again.")
+            if isinstance(outcome, NoAnswer):
+                raise EndpointError(str(outcome))
+            if sees_video and not _names_colours(outcome):
+                await self._check_sight(call, outcome)
+            if gives_probabilities:
+                asked = Request("", is_verdict=True)
+                outcome, _ = await self._persist(call, [text_part(_PROBE_VERDICT)], asked, random.Random(0))
+                if not isinstance(outcome, str):
+                    raise EndpointError(f"{self._chat} {NO_PROBABILITIES} It said: {outcome}")
+
+    async def _check_sight(self, call: _Call, with_picture: str) -> None:
+        """Looks closer at a model that did not name the colours of a picture: some servers drop what they cannot show.
+
+        Raises:
+            EndpointError: If it says the same without the picture.
+        """
+        said = " ".join(with_picture.split())[:SHOWN_CHARACTERS]
+        if with_picture and await self._chat.ask(call.session, [text_part(_PROBE_QUESTION)]) == with_picture:
+            raise EndpointError(
+                f"{self._chat} says the same of a picture as without it ({said!r}): the server drops images, or the "
+                "model does not see. Serve a vision-language model, with its images switched on."
+            )
+        logger.warning(
+            "%s did not name the colours of a yellow and blue picture; it said: %r. Does it see?", self._chat, said
+        )
 
     def _parts(self, request: Request) -> list[dict[str, Any]]:
         """A request as the parts of a chat message."""
@@ -299,6 +321,17 @@ class EndpointResponder:
             pixels = self.sampler(request.timeline, request.view).pixels.permute(0, 2, 3, 1)  # [N, H, W, 3]
             images = [image_part(Image.fromarray(frame.numpy())) for frame in pixels]
         return [*images, text_part(request.text)]
+
+
+def _probe_picture() -> Image.Image:
+    """A picture whose left half is yellow and whose right half is blue: who names both has seen it."""
+    picture = Image.new("RGB", (_PROBE_PX, _PROBE_PX), (255, 230, 0))
+    picture.paste((0, 0, 255), (_PROBE_PX // 2, 0, _PROBE_PX, _PROBE_PX))
+    return picture
+
+
+def _names_colours(answer: str) -> bool:
+    return "yellow" in answer.casefold() and "blue" in answer.casefold()
 
 
 def _failure(state: RetryCallState) -> Failure:

@@ -1,4 +1,4 @@
-"""A transformers image-text-to-text model of this process as a responder: batched, deterministic.
+"""A transformers image-text-to-text model of this process as a responder: batched, greedy, deterministic.
 
 It answers in free text: the JSON schema of a request is left out.
 """
@@ -6,21 +6,19 @@ It answers in free text: the JSON schema of a request is left out.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longvpo_hf.decoding import GREEDY, Decoding
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
-from longvpo_hf.families.templates import may_reason, opened_by_template
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import OnResult, OnWait, Request, Result, answered, weights
-from longvpo_hf.responders.generating import generate, seed_of
+from longvpo_hf.responders import CutOff, OnResult, OnWait, Request, Result, answered, weights
+from longvpo_hf.responders.replies import opened_reasoning, probability_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -28,21 +26,25 @@ if TYPE_CHECKING:
 #: Visual tensors held while requests of like length are looked for: a bound on memory, whatever is asked at once.
 #: About 800 frames of 448 × 448 in float32.
 _HELD_BYTES = 2 * 1024**3
+#: How an answer may begin; tokenizers write the space of a word's start differently.
+_YES, _NO = (("Yes", "yes", "YES", " Yes", " yes"), ("No", "no", "NO", " No", " no"))
+#: More than a tag and the line breaks around it have.
+_TAG_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One request on its way: which it is, its seed, its token ids and types, the visual tensors of its video."""
+    """One request on its way: which it is, its token ids and types, the visual tensors of its video."""
 
     index: int
-    seed: int
     ids: list[int]
     types: list[int] | None
     visual: dict[str, torch.Tensor]
+    is_verdict: bool
 
 
 class LocalResponder:
-    """Answers with a model of this process.
+    """Answers with a model of this process, greedily.
 
     Args:
         model: An image-text-to-text model in evaluation mode, on its device.
@@ -51,13 +53,6 @@ class LocalResponder:
         max_new_tokens: Bound on an answer's length.
         batch_size: Requests per `generate` call.
         name: See `Responder.name`; by default the model's name or path.
-        decoding: How answers are decoded; by default greedily.
-
-    Attributes:
-        reasons: Whether answers may begin with reasoning, and need room for it.
-
-    Raises:
-        ModelError: If thinking is to be switched and the model's chat template has no switch.
     """
 
     def __init__(
@@ -68,16 +63,12 @@ class LocalResponder:
         max_new_tokens: int = 128,
         batch_size: int = 8,
         name: str | None = None,
-        decoding: Decoding = GREEDY,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}.")
         self.model = model
         self.sampler = sampler
-        self.decoding = decoding
-        self.encoder = PromptEncoder(processor, decoding.thinking)
-        self.reasons = may_reason(processor, self.encoder.switch)
-        self._opened = opened_by_template(processor, self.encoder.switch)
+        self.encoder = PromptEncoder(processor)
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         path = model.config.name_or_path
@@ -97,12 +88,7 @@ class LocalResponder:
     def settings(self) -> dict[str, object]:
         """See `identity`. Reads the model's files."""
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
-        return {
-            "weights": self._weights,
-            "max_new_tokens": self.max_new_tokens,
-            "sampler": sampler,
-            "decoding": asdict(self.decoding),
-        }
+        return {"weights": self._weights, "max_new_tokens": self.max_new_tokens, "sampler": sampler}
 
     def respond(
         self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
@@ -137,13 +123,13 @@ class LocalResponder:
         frames = None if request.timeline is None else self.sampler(request.timeline, request.view)
         prompts = self.encoder.encode(frames, [[{"role": "user", "content": request.text}]])
         types = None if prompts.mm_token_type_ids is None else prompts.mm_token_type_ids[0]
-        return _Prompt(index, seed_of(request, self.decoding), prompts.input_ids[0], types, prompts.visual)
+        return _Prompt(index, prompts.input_ids[0], types, prompts.visual, request.is_verdict)
 
     def _answer(self, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, str]]:
         """The answers as they come, in batches of videos that fit into one call, shortest prompts first."""
         groups: dict[Hashable, list[_Prompt]] = {}
         for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):
-            groups.setdefault(visual_shapes(prompt.visual), []).append(prompt)
+            groups.setdefault((visual_shapes(prompt.visual), prompt.is_verdict), []).append(prompt)
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
                 batch = group[start : start + self.batch_size]
@@ -161,8 +147,90 @@ class LocalResponder:
         types = [prompt.types for prompt in prompts if prompt.types is not None]
         if types:
             inputs["mm_token_type_ids"] = _left_pad(types, length, 0)
-        seeds = [prompt.seed for prompt in prompts]
-        return generate(self.model, tokenizer, inputs, seeds, self.max_new_tokens, self.decoding, self._opened)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        if prompts[0].is_verdict:
+            return yes_probabilities(self.model, tokenizer, inputs)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+        return decoded(self.model, tokenizer, output, length, self.max_new_tokens)
+
+
+def yes_probabilities(model: PreTrainedModel, tokenizer: Any, inputs: Mapping[str, torch.Tensor]) -> list[str]:
+    """How probable a yes is as the answer to each prompt, as `replies.probability_text`.
+
+    A yes is any spelling of it at the answer's start; so is a no, and all else is left out of account.
+
+    Args:
+        model: Who is asked.
+        tokenizer: Its tokenizer.
+        inputs: The prompts, padded on the left, as `generate` takes them.
+
+    Raises:
+        ModelError: If the tokenizer begins yes and no alike, or the template opens a reasoning before the answer.
+    """
+    yes, no = verdict_tokens(tokenizer, tokenizer.decode(inputs["input_ids"][0, -_TAG_TOKENS:]))
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    logits = output.logits[0].float()  # [B, V]
+    margins = logits[:, sorted(yes)].logsumexp(1) - logits[:, sorted(no)].logsumexp(1)
+    return [probability_text(share, 1 - share) for share in margins.sigmoid().tolist()]
+
+
+def verdict_tokens(tokenizer: Any, end_of_prompt: str = "") -> tuple[set[int], set[int]]:
+    """The tokens that begin a yes, and those that begin a no.
+
+    Args:
+        tokenizer: The judge's tokenizer.
+        end_of_prompt: How its prompts end.
+
+    Raises:
+        ModelError: If the tokenizer begins yes and no alike, or the template opens a reasoning before the answer.
+    """
+    firsts = [{tokenizer.encode(word, add_special_tokens=False)[0] for word in words} for words in (_YES, _NO)]
+    yes, no = firsts[0] - firsts[1], firsts[1] - firsts[0]
+    reason = "" if yes and no else "begins yes and no with one token"
+    if opened_reasoning(end_of_prompt):
+        reason = "reasons before it answers, so that its first token is no verdict"
+    if reason:
+        raise ModelError(
+            f"{tokenizer.name_or_path or 'The judge'} {reason}: leave judge_yes_from (--judge-yes-from) out, or name "
+            "another judge."
+        )
+    return yes, no
+
+
+def decoded(
+    model: PreTrainedModel, tokenizer: Any, output: torch.Tensor, num_prompt_tokens: int, max_new_tokens: int
+) -> list[str]:
+    """What was generated after the prompts.
+
+    Args:
+        model: Who generated it.
+        tokenizer: Its tokenizer.
+        output: Token ids `[B, num_prompt_tokens + n]`.
+        num_prompt_tokens: Length of the prompts, which are padded on the left.
+        max_new_tokens: The bound that `n` had.
+
+    Returns:
+        Texts; before each whose template opened the reasoning, the tag that did. A `CutOff` for each that has as many
+        tokens as it may and no end.
+    """
+    new = output[:, num_prompt_tokens:]
+    ends_of_prompts = output[:, max(0, num_prompt_tokens - _TAG_TOKENS) : num_prompt_tokens]
+    opened = [opened_reasoning(end) for end in tokenizer.batch_decode(ends_of_prompts)]
+    written = tokenizer.batch_decode(new, skip_special_tokens=True)
+    texts = [f"{tag}{text}".strip() for tag, text in zip(opened, written, strict=True)]
+    ends = model.generation_config.eos_token_id
+    if ends is None or new.shape[1] < max_new_tokens:
+        return texts
+    ended = torch.isin(new, torch.as_tensor(ends, device=new.device)).any(1).tolist()
+    return [text if end else CutOff(text) for text, end in zip(texts, ended, strict=True)]
 
 
 def _left_pad(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longvpo_hf.commands.build.options import FPS, FRAMES, MAX_PIXELS, ModelSettings, WriterSettings
+from longvpo_hf.commands.build.options import FPS, FRAMES, MAX_PIXELS, JudgeSettings, ModelSettings, WriterSettings
 from longvpo_hf.errors import ModelError
 
 if TYPE_CHECKING:
@@ -38,8 +38,20 @@ class Models:
 
     def reading(self, name: str) -> Responder:
         """The model that reads captions: writes questions, sums up, judges. May be a language model."""
-        assert isinstance(self._settings, WriterSettings)
-        return self._responder(name, self._settings.writer_max_new_tokens)
+        settings = self._settings
+        most = settings.writer_max_new_tokens if isinstance(settings, WriterSettings) else settings.max_new_tokens
+        return self._responder(name, most)
+
+    def judging(self, name: str, sees_video: bool = False) -> Responder:
+        """The model that says yes or no, read by its words or by probability; it is shown frames, or reads captions."""
+        judge = self.seeing(name) if sees_video else self.reading(name)
+        assert isinstance(self._settings, JudgeSettings)
+        yes_from = self._settings.judge_yes_from
+        if yes_from is None:
+            return judge
+        from longvpo_hf.building.judging import ByProbability
+
+        return ByProbability(judge, yes_from)
 
     def _responder(self, name: str, max_new_tokens: int) -> Responder:
         key = (name, max_new_tokens)
@@ -67,7 +79,7 @@ class Models:
                 api_key=_api_key(settings),
                 patience_seconds=settings.patience_seconds,
                 plain_http_key=settings.plain_http_key,
-                decoding=settings.decoding,
+                drop_unanswered=settings.drop_unanswered,
             )
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
@@ -92,31 +104,68 @@ class Models:
                 self._loaded[name] = (reader, AutoProcessor.from_pretrained(name))
         loaded, processor = self._loaded[name]
         if not sees:
-            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size, settings.decoding)
-        return LocalResponder(
-            loaded, processor, self._sampler, max_new_tokens, settings.batch_size, decoding=settings.decoding
-        )
+            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size)
+        return LocalResponder(loaded, processor, self._sampler, max_new_tokens, settings.batch_size)
 
 
-def ask_endpoints(settings: ModelSettings, seeing: Sequence[str | None], reading: Sequence[str | None] = ()) -> None:
-    """Asks each endpoint of a build a tiny question, before the build cuts anything.
+def check_models(
+    settings: ModelSettings,
+    seeing: Sequence[str | None],
+    reading: Sequence[str | None] = (),
+    judge: str | None = None,
+    embedder: str | None = None,
+) -> None:
+    """Makes sure, before a build cuts anything, that its models are there: endpoints answer, folders are whole.
 
     Args:
         settings: How models are asked.
-        seeing: Names of the models that are shown frames; others than endpoints, and None, are left alone.
+        seeing: Names of the models that are shown frames; None is left alone.
         reading: Names of those that read captions.
+        judge: Name of the judge, which is among these.
+        embedder: Name of a vision model; None for none.
 
     Raises:
         EndpointError: If an endpoint does not answer: no server, another model, a wrong key, no images.
+        ModelError: If another model is missing or incomplete, or sees no video where it must.
     """
-    from longvpo_hf.responders import EndpointResponder
+    from longvpo_hf.hub import go_offline_if_unreachable
 
+    local = [name for name in (*seeing, *reading, embedder) if name and not _is_asked_elsewhere(name)]
+    go_offline_if_unreachable(local)
     models = Models(settings, FRAMES, seed=0)
+    by_probability = isinstance(settings, JudgeSettings) and settings.judge_yes_from is not None
     for names, get, sees_video in ((seeing, models.seeing, True), (reading, models.reading, False)):
-        for name in dict.fromkeys(name for name in names if name and name.partition(":")[0] == "endpoint"):
-            endpoint = get(name)
-            assert isinstance(endpoint, EndpointResponder)
-            endpoint.check(sees_video, on_wait=lambda why: print(why, file=sys.stderr))
+        for name in dict.fromkeys(name for name in names if name and name not in ("none", "scripted")):
+            if name.partition(":")[0] == "endpoint":
+                endpoint: Any = get(name)
+                endpoint.check(sees_video, lambda why: print(why, file=sys.stderr), by_probability and name == judge)
+                continue
+            from longvpo_hf.responders.checkpoint import check_checkpoint
+
+            sees = check_checkpoint(name)
+            if sees_video and not sees:
+                raise ModelError(f"{name} is a language model and sees no video: name a vision-language model.")
+            _check_processor(name, by_probability and name == judge)
+    if embedder is not None:
+        from longvpo_hf.responders.checkpoint import check_checkpoint
+
+        check_checkpoint(embedder)
+
+
+def _is_asked_elsewhere(name: str) -> bool:
+    """Whether a name is none of a model that is loaded here."""
+    return name in ("none", "scripted") or name.partition(":")[0] == "endpoint"
+
+
+def _check_processor(name: str, gives_probabilities: bool) -> None:
+    """Opens a model's processor or tokenizer, which is small, before any work."""
+    from longvpo_hf.responders.checkpoint import processor_of
+
+    processor = processor_of(name)
+    if gives_probabilities:
+        from longvpo_hf.responders.local import verdict_tokens
+
+        verdict_tokens(getattr(processor, "tokenizer", processor))
 
 
 def device_of(settings: ModelSettings) -> str:

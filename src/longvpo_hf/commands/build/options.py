@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Group
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from longvpo_hf.artifacts import locked
-from longvpo_hf.commands.cli import decoded
-from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, log_folder
 from longvpo_hf.intake import CORPORA, CuttingSettings
@@ -96,12 +94,12 @@ class ModelSettings:
         plain_http_key: Send the key to another machine without encryption: for trusted networks.
         patience_seconds: How long an endpoint that does not answer is asked again before the run stops; the same
             command goes on.
+        drop_unanswered: Drop what the endpoint answers not once in --patience-seconds while it answers other requests.
+            Else the run stops there, and the third one that does goes on without it.
         concurrency: Requests under way at the endpoint at once.
         batch_size: Requests per batch of a model of this machine.
-        max_new_tokens: Of an answer or a caption, with the reasoning before it: models that reason need thousands.
-            Answers that do not end within it are dropped.
+        max_new_tokens: Of an answer or a caption. Answers that do not end within it are dropped.
         device: Where models of this machine run. None: cuda where there is one, else cpu.
-        decoding: How models answer, those of this machine and the endpoint's.
     """
 
     base_url: str | None = None
@@ -109,11 +107,11 @@ class ModelSettings:
     api_key_env: str | None = None
     plain_http_key: bool = False
     patience_seconds: float = 900.0
+    drop_unanswered: bool = False
     concurrency: PositiveInt = 8
     batch_size: PositiveInt = 8
     max_new_tokens: PositiveInt = 256
     device: str | None = None
-    decoding: Annotated[Decoding, decoded(MODELS)] = GREEDY
 
     def check(self, names: Iterable[str | None]) -> None:
         """Refuses an endpoint among the models without what it needs."""
@@ -125,7 +123,23 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class WriterSettings(ModelSettings):
+class JudgeSettings(ModelSettings):
+    """How models are asked where one of them may judge.
+
+    Args:
+        judge_yes_from: Read the judge by the probability of its yes against its no: yes from this one on, e.g. 0.5. For
+            small models, whose words are often the same whatever they are asked. None: by its words.
+    """
+
+    judge_yes_from: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge_yes_from is not None and not 0 < self.judge_yes_from < 1:
+            raise ConfigError(f"--judge-yes-from must be in (0, 1), got {self.judge_yes_from}, e.g. 0.5")
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSettings(JudgeSettings):
     """How models are asked where one of them writes questions from captions.
 
     Args:
@@ -191,8 +205,10 @@ class OutputSettings:
             DatasetError: If they cannot.
         """
         if self.push_to_hub is not None and not self.dry_run:
+            from longvpo_hf.hub import go_offline_if_unreachable
             from longvpo_hf.publishing.dataset import prepare_push
 
+            go_offline_if_unreachable([""])
             prepare_push(self.push_to_hub, private=self.private, revision=self.revision)
 
     @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvpo_hf.commands.build.models import Models, ask_endpoints, device_of
+from longvpo_hf.commands.build.models import Models, check_models, device_of
 from longvpo_hf.commands.build.options import (
     FPS,
     FRAMES,
@@ -17,6 +17,7 @@ from longvpo_hf.commands.build.options import (
     ROWS,
     VIDEOS,
     CorpusSettings,
+    JudgeSettings,
     ModelSettings,
     OutputSettings,
     Videos,
@@ -63,7 +64,7 @@ def build(
     cutting: Annotated[CuttingSettings, flat(VIDEOS)] = CuttingSettings(),
     media: Annotated[MediaSettings, flat(VIDEOS)] = MediaSettings(),
     roles: Annotated[Stage1Models, flat(MODELS)],
-    asking: Annotated[ModelSettings, flat(MODELS)] = ModelSettings(),
+    asking: Annotated[JudgeSettings, flat(MODELS)] = JudgeSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
     config: ConfigFile = None,
 ) -> None:
@@ -90,7 +91,12 @@ def build(
     asking.check([roles.responder, roles.writer, roles.judge])
     output.check()
     if not output.dry_run:
-        ask_endpoints(asking, seeing=[roles.responder, roles.writer, roles.judge])
+        check_models(
+            asking,
+            seeing=[roles.responder, roles.writer, roles.judge],
+            judge=roles.judge,
+            embedder=_embedder_name(roles),
+        )
     with output.opened() as funnel:
         videos, facts = read_videos(Videos(corpus, cutting, media, output), funnel)
         clips = [clip for video in videos for clip in video.clips]
@@ -107,7 +113,7 @@ def build(
             output.output,
             rows,
             embed=_embedder(roles, asking, output),
-            judge=models.seeing(roles.judge) if roles.judge else None,
+            judge=models.judging(roles.judge, sees_video=True) if roles.judge else None,
             media_root=root,
             facts=facts,
             funnel=funnel,
@@ -115,14 +121,22 @@ def build(
         finish(counts, output)
 
 
-def _embedder(roles: Stage1Models, asking: ModelSettings, output: OutputSettings) -> Embedder | None:
-    """The similarity filter's model."""
+def _embedder_name(roles: Stage1Models) -> str | None:
+    """The similarity filter's model; None where the filter is left out."""
     if roles.embedder == "none" or (roles.embedder is None and roles.responder == "scripted"):
         return None
-    from longvpo_hf.intake.embeddings import DEFAULT_MODEL, VisionEmbedder
+    from longvpo_hf.intake.embeddings import DEFAULT_MODEL
 
-    folder = output.media_folder / "embeddings"
-    return VisionEmbedder(roles.embedder or DEFAULT_MODEL, device=device_of(asking), cache=folder)
+    return roles.embedder or DEFAULT_MODEL
+
+
+def _embedder(roles: Stage1Models, asking: ModelSettings, output: OutputSettings) -> Embedder | None:
+    name = _embedder_name(roles)
+    if name is None:
+        return None
+    from longvpo_hf.intake.embeddings import VisionEmbedder
+
+    return VisionEmbedder(name, device=device_of(asking), cache=output.media_folder / "embeddings")
 
 
 def _estimate(clips: Sequence[Clip], rows: Stage1Settings, roles: Stage1Models, output: OutputSettings) -> Estimate:

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from longvpo_hf.building.captioning import CaptioningSettings
-from longvpo_hf.commands.build.models import Models, ask_endpoints
+from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import (
     CAPTIONS,
     MODELS,
@@ -100,7 +100,12 @@ def build(
     asking.check([roles.answerer, roles.captioner, roles.writer, roles.judge])
     output.check()
     if not output.dry_run:
-        ask_endpoints(asking, seeing=[roles.answerer, roles.captioner], reading=[roles.writer, roles.judge])
+        check_models(
+            asking,
+            seeing=[roles.answerer, roles.captioner],
+            reading=[roles.writer, roles.judge],
+            judge=roles.judge,
+        )
     with output.opened() as funnel:
         source = Videos(corpus, cutting, media, output)
         timelines, facts = scenes_of(source, scenes, funnel)
@@ -124,7 +129,7 @@ def build(
             models.seeing(roles.answerer),
             output.output,
             rows,
-            judge=models.reading(roles.judge) if roles.judge else None,
+            judge=models.judging(roles.judge) if roles.judge else None,
             media_root=root,
             facts={**facts, **by},
             funnel=funnel,

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from longvpo_hf.building.captioning import CaptioningSettings
-from longvpo_hf.commands.build.models import Models, ask_endpoints
+from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import (
     CAPTIONS,
     MODELS,
@@ -99,7 +99,12 @@ def build(
     asking.check([roles.responder, roles.captioner, roles.writer, judge])
     output.check()
     if not output.dry_run:
-        ask_endpoints(asking, seeing=[roles.responder, roles.captioner], reading=[roles.writer, judge])
+        check_models(
+            asking,
+            seeing=[roles.responder, roles.captioner],
+            reading=[roles.writer, judge],
+            judge=judge,
+        )
     with output.opened() as funnel:
         source = Videos(corpus, cutting, media, output)
         timelines, facts = scenes_of(source, scenes, funnel)
@@ -119,7 +124,7 @@ def build(
             models.seeing(roles.responder),
             output.output,
             rows,
-            judge=models.reading(judge) if judge != "none" else None,
+            judge=models.judging(judge) if judge != "none" else None,
             media_root=root,
             facts={**facts, **by},
             funnel=funnel,
