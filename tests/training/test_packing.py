@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2_5_VLForConditionalGeneration,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -378,13 +377,6 @@ def _text(**more: Any) -> dict[str, Any]:
     }
 
 
-def _sliding_qwen() -> Any:
-    config = tiny_models.build("qwen2_5_vl")[0].config.to_dict()
-    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    del config["text_config"]["layer_types"]
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration.config_class(**config))
-
-
 def _attending_by(implementation: str) -> Any:
     model, _ = tiny_models.build("internvl")
     model.model.language_model.config._attn_implementation_internal = implementation
@@ -394,10 +386,9 @@ def _attending_by(implementation: str) -> Any:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (_sliding_qwen, ["Qwen2_5_VLForConditionalGeneration", "layer_types", "sliding_attention"]),
         (
-            lambda: MistralForCausalLM(MistralConfig(**_text(sliding_window=8))),
-            ["MistralForCausalLM", "sliding_window=8"],
+            lambda: Llama4ForCausalLM(Llama4TextConfig(**_text(layer_types=["chunked_attention", "full_attention"]))),
+            ["Llama4ForCausalLM", "layer_types", "chunked_attention"],
         ),
         (
             lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)),
@@ -416,7 +407,7 @@ def _attending_by(implementation: str) -> Any:
             ["InternVLForConditionalGeneration", "PROMPT_TUNING"],
         ),
     ],
-    ids=["sliding layers", "sliding window", "mamba", "rwkv", "eager", "flash", "prompt learning"],
+    ids=["chunked attention", "mamba", "rwkv", "eager", "flash", "prompt learning"],
 )
 def test_models_that_cannot_be_packed_are_left_as_they_were(make: Callable[[], Any], words: list[str]) -> None:
     model = make()
@@ -454,7 +445,7 @@ def test_a_layer_that_mixes_tokens_outside_attention_is_found_when_enabling() ->
 def test_a_layer_that_swallows_the_tree_later_raises() -> None:
     model = ready_model("internvl")
     _swallow_the_tree(model)
-    with pytest.raises(RuntimeError, match=r"1 attention layers of InternVL.* saw the tree, expected all 2"):
+    with pytest.raises(RuntimeError, match=r"1 attention layers of InternVL.* follow a tree .*, expected 2"):
         tree_forward(model, make_batch("internvl", ONE_PAIR, [4]))
 
 
@@ -472,8 +463,8 @@ def test_a_model_with_masks_of_its_own_raises() -> None:
     forest = Forest([Span(0, 1, 3, torch.ones(2, 2, dtype=torch.bool))])
     with pytest.raises(RuntimeError, match=r"a mask of shape \(1, 1, 3, 3\)"):
         tree_attention(attention, tokens, tokens, tokens, torch.ones(1, 1, 3, 3), longvpo_tree=forest)
-    with pytest.raises(RuntimeError, match="sliding_window=4"):
-        tree_attention(attention, tokens, tokens, tokens, None, sliding_window=4, longvpo_tree=forest)
+    with pytest.raises(RuntimeError, match=r"softcap=4\.0"):
+        tree_attention(attention, tokens, tokens, tokens, None, softcap=4.0, longvpo_tree=forest)
     with pytest.raises(RuntimeError, match="for a tree of 3 tokens"):
         tree_attention(attention, tokens[:, :, :2], tokens, tokens, None, longvpo_tree=forest)
 

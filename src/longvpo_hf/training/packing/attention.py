@@ -1,12 +1,17 @@
 """Attention along packed trees, registered with transformers' `AttentionInterface`.
 
-Calls without a tree (generation, plain batches) stay ordinary SDPA.
+Calls without a tree (generation, plain batches) stay ordinary SDPA. Within a sliding window a token sees what is less
+than so many tokens before it on its own path, through the trunk. No mask of a tree is a square of its tokens: the trunk
+runs in blocks, and `planted` keeps transformers from making one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +24,8 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "longvpo_tree"
 """Name of the attention function, and of the model kwarg that hands it the trees."""
 
-_UNSUPPORTED_KWARGS = ("sliding_window", "softcap", "position_bias", "s_aux")
+_UNSUPPORTED_KWARGS = ("softcap", "position_bias", "s_aux")
+_BLOCK = 1024  # queries that attend at once within a sliding window
 _BIAS_ALIGNMENT = 16  # CUDA's memory-efficient kernel copies a bias whose rows are not aligned, in every layer
 
 
@@ -33,6 +39,11 @@ class Span:
     sees: Tensor
     """Bool [n, n] among the n = end - branches branch tokens: row sees column."""
 
+    def seen_trunk(self, window: int | None) -> int:
+        """How many of the trunk's last tokens some branch token sees."""
+        trunk = self.branches - self.start
+        return trunk if window is None else min(trunk, window - 1)
+
 
 class Forest:
     """The trees of one packed row, as text layers need them, and how many layers followed them.
@@ -43,23 +54,42 @@ class Forest:
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = spans
         self.calls = 0
-        self._biases: dict[tuple[int, torch.dtype, int], Tensor] = {}
+        self.windowed_calls = 0
+        self._biases: dict[tuple[int, torch.dtype, int, int | None], Tensor] = {}
+        self._bands: dict[tuple[torch.dtype, int, int, int], Tensor] = {}
         self._paths: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def bias(self, number: int, dtype: torch.dtype, groups: int) -> Tensor:
-        """What is added to the scores of tree `number`: [groups * branch tokens, tree tokens], 0 or -inf.
+    def bias(self, number: int, dtype: torch.dtype, groups: int, window: int | None = None) -> Tensor:
+        """What is added to the scores of tree `number`, 0 or -inf: [groups * branch tokens, trunk + branch tokens].
 
         Made once and kept, so that all layers save the same tensor for the backward pass.
+
+        Args:
+            window: How many tokens of its path a token sees, itself among them; None: all. Of the trunk only those
+                that some branch token can see have a column.
         """
-        key = (number, dtype, groups)
+        key = (number, dtype, groups, window)
         if key not in self._biases:
             span = self.spans[number]
-            width = span.end - span.start
-            aligned = -(-width // _BIAS_ALIGNMENT) * _BIAS_ALIGNMENT
-            bias = torch.zeros(span.end - span.branches, aligned, dtype=dtype, device=span.sees.device)
-            bias[:, span.branches - span.start : width].masked_fill_(~span.sees, float("-inf"))
-            self._biases[key] = bias.repeat(groups, 1)[:, :width]
+            trunk = span.seen_trunk(window)
+            hidden = torch.cat([torch.zeros(len(span.sees), trunk, device=span.sees.device).bool(), ~span.sees], dim=1)
+            if window is not None:
+                depths = span.sees.sum(1) - 1
+                columns = torch.cat([torch.arange(-trunk, 0, device=depths.device), depths])
+                hidden |= depths[:, None] - columns >= window
+            self._biases[key] = _bias(hidden, dtype, groups)
         return self._biases[key]
+
+    def band(self, dtype: torch.dtype, groups: int, window: int, block: int, device: torch.device) -> Tensor:
+        """What is added to the scores of a block of the trunk and the `window` tokens before it, 0 or -inf.
+
+        Made once and kept: [groups * block, window + block].
+        """
+        key = (dtype, groups, window, block)
+        if key not in self._bands:
+            rows, columns = torch.arange(block, device=device)[:, None], torch.arange(window + block, device=device)
+            self._bands[key] = _bias((columns <= rows) | (columns > rows + window), dtype, groups)
+        return self._bands[key]
 
     def paths(self, number: int) -> tuple[Tensor, Tensor]:
         """The branch tokens of tree `number` along every path to a leaf, and where each of them is found there.
@@ -83,6 +113,15 @@ class Forest:
                 places[path] = row * width + torch.arange(len(path), device=sees.device)
             self._paths[number] = tokens, places
         return self._paths[number]
+
+
+def _bias(hidden: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
+    """-inf where hidden, else 0, for each of the groups: [groups * rows, columns], with aligned rows."""
+    rows, columns = hidden.shape
+    aligned = -(-columns // _BIAS_ALIGNMENT) * _BIAS_ALIGNMENT
+    bias = torch.zeros(rows, aligned, dtype=dtype, device=hidden.device)
+    bias[:, :columns].masked_fill_(hidden, float("-inf"))
+    return bias.repeat(groups, 1)[:, :columns]
 
 
 def visibility(question: Tensor, answer: Tensor) -> Tensor:
@@ -110,12 +149,14 @@ def tree_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     longvpo_tree: Forest | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attends along the trees; ordinary SDPA without any.
 
     Args:
         query: [1, heads, tokens, width]; `key` and `value` have their own, fewer, heads.
+        sliding_window: How many tokens of its path a token sees, itself among them; None: all.
 
     Returns:
         [1, tokens, heads, width] and None, as the `AttentionInterface` has it.
@@ -125,43 +166,126 @@ def tree_attention(
     """
     if longvpo_tree is None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
         )
     _check_call(module, query, key, attention_mask, longvpo_tree, kwargs)
     longvpo_tree.calls += 1
+    longvpo_tree.windowed_calls += sliding_window is not None
 
-    heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
-    groups = heads // kv_heads
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     pieces = []
     for number, span in enumerate(longvpo_tree.spans):
         if span.branches > span.start:
             trunk = slice(span.start, span.branches)
+            causal = (
+                trunk if sliding_window is None else slice(span.start, min(span.start + sliding_window, trunk.stop))
+            )
             pieces.append(
                 sdpa_attention_forward(
                     module,
-                    query[:, :, trunk],
-                    key[:, :, trunk],
-                    value[:, :, trunk],
+                    query[:, :, causal],
+                    key[:, :, causal],
+                    value[:, :, causal],
                     None,
                     dropout=dropout,
                     scaling=scaling,
                     is_causal=True,
                 )[0]
             )
+            if sliding_window is not None and causal.stop < trunk.stop:
+                query_, key_, value_ = (tensor[:, :, trunk] for tensor in (query, key, value))
+                pieces.append(_behind_window(query_, key_, value_, sliding_window, dtype, longvpo_tree, attend))
         # The query heads that share a key head become more query rows of it: keys and values are never copied.
-        branches = query[:, :, span.branches : span.end].reshape(1, kv_heads, -1, width)
-        attended = F.scaled_dot_product_attention(
-            branches,
-            key[:, :, span.start : span.end],
-            value[:, :, span.start : span.end],
-            attn_mask=longvpo_tree.bias(number, dtype, groups),
-            dropout_p=dropout,
-            scale=scaling,
-        )
+        branches = query[:, :, span.branches : span.end].reshape(1, key.shape[1], -1, query.shape[3])
+        seen = slice(span.branches - span.seen_trunk(sliding_window), span.end)
+        bias = longvpo_tree.bias(number, dtype, groups, sliding_window)
+        attended = attend(branches, key[:, :, seen], value[:, :, seen], attn_mask=bias)
         pieces.append(attended.reshape(1, heads, span.end - span.branches, -1).transpose(1, 2))
     return torch.cat(pieces, dim=1), None
+
+
+def _behind_window(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    dtype: torch.dtype,
+    forest: Forest,
+    attend: Callable[..., Tensor],
+) -> Tensor:
+    """The trunk's tokens from `window` on, in blocks that see the `window` tokens before them and themselves.
+
+    Args:
+        query: [1, heads, trunk, width].
+
+    Returns:
+        [1, trunk - window, heads, width].
+    """
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    tokens = query.shape[2] - window
+    block = min(_BLOCK, tokens)
+    padding = (0, 0, 0, -tokens % block)
+    blocks = F.pad(query[:, :, window:], padding).unflatten(2, (-1, block))  # [1, heads, blocks, block, width]
+    number = blocks.shape[2]
+    # [blocks, key heads, groups * block, width]: query heads that share a key head are more query rows of it
+    rows = blocks.unflatten(1, (-1, groups)).permute(0, 3, 1, 2, 4, 5)[0].flatten(2, 3)
+    columns = (
+        F.pad(tensor, padding).unfold(2, window + block, block)[0].permute(1, 0, 3, 2) for tensor in (key, value)
+    )
+    band = forest.band(dtype, groups, window, block, query.device)
+    attended = attend(rows, *columns, attn_mask=band)  # [blocks, key heads, groups * block, width]
+    attended = attended.reshape(number, heads, block, -1).transpose(1, 2).flatten(0, 1)
+    return attended[None, :tokens]
+
+
+@contextmanager
+def planted() -> Iterator[None]:
+    """Within, transformers makes no masks for sliding windows: the calls of the model have a tree."""
+    token = _is_planted.set(True)
+    try:
+        yield
+    finally:
+        _is_planted.reset(token)
+
+
+_is_planted: ContextVar[bool] = ContextVar("longvpo_planted", default=False)
+
+
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, *args: Any, local_size: int | None = None, **kwargs: Any
+) -> Tensor | None:
+    """transformers' mask for SDPA; None for the sliding window of a tree, once it is known to be nothing else.
+
+    Raises:
+        RuntimeError: If tokens see what is after them, or not all of what the window holds.
+    """
+    if local_size is None or not _is_planted.get():
+        mask: Tensor | None = sdpa_mask(batch_size, q_length, kv_length, *args, local_size=local_size, **kwargs)
+        return mask
+    function, device, is_custom = kwargs["mask_function"], kwargs.get("device", "cpu"), kwargs.get("use_vmap", False)
+    places = torch.arange(kv_length, device=device)
+    zero, last = places[:1], places[-1:]
+    if is_custom or not (
+        torch.equal(function(zero, zero, last, places), last - places < local_size)
+        and bool(function(zero, zero, places[1:], places[:-1]).all())
+        and not bool(function(zero, zero, places[:-1], places[1:]).any())
+    ):
+        raise RuntimeError(
+            f"The model's mask is more than a causal window of {local_size} tokens, which trees do not support. Train "
+            f"this model without tree packing (tree_packing=False)."
+        )
+    return None
 
 
 def _check_call(
@@ -181,4 +305,4 @@ def _check_call(
 
 
 AttentionInterface.register(ATTENTION, tree_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, _mask)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from longvpo_hf.families.encoding import concatenate_visuals, visual_shapes
-from longvpo_hf.training.packing.attention import ATTENTION
+from longvpo_hf.training.packing.attention import ATTENTION, planted
 from longvpo_hf.training.packing.experts import (
     Routing,
     balancing_loss,
@@ -20,7 +20,7 @@ from longvpo_hf.training.packing.experts import (
     is_routing_wanted,
     routing_of,
 )
-from longvpo_hf.training.packing.guards import is_tree_packed, unwrapped
+from longvpo_hf.training.packing.guards import is_tree_packed, reason_in_calls, unwrapped
 from longvpo_hf.training.packing.tree import Batch, find_visual_tokens, pack, trees_of, trunk_positions
 
 TOKEN_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
@@ -107,11 +107,11 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
     trees = trees_of(batch, find_visual_tokens(base, batch))
     outputs, counts, source = [], [], torch.full_like(batch["input_ids"][:, 1:], -1)
     done, balances = 0, is_routing_wanted(base, kwargs)
-    with routing_of(base) as routing:
+    with routing_of(base) as routing, planted():
         for part in _concatenable([tree.rows for tree in trees], index, batch["videos"]):
-            planted = [tree for tree in trees if tree.rows in part]
-            positions = [trunk_positions(base, batch, tree, index[tree.rows[0]]) for tree in planted]
-            packed = pack(batch, planted, positions, with_last_tokens=balances)
+            together = [tree for tree in trees if tree.rows in part]
+            positions = [trunk_positions(base, batch, tree, index[tree.rows[0]]) for tree in together]
+            packed = pack(batch, together, positions, with_last_tokens=balances)
             output = model(
                 input_ids=packed.input_ids,
                 attention_mask=torch.ones_like(packed.input_ids),
@@ -120,25 +120,21 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
                 fused_lm_head=True,
                 **{ATTENTION: packed.forest},
                 **concatenate_visuals(
-                    [batch["videos"][index[tree.rows[0]]] for tree in planted if index[tree.rows[0]] >= 0]
+                    [batch["videos"][index[tree.rows[0]]] for tree in together if index[tree.rows[0]] >= 0]
                 ),
                 **kwargs,
             )
             outputs.append(_checked(output))
-            _check_layers(base, packed.forest.calls)
+            reason = reason_in_calls(base, packed.forest)
+            if reason is not None:
+                raise RuntimeError(
+                    f"{reason} The log-probabilities would be wrong. Train this model without tree packing "
+                    f"(tree_packing=False)."
+                )
             source = torch.where(packed.source >= 0, packed.source + done, source)
             done += packed.input_ids.shape[1]
             counts.append(packed.counts)
     return _at(base, outputs, source, routing, counts)
-
-
-def _check_layers(base: PreTrainedModel, calls: int) -> None:
-    expected = base.get_decoder().config.num_hidden_layers
-    if calls != expected:
-        raise RuntimeError(
-            f"{calls} attention layers of {type(base).__name__} saw the tree, expected all {expected}: the "
-            f"log-probabilities would be wrong. Train this model without tree packing (tree_packing=False)."
-        )
 
 
 def _concatenable(

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from longvpo_hf.training.packing import recurrent
-from longvpo_hf.training.packing.attention import ATTENTION
+from longvpo_hf.training.packing.attention import ATTENTION, Forest, planted
 from longvpo_hf.training.packing.tree import Packed, Tree, pack
 
 
@@ -75,20 +75,20 @@ def _reason_in_config(model: Any, base: PreTrainedModel, decoder: PreTrainedMode
     """Why the model's configuration rules packing out, or None."""
     name, config = type(base).__name__, decoder.config
     implementation = config._attn_implementation
-    layer_types = getattr(config, "layer_types", None)
+    layer_types = list(getattr(config, "layer_types", None) or ())
     mixers = recurrent.mixers(decoder)
-    packed = {"full_attention"}
-    if mixers and len(mixers) == list(layer_types or ()).count("linear_attention"):
+    packed = {"full_attention", "sliding_attention"}
+    if mixers and len(mixers) == layer_types.count("linear_attention"):
         packed.add("linear_attention")
-    others = sorted(set(layer_types or ()) - packed)
-    window = getattr(config, "sliding_window", None) if layer_types is None else None
+    others = sorted(set(layer_types) - packed)
+    both_ways = getattr(config, "use_bidirectional_attention", None)
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     if config.is_encoder_decoder:
         return f"{name} is an encoder-decoder (is_encoder_decoder=True); packing needs one causal sequence."
     if others:
         return f"{name} has text layers of kinds that cannot follow trees (layer_types has {', '.join(others)})."
-    if window is not None:
-        return f"{name} attends within a sliding window (sliding_window={window}); packing needs full attention."
+    if both_ways:
+        return f"visual tokens of {name} attend both ways (use_bidirectional_attention={both_ways!r})."
     if (base._is_stateful or decoder._is_stateful) and not mixers:
         return f"{name} carries a recurrent state from token to token ({type(decoder).__name__}._is_stateful=True)."
     if implementation != "sdpa":
@@ -100,6 +100,24 @@ def _reason_in_config(model: Any, base: PreTrainedModel, decoder: PreTrainedMode
         return f"{type(decoder).__name__} does not take its attention function from transformers' AttentionInterface."
     if isinstance(inner, PeftModel) and inner.active_peft_config.is_prompt_learning:
         return f"{name} is trained by prompt learning (peft_type={inner.active_peft_config.peft_type.value})."
+    return None
+
+
+def reason_in_calls(base: PreTrainedModel, forest: Forest) -> str | None:
+    """Why the calls of a model's layers with a tree were not those that they should be, or None."""
+    config = base.get_decoder().config
+    kinds = list(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    windowed = kinds.count("sliding_attention") if kinds else (config.num_hidden_layers if window is not None else 0)
+    for count, what, expected in (
+        (forest.calls, "attention layers", config.num_hidden_layers),
+        (forest.windowed_calls, "layers with a sliding window", windowed),
+    ):
+        if count != expected:
+            return (
+                f"{count} {what} of {type(base).__name__} follow a tree (they take their attention function from "
+                f"transformers' AttentionInterface), expected {expected}."
+            )
     return None
 
 
@@ -115,17 +133,15 @@ def _reason_in_probe(base: PreTrainedModel, decoder: PreTrainedModel) -> str | N
     name = type(base).__name__
     batch, packed = _probe(weights[0].device)
     try:
-        plain, planted = _hidden_states(decoder, batch, packed)
+        plain, along = _hidden_states(decoder, batch, packed)
     except Exception as error:  # it would come in training too: the reason is given and the plain way taken
         return f"{type(decoder).__name__} failed on a probe: {error}"
-    if packed.forest.calls != decoder.config.num_hidden_layers:
-        return (
-            f"{packed.forest.calls} attention layers of {name} follow a tree (they take their attention function from "
-            f"transformers' AttentionInterface), expected all {decoder.config.num_hidden_layers} (num_hidden_layers)."
-        )
+    reason = reason_in_calls(base, packed.forest)
+    if reason is not None:
+        return reason
     answers = packed.source >= 0
     expected = plain[:, :-1][answers].float()
-    got = planted[0, packed.source[answers]].float()
+    got = along[0, packed.source[answers]].float()
     difference = float((got - expected).norm() / expected.norm())
     bound = 1e-3 if plain.dtype == torch.float32 else 0.1
     if not difference <= bound:
@@ -164,14 +180,15 @@ def _hidden_states(decoder: PreTrainedModel, batch: Mapping[str, Tensor], packed
             position_ids=torch.arange(width, device=batch["input_ids"].device)[None].expand(rows, -1),
             use_cache=False,
         ).last_hidden_state
-        planted = decoder(
-            input_ids=packed.input_ids,
-            attention_mask=torch.ones_like(packed.input_ids),
-            position_ids=packed.position_ids,
-            use_cache=False,
-            **{ATTENTION: packed.forest},
-        ).last_hidden_state
+        with planted():
+            along = decoder(
+                input_ids=packed.input_ids,
+                attention_mask=torch.ones_like(packed.input_ids),
+                position_ids=packed.position_ids,
+                use_cache=False,
+                **{ATTENTION: packed.forest},
+            ).last_hidden_state
     finally:
         for module, mode in training.items():
             module.training = mode
-    return plain, planted
+    return plain, along
