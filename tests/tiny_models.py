@@ -7,6 +7,7 @@ tokenizer and a chat template; nothing is downloaded. Frames are uint8 [T, 3, H,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -474,6 +475,17 @@ def _perception_lm() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 Builder = Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
 
+
+def _newer(name: str) -> Builder:
+    """One of `tiny_newer_models.py`, which imports this module."""
+
+    def build_newer() -> tuple[PreTrainedModel, ProcessorMixin]:
+        found: tuple[PreTrainedModel, ProcessorMixin] = getattr(import_module("tiny_newer_models"), name)()
+        return found
+
+    return build_newer
+
+
 #: Those whose processors and towers differ most: every room's tests run on them.
 FAMILIES: dict[str, Builder] = {
     "internvl": _internvl,
@@ -484,9 +496,14 @@ FAMILIES: dict[str, Builder] = {
 #: All families; `tests/families` and `tests/planning` run on them.
 ALL: dict[str, Builder] = {
     **FAMILIES,
+    "gemma4": _newer("gemma4"),
     "glm46v": _glm46v,
     "glm4v": _glm4v,
+    "lfm3_vl": _newer("lfm3_vl"),
+    "llava_next_video": _newer("llava_next_video"),
+    "molmo2": _newer("molmo2"),
     "perception_lm": _perception_lm,
+    "qwen2_5_omni_thinker": _newer("qwen2_5_omni_thinker"),
     "qwen3_5": _qwen3_5,
     "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_vl_moe": _qwen3_vl_moe,

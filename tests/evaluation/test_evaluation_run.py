@@ -329,6 +329,7 @@ def test_models_that_see_videos_otherwise_are_refused_before_they_answer(root: P
     for number in range(2):
         sampling = Sampling(8, 1.0 + number)
         write_model_card(tmp_path / f"m{number}", ModelRecord("trained", "me/trained", Source("base"), sampling))
+        (tmp_path / f"m{number}" / "config.json").write_text('{"model_type": "internvl"}', encoding="utf-8")
     arguments = (tmp_path / "m0", tmp_path / "m1", "--tasks", "lvbench", "--data-root", root, "--output", tmp_path)
     result = longvpo_eval(*arguments)
     assert result.exit_code == 2

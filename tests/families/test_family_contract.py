@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import random
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
+import tiny_newer_models
 import trainers
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import TEXT_LAYERS, families, family_of, vision
@@ -31,7 +33,8 @@ from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
 from longvpo_hf.frames import Frames, FrameSampler
 from longvpo_hf.responders import LocalResponder, Request
 from longvpo_hf.timeline import Clip, Timeline, View
-from longvpo_hf.training.packing import enable_tree_packing, plain_forward, tree_forward
+from longvpo_hf.training.models import prepare_trees
+from longvpo_hf.training.packing import is_tree_packed, plain_forward, tree_forward
 from media import write_video
 
 torch.set_num_threads(1)
@@ -40,6 +43,10 @@ NAMES = list(tiny_models.ALL)
 UNEVEN_SECONDS = (0.5, 1.5, 4.25, 4.75, 9.0, 61.5, 62.0, 80.0)
 #: An odd weight that belongs neither to the tower nor to a connector: LLaVA-OneVision's newline.
 SINGLE_WEIGHTS = {"model.image_newline"}
+#: Parts that no video goes through.
+UNUSED_PARTS = ("model.audio_tower.",)
+#: Families that are trained without trees, with a word of the reason.
+PLAIN_ONLY = {"gemma4": "both directions", "lfm3_vl": "conv", "molmo2": "both directions"}
 
 Row = tuple[int, str, str, str]  # video, question, chosen, rejected
 ONE_QUESTION: list[Row] = [(0, "What is it?", "A dog.", "A black cat!")]
@@ -69,7 +76,8 @@ def user(text: str) -> list[dict[str, str]]:
 def inputs_of(encoded: Any) -> dict[str, Tensor]:
     types = encoded.mm_token_type_ids
     more = {} if types is None else {"mm_token_type_ids": torch.tensor(types[:1])}
-    return {"input_ids": torch.tensor(encoded.input_ids[:1]), **more}
+    ids = torch.tensor(encoded.input_ids[:1])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
 
 
 # ------------------------------------------------------------------------------------------------ finding a family
@@ -120,10 +128,10 @@ def test_shapes_are_those_of_the_processors_output(name: str, count: int, size: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_larger_frame_is_more_tokens_where_the_family_says_so(name: str) -> None:
+def test_a_frames_size_decides_its_tokens_where_the_family_says_so(name: str) -> None:
     family, config = family_of(name), shared(name)[0].config
-    small, large = (family.frame_shapes(config, side, side).tokens for side in (112, 448))
-    assert (large > small) == family.is_sized_by_frames
+    tokens = {family.frame_shapes(config, *size).tokens for size in ((112, 112), (448, 448), (100, 448))}
+    assert (len(tokens) > 1) == family.is_sized_by_frames
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +152,8 @@ def test_tower_connectors_and_text_model_are_all_of_the_model(name: str) -> None
     parts = [vision_tower(model), model.get_decoder(), model.get_output_embeddings()]
     parts += [model.base_model.get_submodule(connector) for connector in family_of(name).connectors]
     held = {id(weight) for part in parts for weight in part.parameters()}
-    assert {key for key, weight in model.named_parameters() if id(weight) not in held} <= SINGLE_WEIGHTS
+    left = {key for key, weight in model.named_parameters() if id(weight) not in held}
+    assert {key for key in left if not key.startswith(UNUSED_PARTS)} <= SINGLE_WEIGHTS
 
 
 # ---------------------------------------------------------------------------------------------- layers, and positions
@@ -316,7 +325,10 @@ def gradients(model: Any, log_probs: Tensor) -> dict[str, Tensor]:
 
 
 def assert_forwards_agree(model: Any, processor: Any, rows: Sequence[Row], counts: Sequence[int], lora: bool) -> None:
-    """Log-probabilities and all gradients of tree, plain and separate forwards, under activation checkpointing."""
+    """Log-probabilities and all gradients of plain and separate forwards, and of trees where the model takes them.
+
+    All under activation checkpointing.
+    """
     add_fused_lm_head(model)
     if lora:
         layers = family_of(model.config).adapter_layers
@@ -330,9 +342,11 @@ def assert_forwards_agree(model: Any, processor: Any, rows: Sequence[Row], count
     separate = separate_forwards(model, batch)
     assert separate.abs().max() > 1
     expected = gradients(model, separate)
-    assert enable_tree_packing(model) is None
+    reason = prepare_trees(model)
+    assert (reason is not None) == (family_of(model.config).model_type in PLAIN_ONLY), reason
+    forwards = (plain_forward, tree_forward) if reason is None else (plain_forward,)
     floor = 0.01 * max(float(gradient.abs().max()) for gradient in expected.values())
-    for forward in (plain_forward, tree_forward):
+    for forward in forwards:
         log_probs = forward(model, batch).log_probs
         torch.testing.assert_close(log_probs, separate, rtol=0, atol=1e-5)
         found = gradients(model, log_probs)
@@ -351,6 +365,28 @@ def assert_forwards_agree(model: Any, processor: Any, rows: Sequence[Row], count
 @pytest.mark.parametrize("name", NAMES)
 def test_tree_plain_and_separate_forwards_agree(name: str, rows: list[Row], counts: list[int], lora: bool) -> None:
     assert_forwards_agree(*tiny_models.build(name), rows, counts, lora)
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN_ONLY))
+def test_what_is_trained_without_trees_says_why_and_trains(
+    name: str, tmp_path: Path, dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer = trainers.make(tmp_path, dataset, name, max_steps=1)
+    (said,) = [record.message for record in caplog.records if "Tree packing is off" in record.message]
+    assert PLAIN_ONLY[name] in said
+    assert not is_tree_packed(trainer.model)
+
+
+def test_gemma_4_without_attention_in_both_directions_agrees_too() -> None:
+    """As the smaller models: causal, with inputs of their own for each layer."""
+    torch.manual_seed(0)
+    model, processor = tiny_newer_models.gemma4(bidirectional=None, per_layer=8)
+    assert family_of("gemma4").plain_only(model.config) is None
+    linear = {key for key, part in model.get_decoder().named_modules() if isinstance(part, nn.Linear)}
+    pattern = re.compile(family_of("gemma4").adapter_layers)
+    assert all(pattern.fullmatch(f"model.language_model.{key}") for key in linear)
+    assert_forwards_agree(model, processor, TWO_TIMELINES, [2, 5], lora=True)
 
 
 def test_internvl_3_5_with_its_qwen3_text_model_agrees_too() -> None:

@@ -1,28 +1,27 @@
-"""Processors of no known family are tried at the door on two small videos, and refused by name where one is wrong."""
+"""Models that cannot be used are refused at the door, by name: known ones, and those that a trial finds."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Molmo2ImageProcessor,
-    Molmo2Processor,
-    Molmo2VideoProcessor,
-    Qwen2_5OmniProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-    WhisperFeatureExtractor,
-)
-from transformers.models.minimax_m3_vl.image_processing_minimax_m3_vl import MiniMaxM3VLImageProcessor
-from transformers.models.minimax_m3_vl.processing_minimax_m3_vl import MiniMaxM3VLProcessor
-from transformers.models.minimax_m3_vl.video_processing_minimax_m3_vl import MiniMaxM3VLVideoProcessor
+import transformers
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
 import tiny_models
+import trainers
+from cli import longvpo
+from longvpo_hf import LongVPOTrainer
 from longvpo_hf.errors import ModelError
-from longvpo_hf.families.encoding import PromptEncoder
+from longvpo_hf.families import families, family_of
+from longvpo_hf.families.encoding import PromptEncoder, _reason_in_trial
+from longvpo_hf.families.refused import REFUSED, refusal
+from longvpo_hf.responders.checkpoint import load_checkpoint
 
 QWEN_SIZE = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
 QWEN_TEMPLATE = tiny_models._template(
@@ -30,8 +29,90 @@ QWEN_TEMPLATE = tiny_models._template(
 )
 
 
-def qwen2_vl(video_processor: type[Qwen2VLVideoProcessor] = Qwen2VLVideoProcessor) -> Any:
-    return Qwen2VLProcessor(
+# ------------------------------------------------------------------------------------------------- refused by name
+
+#: A config, and what is said of it.
+OUTSIDERS = {
+    **{refused.model_type: ({"model_type": refused.model_type}, refused.reason) for refused in REFUSED},
+    "teapot": ({"model_type": "teapot"}, "has no model of type 'teapot'"),
+    "nothing": ({}, "has no model of type None"),
+    "own code": (
+        {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}},
+        "a repository's own code is never run",
+    ),
+    "text": ({"model_type": "qwen3"}, "models of type 'qwen3' take no pictures or videos"),
+}
+
+
+@pytest.fixture(params=sorted(OUTSIDERS))
+def outsider(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """A checkpoint's folder, whole and without one weight, and what is said of it."""
+    config, reason = OUTSIDERS[request.param]
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({}, folder / "model.safetensors")
+    return str(folder), reason
+
+
+def one_sentence(text: str, folder: str, reason: str) -> None:
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if folder in line]
+    assert reason in line
+
+
+def test_check_refuses_in_one_line(outsider: tuple[str, str]) -> None:
+    folder, reason = outsider
+    result = longvpo(["check", "internvl3_2b/stage1_lora", "--model_name_or_path", folder])
+    assert result.exit_code == 2
+    assert reason in result.stderr or "'qwen3' costs is not known" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_eval_refuses_in_one_line_before_it_looks_for_data(outsider: tuple[str, str], tmp_path: Path) -> None:
+    folder, reason = outsider
+    result = longvpo(["eval", folder, "--output", str(tmp_path / "eval")])
+    assert result.exit_code == 2
+    one_sentence(result.stderr, folder, reason)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_trainer_and_every_other_loader_refuse(outsider: tuple[str, str], dataset: Dataset, tmp_path: Path) -> None:
+    folder, reason = outsider
+    for load in (
+        lambda: LongVPOTrainer(model=folder, args=trainers.settings(tmp_path), train_dataset=dataset),
+        lambda: load_checkpoint(folder, torch.device("cpu")),
+    ):
+        with pytest.raises(ModelError) as refused:
+            load()
+        one_sentence(str(refused.value), folder, reason)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"The model .*nowhere cannot be loaded"):
+        LongVPOTrainer(model=str(tmp_path / "nowhere"), args=trainers.settings(tmp_path), train_dataset=dataset)
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.model_type)
+def test_the_table_names_what_exists(refused: Any) -> None:
+    assert refused.model_type not in {family.model_type for family in families()}
+    assert refusal(refused.model_type) == f"Models of type {refused.model_type} cannot be used: {refused.reason}."
+    with pytest.raises(ModelError, match="cannot be used"):
+        family_of(refused.model_type).frame_shapes(None, 56, 56)
+    if refused.processor:
+        processor = getattr(transformers, refused.processor)
+        assert refusal(object.__new__(processor)) == refusal(refused.model_type)
+        with pytest.raises(ModelError, match=rf"^{refused.processor}: Models of type {refused.model_type} cannot"):
+            PromptEncoder(object.__new__(processor))
+
+
+# ---------------------------------------------------------------------------------------- tried, and found wrong
+
+
+def qwen2_vl(
+    video_processor: type[Qwen2VLVideoProcessor] = Qwen2VLVideoProcessor, kind: type[Qwen2VLProcessor] | None = None
+) -> Any:
+    return (kind or Qwen2VLProcessor)(
         Qwen2VLImageProcessor(size=QWEN_SIZE),
         tiny_models._qwen_tokenizer(),
         video_processor(size=QWEN_SIZE, cap_pixels_per_frame=False),
@@ -39,65 +120,41 @@ def qwen2_vl(video_processor: type[Qwen2VLVideoProcessor] = Qwen2VLVideoProcesso
     )
 
 
-def molmo2() -> Any:
-    """Puts a start token before every prompt, whatever the template writes."""
-    special = ["<|image|>", "<|video|>", "<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>"]
-    size = {"height": 56, "width": 56}
-    return Molmo2Processor(
-        Molmo2ImageProcessor(size=size),
-        Molmo2VideoProcessor(size=size, pooling_size=[2, 2]),
-        tiny_models._tokenizer([*special, "<im_end>", "<frame_end>", "<im_low>"]),
-        chat_template=tiny_models._template("<|video|>", "<|image|>"),
-    )
-
-
-def minimax_m3_vl() -> Any:
-    """Has a `size` of one tile, and scales frames to bounds of pixels."""
-    kind = MiniMaxM3VLProcessor
-    special = [kind.IMAGE_TOKEN, kind.VIDEO_TOKEN, kind.VISION_START_TOKEN, kind.VISION_END_TOKEN]
-    return kind(
-        MiniMaxM3VLImageProcessor(),
-        tiny_models._tokenizer(special),
-        MiniMaxM3VLVideoProcessor(),
-        chat_template=tiny_models._template(kind.VIDEO_TOKEN, kind.IMAGE_TOKEN),
-    )
-
-
-def qwen2_5_omni() -> Any:
-    """Takes two frames a second for granted, whatever `VideoMetadata` says."""
-    named = {name: f"<|{name}|>" for name in ("vision_bos_token", "vision_eos_token", "audio_bos_token")}
-    tokenizer = tiny_models._tokenizer(
-        [],
-        image_token="<|image_pad|>",
-        video_token="<|video_pad|>",
-        audio_token="<|AUDIO|>",
-        audio_eos_token="<|audio_eos|>",
-        **named,
-    )
-    return Qwen2_5OmniProcessor(
-        Qwen2VLImageProcessor(size=QWEN_SIZE),
-        Qwen2VLVideoProcessor(size=QWEN_SIZE, cap_pixels_per_frame=False),
-        WhisperFeatureExtractor(),
-        tokenizer,
-        chat_template=tiny_models._template("<|video_pad|>", "<|image_pad|>"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (molmo2, r"Molmo2Processor .* makes other tokens of a second prompt"),
-        (minimax_m3_vl, r"MiniMaxM3VLProcessor .* reads like one tile, but larger frames became more pixels"),
-        (qwen2_5_omni, r"Qwen2_5OmniProcessor .* its video_second_per_grid does not follow the times"),
-    ],
-)
-def test_processors_that_would_be_given_something_else_are_refused_by_name(build: Any, reason: str) -> None:
-    with pytest.raises(ModelError, match=reason):
-        PromptEncoder(build())
-
-
 def test_one_that_shows_no_fault_is_taken() -> None:
     assert PromptEncoder(qwen2_vl())._video_settings["size"]["shortest_edge"] == 28 * 28
+
+
+def test_one_that_puts_a_start_token_before_every_prompt_is_refused() -> None:
+    class Starting(Qwen2VLProcessor):
+        def __call__(self, text: list[str], **kwargs: Any) -> Any:
+            return super().__call__(text=["<|im_end|>" + each for each in text], **kwargs)
+
+    with pytest.raises(ModelError, match=r"Starting .* makes other tokens of a second prompt"):
+        PromptEncoder(qwen2_vl(kind=Starting))
+
+
+def test_one_whose_spacing_does_not_follow_the_times_is_refused() -> None:
+    class Hurried(Qwen2VLProcessor):
+        def __call__(self, **kwargs: Any) -> Any:
+            return {**super().__call__(**kwargs), "video_second_per_grid": torch.tensor([1.0])}
+
+    with pytest.raises(ModelError, match=r"Hurried .* its video_second_per_grid does not follow the times"):
+        PromptEncoder(qwen2_vl(kind=Hurried))
+
+
+def test_one_whose_tile_is_none_is_refused() -> None:
+    class Growing(type(tiny_models.build("internvl")[1].video_processor)):  # type: ignore[misc]
+        def _preprocess(self, videos: list[torch.Tensor], **kwargs: Any) -> Any:
+            size = type(kwargs["size"])(height=videos[0].shape[-2] // 2, width=videos[0].shape[-1] // 2)
+            return super()._preprocess(videos, **{**kwargs, "size": size})
+
+    processor = tiny_models.build("internvl")[1]
+    processor.video_processor.__class__ = Growing
+    processor.__class__ = type("Unknown", (type(processor),), {})
+    encoder = object.__new__(PromptEncoder)
+    encoder.processor, encoder._family, encoder._video_settings = processor, family_of("teapot"), {}
+    encoder.placeholders = ()
+    assert "reads like one tile, but larger frames became more pixels" in str(_reason_in_trial(encoder))
 
 
 def test_a_grid_that_departs_from_the_frames_size_is_refused() -> None:

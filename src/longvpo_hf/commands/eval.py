@@ -73,6 +73,7 @@ def evaluate(
     from longvpo_hf.evaluation.run import Contestant, Settings
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
     from longvpo_hf.evaluation.suite import data_root as default_root
+    from longvpo_hf.families import check_kind
     from longvpo_hf.hub import go_offline_if_unreachable
     from longvpo_hf.responders.checkpoint import check_checkpoint
 
@@ -82,6 +83,7 @@ def evaluate(
     go_offline_if_unreachable([*(contestant.checkpoint for contestant in contestants), str(root)])
     for contestant in contestants:
         check_checkpoint(contestant.checkpoint)
+        check_kind(contestant.checkpoint)
     settings = Settings(
         frames=whole_numbers("frames", frames) if frames else [],
         fps=fps,

@@ -12,10 +12,27 @@ from pkgutil import iter_modules
 from typing import Any
 
 from longvpo_hf.errors import ModelError
-from longvpo_hf.families.family import TEXT_LAYERS, Family, FrameShapes, context_tokens, model_config
+from longvpo_hf.families.family import (
+    TEXT_LAYERS,
+    Family,
+    FrameShapes,
+    check_kind,
+    context_tokens,
+    model_config,
+)
 from longvpo_hf.families.frame_sizes import known_settings
+from longvpo_hf.families.refused import refusal
 
-__all__ = ["TEXT_LAYERS", "Family", "FrameShapes", "context_tokens", "families", "family_of", "model_config"]
+__all__ = [
+    "TEXT_LAYERS",
+    "Family",
+    "FrameShapes",
+    "check_kind",
+    "context_tokens",
+    "families",
+    "family_of",
+    "model_config",
+]
 
 
 @cache
@@ -49,7 +66,7 @@ def family_of(source: Any) -> Family:
 def _unknown(name: str) -> Family:
     def frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
         known = ", ".join(family.model_type for family in families())
-        raise ModelError(f"What a frame of a {name!r} costs is not known; known families: {known}.")
+        raise ModelError(refusal(name) or f"What a frame of a {name!r} costs is not known; known families: {known}.")
 
     return Family(
         model_type=name,

@@ -24,6 +24,7 @@ import torch
 
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import family_of
+from longvpo_hf.families.refused import refusal
 from longvpo_hf.frames import Frames
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ Message = Mapping[str, Any]
 
 #: What a processor returns for the text; everything else it returns is visual.
 _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
+
+#: Molmo2's places of the patches that are pooled into a token, counted from the video's first patch.
+_POOLED_PATCHES = "video_token_pooling"
 
 #: The clock that processors get: `VideoMetadata.frames_indices` are whole numbers.
 _TICKS_PER_SECOND = 1_000_000
@@ -64,6 +68,9 @@ class PromptEncoder:
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
+        reason = refusal(processor)
+        if reason is not None:
+            raise ModelError(f"{type(processor).__name__}: {reason} docs/families.md lists models that can be.")
         lacks = _lacks(processor)
         if lacks:
             raise ModelError(
@@ -71,9 +78,12 @@ class PromptEncoder:
                 "Use a video model's processor with its own chat template; docs/families.md lists those that were run."
             )
         self.processor = processor
-        family = family_of(processor)
-        self._video_settings = family.video_settings(processor.video_processor) or {}
-        if not family.processor and (reason := _reason_in_trial(self)):
+        self._family = family_of(processor)
+        feature = self._family.feature_token
+        #: Tokens that stand for pictures and videos, and must not be in anybody's text.
+        self.placeholders = (*processor.all_special_multimodal_tokens, *([feature] if feature else []))
+        self._video_settings = self._family.video_settings(processor.video_processor) or {}
+        if not self._family.processor and (reason := _reason_in_trial(self)):
             raise ModelError(
                 f"{type(processor).__name__} is of no family that docs/families.md lists, and a trial on two small "
                 f"videos failed: {reason}. Choose a model of a listed family, or add this one as that page says."
@@ -120,9 +130,9 @@ class PromptEncoder:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         # Rendered with a video, like the prompt: SmolVLM's processor has another template for texts alone.
         turns = self._turns(messages, with_video=True)
-        before = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        before = self._written(turns, add_generation_prompt=True)
         assistant = {"role": "assistant", "content": self._content(answer)}
-        whole = self.processor.apply_chat_template([*turns, assistant], tokenize=False)
+        whole = self._written([*turns, assistant])
         if not whole.startswith(before):
             raise ModelError(
                 f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
@@ -140,7 +150,7 @@ class PromptEncoder:
         return prompt_ids, answer_ids
 
     def _content(self, text: str) -> list[dict[str, str]]:
-        for token in self.processor.all_special_multimodal_tokens:
+        for token in self.placeholders:
             if token in text:
                 raise ModelError(
                     f"The text {text[:80]!r} contains {token!r}, which {type(self.processor).__name__} would take for "
@@ -149,8 +159,12 @@ class PromptEncoder:
         return [{"type": "text", "text": text}]
 
     def _render(self, messages: Sequence[Message], with_video: bool) -> str:
-        turns = self._turns(messages, with_video)
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return self._written(self._turns(messages, with_video), add_generation_prompt=True)
+
+    def _written(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The turns by the chat template, as the processor would tokenize them."""
+        text = self.processor.apply_chat_template(turns, tokenize=False, **options)
+        return self._family.written(self.processor, text)
 
     def _turns(self, messages: Sequence[Message], with_video: bool) -> list[dict[str, Any]]:
         """The messages as a chat template takes them, with the video before the first text of the user."""
@@ -184,6 +198,8 @@ class PromptEncoder:
             if missing > 0:
                 pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
             settings = {**self._video_settings, "do_sample_frames": False, "video_metadata": [metadata]}
+            if self._family.takes_frame_rate:
+                settings["fps"] = len(frames.pixels) / frames.duration_seconds
             videos = {"videos": [pixels], "videos_kwargs": settings, "return_text_replacement_offsets": True}
         # The chat template has written the special tokens already.
         return self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **videos)
@@ -202,7 +218,20 @@ def visual_shapes(visual: Mapping[str, torch.Tensor]) -> Hashable:
 
 def concatenate_visuals(visuals: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The visual tensors of several videos of equal `visual_shapes`, as one model call takes them; {} of none."""
-    return {name: torch.cat([visual[name] for visual in visuals]) for name in (visuals[0] if visuals else ())}
+    joined = {name: torch.cat([visual[name] for visual in visuals]) for name in (visuals[0] if visuals else ())}
+    if _POOLED_PATCHES in joined:
+        joined[_POOLED_PATCHES] = _counted_on(visuals)
+    return joined
+
+
+def _counted_on(visuals: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+    """Places of patches, -1 for none, counted over the patches of all videos."""
+    places, before = [], 0
+    for visual in visuals:
+        own = visual[_POOLED_PATCHES]
+        places.append(torch.where(own < 0, own, own + before))
+        before += visual["pixel_values_videos"].shape[:2].numel()
+    return torch.cat(places)
 
 
 def _lacks(processor: ProcessorMixin) -> list[str]:

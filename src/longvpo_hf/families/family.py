@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from longvpo_hf.errors import ModelError
+from longvpo_hf.families.refused import refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +23,14 @@ if TYPE_CHECKING:
 #: states, those of linear attention too, and none of the vision tower's. Gates of one number a head or a token are left
 #: out. transformers calls the text model `language_model`, in SmolVLM `text_model`.
 TEXT_LAYERS = r".*(language_model|text_model)\..*((q|k|v|o|gate|up|down|out)_proj|in_proj_(qkvz|qkv|z))"
+
+
+def _can_be_packed(config: Any) -> None:
+    """No reason against trees; whether a model takes them is then tried on its text model."""
+
+
+def _as_rendered(processor: Any, text: str) -> str:
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,10 @@ FrameShapesOf = Callable[[Any, int, int], FrameShapes]
 #: From the tensors of a tower's call, by argument, and the most pixel elements of a piece: the tensors of each piece.
 #: None where this call cannot be cut.
 Pieces = Callable[[Mapping[Any, "Tensor"], int], list[dict[Any, "Tensor"]] | None]
+#: Why models of a config are trained without trees, in plain English; None where nothing is known against them.
+PlainOnly = Callable[[Any], str | None]
+#: From a processor and a prompt that its chat template rendered: the text that it tokenizes.
+Written = Callable[[Any, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +96,14 @@ class Family:
         pieces: How a call of the vision tower is cut into frames. None: the tower takes all frames at once.
         position_axes: 3 where the model counts positions in time, height and width (multimodal rope, from
             `mm_token_type_ids`), else 1.
-        is_sized_by_frames: Whether a larger frame becomes more tokens; else every frame is scaled to one tile.
+        is_sized_by_frames: Whether a frame's size decides how many tokens it becomes; else every frame is scaled to
+            one tile.
         adapter_layers: Regular expression of the layers that LoRA adapts by default, matched as peft does.
         fsdp_layers: Class names of the layers that FSDP wraps. Empty where the model itself names them rightly.
+        plain_only: See `PlainOnly`.
+        written: See `Written`.
+        feature_token: Token that stands for a visual feature, where it is not the processor's own placeholder.
+        takes_frame_rate: Whether its processor has to be given the frames' rate (`fps`), from which it derives times.
     """
 
     model_type: str
@@ -96,6 +117,10 @@ class Family:
     is_sized_by_frames: bool = False
     adapter_layers: str = TEXT_LAYERS
     fsdp_layers: tuple[str, ...] = ()
+    plain_only: PlainOnly = _can_be_packed
+    written: Written = _as_rendered
+    feature_token: str | None = None
+    takes_frame_rate: bool = False
 
 
 def context_tokens(config: PreTrainedConfig) -> int | None:
@@ -120,14 +145,48 @@ def model_config(name: str, revision: str = "main", local_files_only: bool = Fal
 
     Raises:
         OSError: If there is no such checkpoint.
-        ValueError: If transformers does not know its model type.
+        ModelError: If its kind of model cannot be used, or transformers does not know it.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
     adapter = find_adapter_config_file(name, revision=revision, local_files_only=local_files_only)
     if adapter is not None:
         settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
         name, revision = settings["base_model_name_or_path"], settings.get("revision") or "main"
-    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+    where = {"revision": revision, "local_files_only": local_files_only}
+    model_type = PreTrainedConfig.get_config_dict(name, **where)[0].get("model_type")
+    reason = refusal(model_type)
+    if reason is not None:
+        raise ModelError(f"{name}: {reason}")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+    except ValueError as error:
+        raise ModelError(
+            f"{name}: transformers {version('transformers')} has no model of type {model_type!r}, and a repository's "
+            "own code is never run. Choose one that docs/families.md lists, in a repository that transformers can load."
+        ) from error
     return config
+
+
+def check_kind(name: str, revision: str | None = None) -> None:
+    """Looks at the config of a checkpoint alone, before anything large of it is loaded.
+
+    Args:
+        name: Folder or name on the Hub of a model, or of an adapter.
+        revision: Branch, tag or commit of a name on the Hub.
+
+    Raises:
+        ModelError: If there is no such checkpoint, its kind of model cannot be used, or it sees nothing.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    try:
+        config = model_config(name, revision or "main")
+    except OSError as error:
+        raise ModelError(f"The model {name} cannot be loaded: {error}") from error
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ModelError(
+            f"{name}: models of type {config.model_type!r} take no pictures or videos beside text. Choose a "
+            "video-language model; docs/families.md lists those that were run."
+        )

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 
 def by_frames(tensors: Mapping[Any, Tensor], max_elements: int) -> list[dict[Any, Tensor]] | None:
-    """For towers that take frames [frames, channels, height, width]; what else has a row per frame is cut along.
+    """For towers that take frames, [frames, channels, height, width] or [frames, patches, width].
 
+    What else has a row per frame is cut along.
     A `Pieces` function, see `family.py`.
     """
     pixels = pixel_tensor(tensors)
-    if pixels is None or pixels.ndim != 4:
+    if pixels is None or pixels.ndim < 3:
         return None
     size = max(1, max_elements * len(pixels) // pixels.numel())
     parted = {name: value.split(size) for name, value in tensors.items() if value.ndim and len(value) == len(pixels)}

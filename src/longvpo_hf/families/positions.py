@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longvpo_hf.families import family_of
+
+#: What `get_rope_index` calls a visual tensor by another name than the processor does.
+_OTHER_NAMES = {"video_second_per_grid": "second_per_grids"}
+
 
 def prompt_positions(model: Any, inputs: Mapping[str, Tensor], visual: Mapping[str, Tensor] | None) -> Tensor:
     """Positions [axes, tokens] of one prompt, as the model's backbone counts them.
@@ -20,7 +25,7 @@ def prompt_positions(model: Any, inputs: Mapping[str, Tensor], visual: Mapping[s
         visual: The processor's visual tensors of the prompt's video. None: the prompt has no video.
 
     Raises:
-        ValueError: If a prompt of multimodal rope has a video and no `mm_token_type_ids`.
+        ValueError: If a prompt of multimodal rope has a video and no `mm_token_type_ids` where the model wants them.
     """
     input_ids = inputs["input_ids"]
     plain = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -29,13 +34,14 @@ def prompt_positions(model: Any, inputs: Mapping[str, Tensor], visual: Mapping[s
         return plain
     if visual is None:
         return plain.expand(3, -1)
-    if "mm_token_type_ids" not in inputs:
+    wanted = inspect.signature(rope_index).parameters
+    if "mm_token_type_ids" in wanted and "mm_token_type_ids" not in inputs:
         raise ValueError(
             f"{type(model).__name__} computes its positions from `mm_token_type_ids`, which the batch lacks: keep what "
             f"the processor returns under that name."
         )
     known = {**visual, **inputs, "attention_mask": torch.ones_like(input_ids)}
-    wanted = inspect.signature(rope_index).parameters
+    known |= {theirs: known[name] for name, theirs in _OTHER_NAMES.items() if name in known}
     positions, _ = rope_index(**{name: value for name, value in known.items() if name in wanted})
     return positions[:, 0]
 
@@ -46,5 +52,8 @@ def visual_token_ids(source: Any) -> set[int]:
     Args:
         source: A processor, or a model's config.
     """
+    feature, tokenizer = family_of(source).feature_token, getattr(source, "tokenizer", None)
+    if feature is not None and tokenizer is not None:
+        return {tokenizer.convert_tokens_to_ids(feature)}
     ids = (getattr(source, name, None) for name in ("image_token_id", "video_token_id"))
     return {token for token in ids if token is not None}

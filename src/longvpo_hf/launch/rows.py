@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 from transformers import AutoProcessor
 
 from longvpo_hf.errors import DatasetError, storage_error
-from longvpo_hf.families import context_tokens, model_config
+from longvpo_hf.families import check_kind, context_tokens, model_config
 from longvpo_hf.intake.formats import from_longva_tpo, from_longvpo, from_reference, from_trl
 from longvpo_hf.launch.arguments import RecipeArguments, parse
 from longvpo_hf.preference import undecoded
@@ -51,6 +51,7 @@ def check_dataset(name: str, config: str | None = None, options: Sequence[str] =
     recipe, model, training = parse(["--config", config, *options])
     rows = _split(replace(recipe, dataset_name=name, dataset_streaming=False), recipe.dataset_train_split)
     base = str(model.model_name_or_path)
+    check_kind(base, model.model_revision)
     processor = AutoProcessor.from_pretrained(base, revision=model.model_revision)
     collator = VideoPreferenceCollator.of(processor, training)
     shapes = model_config(base, model.model_revision or "main")

@@ -26,12 +26,13 @@ def find_model_config(name: str, revision: str = "main") -> PreTrainedConfig:
 
     Raises:
         ConfigError: If it is in none of them; the message says what to do.
+        ModelError: If its kind of model cannot be used, or transformers does not know it.
     """
     from transformers import AutoConfig
 
     try:
         return model_config(name, revision, local_files_only=True)
-    except (OSError, ValueError):
+    except OSError:  # not on this machine
         pass
     known = known_bases()
     for prefix, model in known.items():

@@ -43,13 +43,14 @@ def load_checkpoint(
         merged: Whether an adapter is merged into its base model.
 
     Raises:
-        ModelError: If there is no such checkpoint, or an adapter names no base model.
+        ModelError: If there is no such checkpoint, an adapter names no base model, or its kind of model cannot be used.
     """
     import torch
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForImageTextToText
     from transformers.utils.peft_utils import find_adapter_config_file
 
+    from longvpo_hf.families import check_kind
     from longvpo_hf.families.vision import bound_frozen_forward
 
     adapted = find_adapter_config_file(name, revision=revision) is not None
@@ -62,6 +63,7 @@ def load_checkpoint(
                 f"The adapter {name} names no base model (base_model_name_or_path in adapter_config.json)."
             )
     device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    check_kind(base, base_revision)
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(base, revision=base_revision, dtype=dtype)
     except (OSError, ValueError) as error:
@@ -127,12 +129,13 @@ def check_checkpoint(name: str) -> bool:
     base = _base_of(name)
     if base is not None:
         return check_checkpoint(base)
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    from longvpo_hf.families import model_config
+
     try:
-        return type(AutoConfig.from_pretrained(name, trust_remote_code=False)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    except (OSError, ValueError) as error:
+        return type(model_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    except OSError as error:
         raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from error
 
 

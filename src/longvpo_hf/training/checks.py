@@ -187,7 +187,7 @@ class _Checks:
     def __init__(self, collator: VideoPreferenceCollator | None, config: PreTrainedConfig | None) -> None:
         self._collator = collator
         self._tried: set[tuple[str, ...]] = set()
-        self._placeholders = collator.encoder.processor.all_special_multimodal_tokens if collator is not None else ()
+        self._placeholders = collator.encoder.placeholders if collator is not None else ()
         family = None if config is None else family_of(config)
         is_tiled = family is not None and bool(family.processor) and not family.is_sized_by_frames
         self._shapes = family.frame_shapes(config, 448, 448) if family is not None and is_tiled else None

@@ -10,8 +10,9 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.families import family_of
 from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
-from longvpo_hf.training.packing import unwrapped
+from longvpo_hf.training.packing import enable_tree_packing, unwrapped
 
 
 def check_head(model: nn.Module) -> None:
@@ -45,6 +46,16 @@ def prepare_tower(model: nn.Module, freeze: bool, is_sharded: bool) -> None:
     # Processes that call a sharded tower unequally often deadlock.
     if tower is not None and not is_sharded:
         bound_frozen_forward(model)
+
+
+def prepare_trees(model: nn.Module) -> str | None:
+    """Prepares a model for `tree_forward`, unless it belongs to a family that is trained without trees.
+
+    Returns:
+        `None` when the model is ready; otherwise the reason, in plain English, and the model is unchanged.
+    """
+    config = unwrapped(model).config
+    return family_of(config).plain_only(config) or enable_tree_packing(model)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.families import context_tokens, family_of
+from longvpo_hf.families import check_kind, context_tokens, family_of
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
 from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
@@ -36,9 +36,9 @@ from longvpo_hf.training.collator import (
 )
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
-from longvpo_hf.training.models import check_head, prepare_tower, undisturbed
+from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
-from longvpo_hf.training.packing import disable_tree_packing, enable_tree_packing, is_tree_packed, reason_on_batch
+from longvpo_hf.training.packing import disable_tree_packing, is_tree_packed, reason_on_batch
 from longvpo_hf.training.reference import (
     FINGERPRINT_COLUMN,
     config_facts,
@@ -95,6 +95,7 @@ class LongVPOTrainer(SavingTrainer):
         ConfigError: If settings contradict each other, or the model cannot be trained with them.
         ModelError: When training starts, if a model of no known family cannot score its first batch.
         DatasetError: If a dataset has no rows, or some datasets have clips and others have none.
+        ModelError: If there is no such model, its kind cannot be used, or its processor cannot be given frames.
 
     With `precompute_ref_log_probs=True` the reference model scores all rows once, before training, on their reference
     views alone, and is then dropped. `trainer.train_dataset` holds the scores as `ref_chosen_logps` and
@@ -147,6 +148,7 @@ class LongVPOTrainer(SavingTrainer):
         if self._has_clips:
             if processing_class is None:
                 revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+                check_kind(name, revision)
                 processing_class = AutoProcessor.from_pretrained(
                     name, revision=revision, trust_remote_code=args.trust_remote_code
                 )
@@ -205,10 +207,9 @@ class LongVPOTrainer(SavingTrainer):
         if not self._has_clips:
             return
         self.data_collator.context_tokens = context_tokens(self.model.config)
-        for scored in models:
-            reason = enable_tree_packing(scored) if self.args.tree_packing else None
-            if reason is not None:
-                logger.warning(f"{_WITHOUT_TREES}: {reason}")
+        reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
+        for reason in sorted({reason for reason in reasons if reason is not None}):
+            logger.warning(f"{_WITHOUT_TREES}: {reason}")
         is_wanted = self.args.tree_packing_trial
         is_known = bool(family_of(self.model.config).processor)
         self._is_trial_due = is_tree_packed(self.model) and (not is_known if is_wanted is None else is_wanted)
