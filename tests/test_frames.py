@@ -14,7 +14,7 @@ import pytest
 import torch
 from torchcodec.decoders import VideoDecoder
 
-from longvpo_hf.frames import FrameSampler, UnreadableVideo, spread_frames, whole_clip
+from longvpo_hf.frames import FrameSampler, UnreadableVideo, VideoFile, spread_frames, whole_clip
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import colour, copy_video, index_of, indices_of, write_video
 
@@ -358,13 +358,27 @@ def test_the_cache_saves_decoding(video: str, monkeypatch: pytest.MonkeyPatch) -
     assert decoded == [a, b, a]
 
 
-def test_more_files_than_are_kept_open(folder: Path) -> None:
+def test_more_files_than_are_kept_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(write_video(folder / f"many{i}.mp4", 2, FPS, first=2 * i)) for i in range(20)]
     timeline = Timeline(tuple(Clip(path, 0.0, 0.2) for path in paths))
     sampler = FrameSampler(40, max_pixels=16 * 24, cache_bytes=0)
+    held_bytes = VideoFile(paths[0]).held_bytes
+    monkeypatch.setattr("longvpo_hf.frames.sampler._OPEN_BYTES", 5 * held_bytes)
     for _ in range(2):
         assert indices_of(sampler(timeline).pixels) == list(range(40))
-    assert len(sampler._files) == 16
+    assert len(sampler._files) == 5
+    monkeypatch.setattr("longvpo_hf.frames.sampler._OPEN_BYTES", 0)
+    assert indices_of(sampler(timeline).pixels) == list(range(40))
+    assert len(sampler._files) == 1
+
+
+def test_a_file_holds_more_the_larger_and_the_longer_it_is(folder: Path) -> None:
+    small, large, long = (
+        VideoFile(str(write_video(folder / f"held{number}.mp4", num_frames, FPS, size)))
+        for number, (num_frames, size) in enumerate([(2, (32, 48)), (2, (1080, 1920)), (200, (32, 48))])
+    )
+    assert large.held_bytes > 4 * 1080 * 1920 * 1.5
+    assert small.held_bytes < long.held_bytes < large.held_bytes
 
 
 def in_a_worker(sampler: FrameSampler, timeline: Timeline) -> list[int]:

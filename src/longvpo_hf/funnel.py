@@ -47,6 +47,8 @@ REASONS = {
     "stretched": "a file declares that one of its frames is shown longer than the bound (max_frame_seconds)",
     "unreachable": "a remote file was not answered in time",
     "lost_frames": "a few frames at a file's start or end cannot be decoded; the file is used without them",
+    "not_shown": "a file is cut off, or another is joined on behind its end; what FFmpeg shows of it is used",
+    "split_caption": "a caption describes what is cut into several clips, so it goes to none; the clips are used",
     "outside_root": "a record or an archive names a file outside its corpus (.., an absolute path, a link)",
     "bad_name": "a file's name is not UTF-8",
     "bad_record": "a record of a corpus is malformed, or lacks a field that it must have",

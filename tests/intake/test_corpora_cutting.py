@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import subprocess
 import time
 import tracemalloc
@@ -44,7 +45,10 @@ def test_a_short_video_is_one_clip_with_all_that_is_known(tmp_path: Path) -> Non
 
 def test_windows_are_equal_and_carry_no_caption_of_the_whole(tmp_path: Path) -> None:
     source = Source(write_video(tmp_path / "v.mp4", 50), "a dog", "id", "MIT")
-    found = list(clips_of([source], SHORT))
+    lost, *found = clips_of([source], SHORT)
+    assert lost == Dropped(
+        "split_caption", str(source.path), "id", "a caption of the whole video, of which 3 clips are cut"
+    )
     assert [end for _, end in spans(found)] == pytest.approx([5 / 3, 10 / 3, 5.0])
     assert [start for start, _ in spans(found)] == [0.0, *[end for _, end in spans(found)][:-1]]
     clips = [item for item in found if isinstance(item, Clip)]
@@ -73,6 +77,7 @@ def test_scenes_of_the_corpus(tmp_path: Path) -> None:
     assert [item.detail for item in found if isinstance(item, Dropped)] == [
         "a scene from 5.0 to 4.0 s, cut to the video's bounds",
         "a scene from 9.0 to 7.0 s, cut to the video's bounds",
+        "1 of 4 captions, of scenes at 3 s, which are cut into several clips or joined to one without a caption",
     ]
     last = Source(write_video(tmp_path / "w.mp4", 62), "", "id", "", (Scene(4.5, 6.0, "four"), Scene(6.0, 6.2, "five")))
     (clip,) = clips_of([last], SHORT)
@@ -109,9 +114,46 @@ def test_scenes_are_found_where_they_begin(tmp_path: Path) -> None:
     assert list(clips_of([Source(path)], cutting)) == found
 
 
+def test_a_caption_of_the_whole_is_kept_or_counted(tmp_path: Path) -> None:
+    """Of a short video with a cut, of one whose cuts leave one scene, and of one without."""
+    cut, jump, still = (
+        write_scenes(tmp_path / name, seconds)
+        for name, seconds in (("cut.mp4", (2.0, 3.0)), ("jump.mp4", (2.0, 0.75)), ("still.mp4", (2.5,)))
+    )
+    found = list(clips_of([Source(path, path.stem) for path in (cut, jump, still)], CuttingSettings(1.0, 8.0)))
+    (lost,) = (item for item in found if isinstance(item, Dropped))
+    assert (lost.reason, lost.path) == ("split_caption", str(cut))
+    assert lost.detail == (
+        "a caption of the whole video, of which 2 clips are cut; with cutting=windows a video of up to 8 s stays whole"
+    )
+    captions = [item.caption for item in found if isinstance(item, Clip)]
+    assert captions == ["", "", "jump", "still"]
+    windows = clips_of([Source(cut, "cut")], CuttingSettings(1.0, 8.0, "windows"))
+    assert [item.caption for item in windows if isinstance(item, Clip)] == ["cut"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_caption_is_on_a_clip_or_counted(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    rng = random.Random(seed)
+    path = tmp_path_factory.getbasetemp() / "counted.mp4"
+    if not path.exists():
+        write_video(path, 120)
+    times = sorted(rng.sample(range(121), rng.randrange(2, 12)))
+    spans = [(a / 10, b / 10) for a, b in itertools.pairwise(times) if rng.random() < 0.8]
+    scenes = tuple(Scene(a, b, f"<{k}>" if rng.random() < 0.7 else "") for k, (a, b) in enumerate(spans))
+    found = list(clips_of([Source(path, scenes=scenes)], SHORT))
+    shown = "".join(item.caption for item in found if isinstance(item, Clip))
+    counted = sum(
+        int(item.detail.split()[0]) for item in found if isinstance(item, Dropped) and item.reason == "split_caption"
+    )
+    starts = [item.detail for item in found if isinstance(item, Dropped) and item.reason == "too_short"]
+    dropped = sum(bool(scene.caption) and f"<{k}>" not in shown for k, scene in enumerate(scenes))
+    assert counted <= dropped <= counted + len(starts)
+
+
 def test_without_a_cut_a_long_scene_is_split_equally(tmp_path: Path) -> None:
     path = write_scenes(tmp_path / "v.mp4", (6.0,))
-    found = list(clips_of([Source(path, "whole")], CuttingSettings(min_clip_seconds=1.0, max_clip_seconds=4.0)))
+    found = list(clips_of([Source(path)], CuttingSettings(min_clip_seconds=1.0, max_clip_seconds=4.0)))
     assert spans(found) == [(0.0, 3.0), (3.0, 6.0)]
 
 
@@ -217,6 +259,39 @@ def test_bad_media_is_dropped_by_name(tmp_path: Path, make: Callable[[Path], Pat
     assert dropped.reason in REASONS
     assert dropped.detail
     assert isinstance(clip, Clip)
+
+
+CODECS = {"mp4": "libx264", "avi": "mpeg4", "flv": "flv1"}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "flv"])
+def test_a_file_joined_on_behind_another_is_named(tmp_path: Path, suffix: str) -> None:
+    """FFmpeg, and every player, shows the first only."""
+    options = ["-c:v", CODECS[suffix]]
+    first, second = (
+        write_video(tmp_path / f"{number}.{suffix}", 15, first=15 * number, options=options) for number in range(2)
+    )
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    named, clip = clips_of([Source(joined)], SHORT)
+    assert isinstance(named, Dropped)
+    assert named.reason == "not_shown"
+    assert f"file stands at byte {first.stat().st_size}, joined on behind this one" in named.detail
+    assert isinstance(clip, Clip)
+    assert clip.duration_seconds == pytest.approx(1.5, abs=0.1)
+    assert reasons(list(clips_of([Source(first)], SHORT))) == ["clip"]
+
+
+@pytest.mark.parametrize("suffix", ["avi", "flv"])
+def test_a_file_that_is_cut_short_is_used_and_named(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"v.{suffix}", 40, size=(128, 128), options=["-c:v", CODECS[suffix], "-q:v", "2"])
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2])
+    named, *clips = clips_of([Source(path)], SHORT)
+    assert isinstance(named, Dropped)
+    assert named.reason == "not_shown"
+    assert f"{size - size // 2} of its {size} bytes are missing" in named.detail
+    assert 1.0 < sum(clip.duration_seconds for clip in clips if isinstance(clip, Clip)) < 3.0
 
 
 def odd_size(path: Path) -> Path:

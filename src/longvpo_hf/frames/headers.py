@@ -69,6 +69,8 @@ class Header:
         tracks: Video tracks, by the index that FFmpeg gives the stream.
         missing_bytes: How many bytes the container declares that the file does not have.
         declared_bytes: How many bytes the container declares; 0 where it does not say.
+        next_file: Where another file of the same kind begins, joined behind the end of this one; 0 if none does. FFmpeg
+            shows the first only.
         orientation: What the first frames of an H.264 or H.265 stream ask for, apart from the container; None mostly.
     """
 
@@ -76,6 +78,7 @@ class Header:
     tracks: dict[int, Track] = field(default_factory=dict)
     missing_bytes: int = 0
     declared_bytes: int = 0
+    next_file: int = 0
     orientation: Orientation | None = None
 
     def track(self, index: int) -> Track:
@@ -137,10 +140,16 @@ def read_header(file: IO[bytes]) -> Header | None:
         tracks, declared, media_start = _read_matroska(file, size)
     elif container == "avi":
         tracks = _read_avi(file, size)
+        declared = _declared_by_avi(file, head, size)
+    elif container == "flv":
+        declared = _declared_by_flv(head)
     elif container == "asf":
         tracks = {0: Track(pixel_aspect=_asf_aspect(_at(file, 0, _ORIENTATION_BYTES)))}
     orientation = _orientation(_at(file, media_start, _ORIENTATION_BYTES))
-    return Header(container, tracks, max(0, declared - size), declared, orientation)
+    # Of Matroska FFmpeg reads on into the next.
+    follows = container != "matroska" and 0 < declared < size
+    follows = follows and container_of(_at(file, declared, _HEAD_BYTES)) == container
+    return Header(container, tracks, max(0, declared - size), declared, declared if follows else 0, orientation)
 
 
 def _at(file: IO[bytes], offset: int, size: int) -> bytes:
@@ -209,6 +218,8 @@ def _read_mp4(file: IO[bytes], size: int) -> tuple[dict[int, Track], int, int]:
     tracks: dict[int, Track] = {}
     declared, media_start = 0, 0
     for kind, start, stop in _boxes(file, 0, size, _MAX_OUTER):
+        if kind == b"ftyp" and tracks and media_start:
+            break  # of another file
         declared = stop
         if kind == b"mdat" and not media_start:
             media_start = start
@@ -374,6 +385,20 @@ def _read_avi(file: IO[bytes], size: int) -> dict[int, Track]:
     return tracks
 
 
+def _declared_by_avi(file: IO[bytes], head: bytes, size: int) -> int:
+    """Where the last of the RIFF chunks ends: a large AVI has several; 0 where that was never filled in."""
+    first = int.from_bytes(head[4:8], "little")
+    if not 0 < first < 2**31:
+        return 0
+    end = 8 + first
+    for _ in range(_MAX_OUTER):
+        more = _at(file, end, 12) if end < size else b""
+        if more[:4] != b"RIFF" or more[8:12] != b"AVIX":
+            break
+        end += 8 + int.from_bytes(more[4:8], "little")
+    return end
+
+
 def _avi_track(chunks: dict[bytes, bytes]) -> Track:
     picture, properties = chunks.get(b"strf", b""), chunks.get(b"vprp", b"")
     size, aspect = None, None
@@ -384,6 +409,13 @@ def _avi_track(chunks: dict[bytes, bytes]) -> Track:
         frame_height, frame_width, width, height = struct.unpack_from("<2H2I", properties, 20)
         aspect = _ratio(frame_width * height, frame_height * width)
     return Track(size, aspect)
+
+
+def _declared_by_flv(head: bytes) -> int:
+    """The size that the file's metadata state; 0 where they do not."""
+    _, name, rest = head.partition(b"\0\x08filesize\0")
+    stated = struct.unpack(">d", rest[:8])[0] if name and len(rest) >= 8 else 0.0
+    return int(stated) if 0 < stated < 2**53 else 0
 
 
 def _asf_aspect(head: bytes) -> float | None:

@@ -197,6 +197,8 @@ def said(error: Exception) -> str:
     text = str(error).strip()
     if "best video stream is unknown" in text or "No valid video stream" in text:
         return "the file has no video stream"
+    if "Could not seek file" in text:
+        return "FFmpeg cannot seek in its video stream, as in a cover's picture beside nothing but sound"
     if match := re.search(r"\(status (-\d+)\)", text):
         return f"a packet cannot be decoded: {_FFMPEG_SAID.get(int(match[1]), f'FFmpeg gives {match[1]}')}"
     return re.sub(r"^\w+, \S+:\d+, ", "", text.splitlines()[0] if text else type(error).__name__)

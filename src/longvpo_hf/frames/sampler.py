@@ -21,8 +21,9 @@ from longvpo_hf.timeline import Clip, Timeline, View
 if TYPE_CHECKING:
     import torch
 
-#: Files kept open per sampler. Clips of one long video then share its decoder.
-_OPEN_FILES = 16
+#: What the files may hold that a sampler keeps open: 16 of 1920 × 1080, or 4 of 3840 × 2160. Clips of one long video then
+#: share its decoder.
+_OPEN_BYTES = 768 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class FrameSampler:
                 self._files[clip.path] = VideoFile(clip.path)
             except UnreadableVideo as error:
                 raise UnreadableVideo(error.reason, clip, error.detail) from error
-            if len(self._files) > _OPEN_FILES:
+            while len(self._files) > 1 and sum(file.held_bytes for file in self._files.values()) > _OPEN_BYTES:
                 self._files.popitem(last=False)
         self._files.move_to_end(clip.path)
         return self._files[clip.path]

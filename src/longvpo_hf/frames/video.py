@@ -32,6 +32,9 @@ _CHUNK_BYTES = 32 * 1024**2
 _CHECKED_FRAMES = 8
 #: A second attempt at a frame starts from a key frame so many frames earlier: twice as many as may be reordered.
 _LEAD_FRAMES = 32
+#: What an open file is taken to hold: so many frames, of 1.5 bytes a pixel, and for the start of each of its frames a
+#: float in a tuple. Of 20 open films of 3840 × 2160, H.264 took 83 MiB each, H.265 of 10 bits 175: 7 and 15 such frames.
+_HELD_FRAMES, _LEAST_HELD_BYTES, _TIME_BYTES = 16, 4 * 1024**2, 40
 #: So much of a file may be missing at its end.
 _MAX_MISSING = 0.02
 #: A clip whose rate varies is given at most so many frames per second.
@@ -47,7 +50,7 @@ class VideoFile:
         path: The file, or an `hf://` address.
         bounds: What it may ask of this machine.
         times: What an earlier look at the same content found; looking again costs a scan, or a decode of the whole
-        file.
+            file.
 
     Attributes:
         times: When its frames are shown.
@@ -78,6 +81,13 @@ class VideoFile:
         self._damaged: set[int] = set()
         self.times = times if times is not None else self._look(packets)
         self._can_seek = self.times.can_seek
+
+    @property
+    def held_bytes(self) -> int:
+        """About how much memory it holds while it is open: reference frames of its decoder, and the times of frames."""
+        return max(_LEAST_HELD_BYTES, _HELD_FRAMES * 3 * math.prod(self._picture.coded_px) // 2) + (
+            _TIME_BYTES * len(self.times.starts_seconds)
+        )
 
     @property
     def begin_seconds(self) -> float:
@@ -121,13 +131,9 @@ class VideoFile:
 
     def check_declared(self) -> None:
         """Raises UnreadableVideo if much of the file is missing, or it declares what exceeds a bound."""
-        header, times = self._source.header, self.times
-        if header.missing_bytes > _MAX_MISSING * header.declared_bytes:
-            raise UnreadableVideo(
-                "unreadable",
-                self.path,
-                f"the file is cut off: {header.missing_bytes} of its {header.declared_bytes} bytes are missing",
-            )
+        times = self.times
+        if self._source.header.container in RANDOM_ACCESS and self._is_cut_short:
+            raise UnreadableVideo("unreadable", self.path, f"the file is cut off: {self._missing()}")
         longest = max(
             times.start(index + 1) - times.starts_seconds[index] for index in range(len(times.starts_seconds))
         )
@@ -138,6 +144,23 @@ class VideoFile:
                 f"one of its {len(times.starts_seconds)} frames is declared to last {longest:.6g} s, more than "
                 f"{self.bounds.max_frame_seconds:g} s",
             )
+
+    @property
+    def not_shown(self) -> str:
+        """What the file should hold or holds besides, and FFmpeg does not show; empty mostly."""
+        header = self._source.header
+        if header.next_file:
+            return f"another {header.container} file stands at byte {header.next_file}, joined on behind this one"
+        return f"the file is cut off: {self._missing()}" if self._is_cut_short else ""
+
+    @property
+    def _is_cut_short(self) -> bool:
+        header = self._source.header
+        return header.missing_bytes > _MAX_MISSING * header.declared_bytes
+
+    def _missing(self) -> str:
+        header = self._source.header
+        return f"{header.missing_bytes} of its {header.declared_bytes} bytes are missing"
 
     def _without_lost_frames(self) -> FrameTimes:
         times = self.times

@@ -21,6 +21,9 @@ from longvpo_hf.intake.leakage import BenchmarkVideos
 from longvpo_hf.intake.records import Scene, Source
 from longvpo_hf.timeline import Clip
 
+#: A drop names so many scenes, and counts the others.
+_NAMED_SCENES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class CuttingSettings:
@@ -69,8 +72,9 @@ def clips_of(
 
     A source is dropped that is in a benchmark, has the content of one before, cannot be decoded at its start and end,
     is a single frame or exceeds a bound. A few frames at its start or end that cannot be decoded are a drop of their
-    own; the source is used without them. A caption goes to a clip that shows all it describes, and to no other. Held in
-    memory is one source at a time and the hash of each before it.
+    own; the source is used without them. So is what FFmpeg does not show of a file, and captions that go to no clip: one
+    goes to a clip that shows all it describes and nothing else that has none, and to no other. Held in memory is one
+    source at a time and the hash of each before it.
 
     Args:
         sources: What a reader gives.
@@ -126,6 +130,8 @@ def _each(
                 continue
             if video.times.num_lost:
                 yield Dropped("lost_frames", path, source_id, _lost(video))
+            if video.not_shown:
+                yield Dropped("not_shown", path, source_id, video.not_shown)
             yield from _clips(source, _scenes(source, video, cutting, sha256, cache), video, cutting)
         except UnreadableVideo as error:
             yield Dropped(error.reason, path, source_id, error.detail)
@@ -156,18 +162,51 @@ def _clips(source: Source, scenes: list[Scene], video: VideoFile, cutting: Cutti
             detail = f"a scene from {scene.start_seconds} to {scene.end_seconds} s, cut to the video's bounds"
             yield Dropped("too_short", str(source.path), source.source_id, detail)
     real = [scene for scene in scenes if scene.end_seconds > scene.start_seconds]
-    for scene in _joined(real, cutting.min_clip_seconds):
+    joined = _joined(real, cutting.min_clip_seconds)
+    if len(joined) == 1 and not source.scenes:  # one scene after all
+        joined = [Scene(joined[0].start_seconds, joined[0].end_seconds, source.caption)]
+    if lost := _lost_captions(source, real, joined, cutting):
+        yield Dropped("split_caption", str(source.path), source.source_id, lost)
+    for scene in joined:
         seconds = scene.end_seconds - scene.start_seconds
         if seconds < cutting.min_clip_seconds:
             detail = f"[{scene.start_seconds}, {scene.end_seconds}) s of {video.end_seconds} s is under "
             yield Dropped("too_short", str(source.path), source.source_id, f"{detail}{cutting.min_clip_seconds} s")
             continue
-        parts = math.ceil(seconds / cutting.max_clip_seconds - 1e-9)
+        parts = _num_parts(scene, cutting)
         bounds = [scene.start_seconds + seconds * k / parts for k in range(parts)] + [scene.end_seconds]
         for start, end in itertools.pairwise(bounds):
             caption = scene.caption if parts == 1 else ""
             in_film = None if source.film_start_seconds is None else source.film_start_seconds + start
             yield Clip(str(source.path), start, end, caption, source.source_id, source.licence, in_film)
+
+
+def _num_parts(scene: Scene, cutting: CuttingSettings) -> int:
+    return math.ceil((scene.end_seconds - scene.start_seconds) / cutting.max_clip_seconds - 1e-9)
+
+
+def _lost_captions(source: Source, scenes: list[Scene], joined: list[Scene], cutting: CuttingSettings) -> str:
+    """Which captions describe what no clip shows by itself; empty if none does."""
+    if source.caption and not source.scenes:
+        num_clips = sum(_num_parts(scene, cutting) for scene in joined)
+        if num_clips < 2:
+            return ""
+        remedy = f"; with cutting=windows a video of up to {cutting.max_clip_seconds:g} s stays whole"
+        is_short = sum(scene.end_seconds - scene.start_seconds for scene in joined) <= cutting.max_clip_seconds
+        return f"a caption of the whole video, of which {num_clips} clips are cut{remedy if is_short else ''}"
+    kept = [scene for scene in joined if scene.caption and _num_parts(scene, cutting) == 1]
+    lost = [
+        scene.start_seconds
+        for scene in scenes
+        if scene.caption and not any(one.start_seconds <= scene.start_seconds < one.end_seconds for one in kept)
+    ]
+    if not lost:
+        return ""
+    return (
+        f"{len(lost)} of {sum(bool(scene.caption) for scene in scenes)} captions, of scenes at "
+        f"{', '.join(f'{start:.6g}' for start in lost[:_NAMED_SCENES])}{', …' if len(lost) > _NAMED_SCENES else ''} s, "
+        "which are cut into several clips or joined to one without a caption"
+    )
 
 
 def _joined(scenes: list[Scene], min_seconds: float) -> list[Scene]:

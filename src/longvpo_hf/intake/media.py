@@ -31,9 +31,12 @@ from longvpo_hf.processes import workers
 from longvpo_hf.timeline import Clip
 
 #: Part of each name; changes with the way files are made.
-_VERSION = 3
+_VERSION = 4
 _KEY_FRAME_SECONDS = 1.0
 _MIN_FPS = 1.0
+#: Of x264. On five real films, beside its default at the same crf: 2.3 to 3.4 times as fast, files of the same size to
+#: within 6 %, 0.4 to 0.7 dB less PSNR.
+_PRESET = "veryfast"
 #: Clips of one source that one task cuts: they share its decoder, and a file that is decoded in order is decoded once.
 _CLIPS_PER_TASK = 256
 #: After so long nobody is still writing a part of a file.
@@ -203,6 +206,7 @@ def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) ->
         codec="libx264",
         pixel_format="yuv420p",
         crf=settings.crf,
+        preset=_PRESET,
         # Without frames that lean on later ones, in one thread and without x264's lookahead, with which some files came
         # out otherwise in another process: the same bytes wherever and whenever it is made.
         extra_options={
