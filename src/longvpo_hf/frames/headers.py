@@ -146,8 +146,8 @@ def read_header(file: IO[bytes]) -> Header | None:
     elif container == "asf":
         tracks = {0: Track(pixel_aspect=_asf_aspect(_at(file, 0, _ORIENTATION_BYTES)))}
     orientation = _orientation(_at(file, media_start, _ORIENTATION_BYTES))
-    # Of Matroska FFmpeg reads on into the next.
-    follows = container != "matroska" and 0 < declared < size
+    # Of others FFmpeg reads on into the next.
+    follows = container in ("mp4", "flv") and 0 < declared < size
     follows = follows and container_of(_at(file, declared, _HEAD_BYTES)) == container
     return Header(container, tracks, max(0, declared - size), declared, declared if follows else 0, orientation)
 
