@@ -21,8 +21,8 @@ from longvpo_hf.timeline import Clip, Timeline, View
 if TYPE_CHECKING:
     import torch
 
-#: What the files may hold that a sampler keeps open: 16 of 1920 × 1080, or 4 of 3840 × 2160. Clips of one long video then
-#: share its decoder.
+#: What the files may hold that a sampler keeps open: 16 of 1920 × 1080, or 4 of 3840 × 2160. Clips of one long video
+#: then share its decoder.
 _OPEN_BYTES = 768 * 1024**2
 
 

@@ -33,7 +33,8 @@ _CHECKED_FRAMES = 8
 #: A second attempt at a frame starts from a key frame so many frames earlier: twice as many as may be reordered.
 _LEAD_FRAMES = 32
 #: What an open file is taken to hold: so many frames, of 1.5 bytes a pixel, and for the start of each of its frames a
-#: float in a tuple. Of 20 open films of 3840 × 2160, H.264 took 83 MiB each, H.265 of 10 bits 175: 7 and 15 such frames.
+#: float in a tuple. Of 20 open films of 3840 × 2160, those in H.264 took 83 MiB each, in H.265 of 10 bits 175: 7 and 15
+#: such frames.
 _HELD_FRAMES, _LEAST_HELD_BYTES, _TIME_BYTES = 16, 4 * 1024**2, 40
 #: So much of a file may be missing at its end.
 _MAX_MISSING = 0.02

@@ -72,9 +72,9 @@ def clips_of(
 
     A source is dropped that is in a benchmark, has the content of one before, cannot be decoded at its start and end,
     is a single frame or exceeds a bound. A few frames at its start or end that cannot be decoded are a drop of their
-    own; the source is used without them. So is what FFmpeg does not show of a file, and captions that go to no clip: one
-    goes to a clip that shows all it describes and nothing else that has none, and to no other. Held in memory is one
-    source at a time and the hash of each before it.
+    own; the source is used without them. So is what FFmpeg does not show of a file. A caption goes to a clip that shows
+    all it describes, and to no other; captions that go to none are a drop of their own. Held in memory is one source at
+    a time and the hash of each before it.
 
     Args:
         sources: What a reader gives.
