@@ -327,7 +327,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             start_new_session=True,
         )
         deadline = time.monotonic() + 600
-        while not (output / "checkpoint-3" / "trainer_state.json").is_file():
+        while not (output / "checkpoint-3" / "checkpoint_files.json").is_file():  # written last
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)

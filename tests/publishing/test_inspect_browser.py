@@ -260,6 +260,21 @@ def test_scenes_are_as_wide_as_they_are_long_and_stand_under_their_summaries(
     assert not events(browser, "Log.entryAdded"), "the policy refused nothing"
 
 
+def test_a_video_of_few_scenes_is_not_stretched_over_the_page(browser: Chromium, captions_page: Path) -> None:
+    browser.size(1400, 900)
+    browser.open(captions_page)
+    widths = browser.run(
+        """[...document.querySelectorAll('article')].map((card) =>
+          [...card.querySelectorAll('.scenes img')].map((image) => image.getBoundingClientRect().width))"""
+    )
+    assert all(widths)
+    assert max(width for card in widths for width in card) <= 200  # pictures have at most 160 pixels across
+    scenes = browser.run(
+        "document.querySelectorAll('article')[1].querySelector('.scenes').getBoundingClientRect().width"
+    )
+    assert scenes == pytest.approx(150 * 6 / 4, abs=2)  # 6 seconds, of which the median scene has 4 in 150 pixels
+
+
 def test_scenes_and_summaries_are_read_with_the_keyboard(browser: Chromium, captions_page: Path) -> None:
     browser.open(captions_page)
     read = "document.querySelector('.read').textContent"

@@ -193,6 +193,26 @@ def with_configs(study, configured):
     return replace(study, steps=tuple(configured))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rat": 1e-6}, "Unknown option --learning_rat. Did you mean --learning_rate?"),
+        ({"beta": "low"}, "beta"),
+    ],
+)
+def test_a_setting_that_the_recipe_does_not_know_costs_no_build(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    study = tmp_path / "s.yaml"
+    train = {"train": "stage1", "config": "miniature/stage1", **options}
+    study.write_text(yaml.safe_dump({"base": "miniature", "steps": [{"build": "stage1"}, train]}), encoding="utf-8")
+    for more in ([], ["--dry-run"]):
+        result = longvpo(["run", str(study), "--output", str(tmp_path / "run"), *more])
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert not (tmp_path / "run" / "world").exists()
+
+
 def test_a_name_that_is_no_study_is_refused_with_the_nearest() -> None:
     result = longvpo(["run", "miniatur"])
     assert result.exit_code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +55,10 @@ def run(
         only: The one step that runs. None: all of them.
         redo: Delete what changed settings replace, instead of keeping it in earlier/.
     """
+    # Whoever runs a study wants its lines, not the libraries' advice; each step's is in its log.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.simplefilter("ignore")
     from longvpo_hf.studies.session import Session
 
     session = Session.open(study, output, videos=videos, seed=seed, hours=hours, gpu_memory_gib=gpu_memory)

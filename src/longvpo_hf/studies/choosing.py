@@ -103,7 +103,9 @@ def chosen(study: Study, gpu_memory_gib: float | None = None) -> Study:
 def _configured(step: Train, folder: str, base: str, gpus: Gpus) -> Train:
     """A training with the shipped configuration of its base that fits."""
     if gpus.number == 0:
-        options = {"use_cpu": True, "bf16": False, "dtype": "float32", **step.options}
+        # Without a GPU this is a try: no process that decodes ahead, each of which loads torch once more.
+        cpu = {"use_cpu": True, "bf16": False, "dtype": "float32", "dataloader_num_workers": 0}
+        options = {**cpu, **step.options}
         return replace(step, config=_config_name(folder, step.train, "lora"), options=options)
     for mode in ("full", "lora"):
         name = _config_name(folder, step.train, mode)
@@ -155,14 +157,19 @@ def _folder_of(base: str) -> str:
         kind = model_config(base, local_files_only=True).model_type
     except (OSError, ValueError, LongVPOError):
         kind = None
-    smaller_first = sorted(bases, key=lambda folder: float(folder.rpartition("_")[2].rstrip("bm")))
-    for folder in smaller_first:
+    for folder in sorted(bases, key=_billions):  # the smallest of its family
         if kind is not None and _kind_of(bases[folder]) == kind:
             return folder
     raise ConfigError(
         f"{base} is no base of a shipped configuration ({', '.join(sorted(bases.values()))}): name one at each "
         "`train`, `config: …` (`longvpo configs` lists them)."
     )
+
+
+def _billions(folder: str) -> float:
+    """Parameters by a folder's name: `internvl3_2b`, `smolvlm2_500m`."""
+    size = folder.rpartition("_")[2]
+    return float(size[:-1]) / (1000 if size.endswith("m") else 1)
 
 
 def _shipped_bases() -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from longvpo_hf.evaluation.preflight import Missing
 from longvpo_hf.studies.ledger import STATE
 from longvpo_hf.studies.running import in_time
 from longvpo_hf.studies.steps import Step
+from longvpo_hf.studies.study import Train
 
 if TYPE_CHECKING:
     from longvpo_hf.studies.session import Session
@@ -183,6 +184,25 @@ def _billions(session: Session) -> float | None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     return sum(weight.numel() for weight in model.parameters()) / 1e9
+
+
+def check_trainings(session: Session, selected: Sequence[Step]) -> None:
+    """Refuses a setting that a recipe does not know, or a value it cannot have, before hours of building.
+
+    Raises:
+        ConfigError: With the setting's name, and the nearest that is known.
+    """
+    waiting = [step for step in selected if step.kind == "train" and session.ledger.state(step.name) != "done"]
+    given = any(isinstance(step, Train) and step.options for step in session.study.steps)
+    if not waiting or not given:  # what the package itself sets is known
+        return
+    from longvpo_hf.launch.arguments import recipe_parser, refuse_unknown
+
+    parser = recipe_parser()
+    for step in waiting:
+        words = step.words(session.run_folder)
+        _, unknown = parser.parse_known_args(words[words.index("--resume_from_checkpoint") :])
+        refuse_unknown(unknown, parser)
 
 
 # ---------------------------------------------------------------------------------------------------- what is missing

@@ -315,6 +315,8 @@ def _bar_of(log: Path, offset: int) -> tuple[str, str]:
     if not found:
         return "", ""
     what, done, total, left = found[-1]
+    if done == total:  # the next one has not begun: a model is loaded, say
+        return "", ""
     return f"{what.strip()[-30:]} {done}/{total}".strip(), "" if "?" in left else left
 
 

@@ -19,7 +19,7 @@ from longvpo_hf.studies import planning
 from longvpo_hf.studies.ledger import STATE, Ledger
 from longvpo_hf.studies.running import Selection, run_steps
 from longvpo_hf.studies.steps import Step, steps_of
-from longvpo_hf.studies.study import MINIATURE, Study, content_of, find_study, study_of
+from longvpo_hf.studies.study import AUTO, MINIATURE, Study, content_of, find_study, study_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,7 @@ class Session:
 
     def plan(self, selected: Sequence[Step]) -> str:
         """Steps, costs and what is missing, for people."""
+        planning.check_trainings(self, selected)
         return planning.in_words(self, selected, self.known_costs(), self.missing(selected))
 
     def run(self, selected: Sequence[Step], *, delete: bool = False) -> None:
@@ -150,6 +151,7 @@ class Session:
 
         self.run_folder.mkdir(parents=True, exist_ok=True)
         with locked(self.run_folder):
+            planning.check_trainings(self, selected)
             self.known_costs()
             if lacks := self.missing(selected):
                 parts = [f"- {item.what}\n    {item.remedy}" for item in lacks]
@@ -192,6 +194,8 @@ def _kept_choice(asked: Study, run_folder: Path) -> Study | None:
 def _chosen(asked: Study, gpu_memory_gib: float | None) -> Study:
     from longvpo_hf.studies.choosing import chosen
 
+    if asked.base == AUTO:
+        print("Choosing base, frames and rows by their plans: about a minute …", file=sys.stderr, flush=True)
     return chosen(asked, gpu_memory_gib)
 
 

@@ -219,8 +219,19 @@ class _Compiler:
                 continue
             yield self._measurement(model, probe.probe, ["probe", probe.probe], probe.options)
         if evaluate.tasks:
-            options = {"tasks": ",".join(evaluate.tasks), **evaluate.options}
+            options = {"tasks": ",".join(evaluate.tasks), **self._sampling(), **evaluate.options}
             yield self._measurement(model, "benchmarks", ["eval"], options)
+
+    def _sampling(self) -> dict[str, Any]:
+        """How benchmarks show videos unless the study says it: to all models alike, as the first training does."""
+        training = next((step for step in self._study.steps if isinstance(step, Train) and step.config), None)
+        if training is None:
+            return {}
+        settings = {**_content(str(training.config)), **training.options}
+        shown = {"frames": settings.get("num_frames"), "max_pixels": settings.get("max_pixels")}
+        if "fps" in settings:
+            shown["fps"] = "none" if settings["fps"] is None else settings["fps"]
+        return shown
 
     def _measurement(self, model: str, what: str, command: list[str], options: Mapping[str, Any]) -> Step:
         given, needs, settings = self._given(model)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.artifacts import whole_file, write_json, write_text
+from longvpo_hf.errors import LongVPOError
 from longvpo_hf.public import markdown
 from longvpo_hf.record import installed_versions
 from longvpo_hf.studies.ledger import State
@@ -118,7 +119,10 @@ class Report:
         """Sections that are made once, however often the report is written."""
         key = (name, identity)
         if key not in self._known:
-            self._known[key] = list(make())
+            try:
+                self._known[key] = list(make())
+            except LongVPOError as error:  # must not cost the run its work
+                return [Section(name, [f"This part of the report could not be made: {error}"])]
         return self._known[key]
 
     def _metrics(self) -> dict[str, Any]:

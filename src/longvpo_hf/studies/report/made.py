@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ROWS_SHOWN = 4
 _CLIPS_SHOWN = 16
 _BARS_SHOWN = 12
+_CHARACTERS_SHOWN = 300
 
 
 def outcome_of(step: Step, run: Path, ledger: Ledger) -> str:
@@ -38,10 +39,28 @@ def outcome_of(step: Step, run: Path, ledger: Ledger) -> str:
             return _training_in_words(model) if model else ""
     except LongVPOError as error:
         return str(error)
+    if step.kind == "evaluate":
+        return _measured_in_words(run / step.name, ledger.result(step.name))
     if step.kind == "base":
         made = ledger.result(step.name)
         steps = made["naming_steps"] + made["recall_steps"]
         return f"{made['parameters']:,} parameters, {steps} steps"
+    return ""
+
+
+def _measured_in_words(folder: Path, result: Mapping[str, Any] | None) -> str:
+    """The number that a measurement is about; empty for benchmarks, whose table follows."""
+    if result is not None:
+        length, percent = list(result["accuracy"].items())[-1]
+        return f"one of {length} clips: {percent:.1f} %"
+    if (folder / "position.json").is_file():
+        found = json.loads((folder / "position.json").read_text(encoding="utf-8"))
+        middle = found["thirds"]["middle"]["percent"]
+        return f"alone {found['upper_bound']['percent']:.1f} %" + ("" if middle is None else f", middle {middle:.1f} %")
+    if (folder / "needle.json").is_file():
+        cells = json.loads((folder / "needle.json").read_text(encoding="utf-8"))["cells"]
+        right, number = sum(cell["right"] for cell in cells), sum(cell["number"] for cell in cells)
+        return f"found {100 * right / number:.1f} %" if number else ""
     return ""
 
 
@@ -71,6 +90,9 @@ def _rows_section(step: Step, folder: Path, result: Mapping[str, Any] | None) ->
     for row in data["rows"]:
         row.setdefault("error", "")
         row["clips"] = row.get("clips", [])[:_CLIPS_SHOWN]
+        for text in ("question", "chosen", "rejected"):
+            if len(row.get(text, "")) > _CHARACTERS_SHOWN:
+                row[text] = f"{row[text][:_CHARACTERS_SHOWN]} …"
     funnel = record.funnel if record else {}
     reasons = record.reasons if record else {}
     # Stages are words, not bars: source videos and drafts about them are no parts of one whole.

@@ -36,7 +36,7 @@ def measured_sections(session: Session, done: Sequence[Step]) -> list[Section]:
 
 
 def _label(model: str) -> str:
-    return "before" if model == BASE else f"after {model.removesuffix('-model')}"
+    return "before" if model == BASE else f"after {model.removesuffix('-model')}".replace("stage", "Stage ")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def _benchmarks(folders: Mapping[str, Path]) -> Section:
 
     runs = []
     for label, folder in folders.items():
-        stage = "base" if label == "before" else label.removeprefix("after ")
+        stage = "base" if label == "before" else label.removeprefix("after ").lower().replace(" ", "")
         runs += [replace(EvalRun.read(path), stage=stage) for path in sorted(folder.glob("*-*.json"))]
     tables = []
-    for part in comparison(runs)["tables"]:
+    for part in comparison(runs, mixed_protocols=True)["tables"]:
         at = f"At {part['num_frames']} frames"
-        header = ("benchmark", *(column["label"] for column in part["columns"]))
+        header = ("benchmark", *(f"{column['label']}, {column['source']}" for column in part["columns"]))
         lines = [
             (
                 f"{row['benchmark']} ({row['parser']}, {row['shown']})",
