@@ -154,6 +154,8 @@ _GROUND = (
     "artifacts",
     "record",
     "funnel",
+    "reasoning",
+    "decoding",
 )
 _ROWS = (*_GROUND, "preference", "captions", "frames")
 STANDS_ON: dict[str, tuple[str, ...]] = {
@@ -168,6 +170,8 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "record": ("artifacts", "public", "errors"),
     "funnel": ("artifacts", "errors"),
     "paths": ("errors",),
+    "reasoning": (),
+    "decoding": ("errors",),
     "preference": ("timeline", "errors"),
     "captions": ("timeline", "artifacts", "errors", "paths"),
     "frames": ("timeline", "artifacts", "errors"),

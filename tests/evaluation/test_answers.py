@@ -4,7 +4,8 @@
 533 lines, in 25 styles and languages, were written and labelled before the extractor; it was then made on two thirds of
 them, and read 98.2 % of the last third rightly before that was looked at. The second and third round were written
 afterwards, worded otherwise on purpose: 60 % and 91 % were read rightly, two of 226 as a wrong letter and the rest as
-none, before their forms were added.
+none, before their forms were added. The fourth and fifth, of look-alikes, verdicts, ordinals and more, were read right
+in 80 % and 77 %, 13 of 370 as a wrong letter. Those few that are still misread would cost others.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from longvpo_hf import reasoning
 from longvpo_hf.evaluation.longvideo_mcq import answers
 from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off, letter_of, without_reasoning
-from longvpo_hf.responders import replies
 
 KEY: list[dict[str, Any]] = [
     json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()
@@ -58,10 +59,10 @@ def check(read: list[tuple[str, str, str]], most_wrong: float = 0.02) -> None:
 
 
 def test_the_key_is_read_as_its_writer_meant_it() -> None:
-    assert len(KEY) >= 750
+    assert len(KEY) >= 1129
     assert len({line["style"] for line in KEY}) >= 27
     read = [(line["reply"], line["letter"], letter_of(line["reply"], line["letters"])) for line in KEY]
-    check(read, most_wrong=0.005)  # all agree; whoever adds a form may lose a few of another
+    check(read, most_wrong=0.006)  # five do not; whoever adds a form may lose a few of another
 
 
 def test_no_letter_is_special() -> None:
@@ -112,7 +113,7 @@ def test_a_reply_that_ends_in_its_reasoning_is_cut_off() -> None:
 
 def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
     """The metric's file stands alone, so the rule is there twice."""
-    assert answers._REASONING.pattern == replies._TAG.pattern
+    assert answers._REASONING == reasoning.TAG
     rng = random.Random(1)
     crumbs = [
         "<think>",
@@ -122,6 +123,11 @@ def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
         "[THINK]",
         "◁think▷",
         "</seed:think>",
+        "<|channel>thought",
+        "<channel|>",
+        "<|channel|>analysis<|message|>",
+        "<|channel|>final <|constrain|>json<|message|>",
+        "<|START_THINKING|>",
         "A",
         " ",
         "\n",
@@ -129,11 +135,26 @@ def test_reasoning_is_left_out_as_the_builders_leave_it_out() -> None:
     ]
     for _ in range(3000):
         reply = "".join(rng.choices(crumbs, k=rng.randint(0, 9)))
-        assert without_reasoning(reply) == replies.without_reasoning(reply)
+        assert without_reasoning(reply) == reasoning.without_reasoning(reply)
 
 
 @pytest.mark.parametrize(
-    "crumb", ["\n", "<answer>", "\\boxed{", "A ", "(A) ", "answer is ", "A, ", "选A", '"answer": "']
+    "crumb",
+    [
+        "\n",
+        "<answer>",
+        "\\boxed{",
+        "A ",
+        "(A) ",
+        "answer is ",
+        "A, ",
+        "选A",
+        '"answer": "',
+        "<a>",
+        "~~",
+        '"?',
+        "A wrong ",
+    ],
 )
 def test_long_replies_are_read(crumb: str) -> None:
     assert letter_of(crumb * 50_000, "ABCD") in ("", "A")

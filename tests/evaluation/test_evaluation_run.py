@@ -28,7 +28,8 @@ from transformers import AutoProcessor
 import benchmark_doubles as doubles
 import tiny_models
 from cli import Result, longvpo
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.decoding import Decoding
+from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.evaluation import adapter, preflight
 from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off
 from longvpo_hf.evaluation.preflight import bounds_named, suites_named
@@ -116,6 +117,7 @@ def test_scores_of_a_model_and_its_adapter(
         "fps": 1.0,
         "max_pixels": 448 * 448,
         "max_new_tokens": {},
+        "decoding": {"temperature": 0.0, "top_p": 1.0, "decoding_seed": 0, "thinking": None},
         "limit": None,
         "published": None,
         "baselines": {},
@@ -436,16 +438,26 @@ def test_every_task_file_is_a_task_or_a_group() -> None:
 
 
 def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Path) -> None:
+    """And draw the answers that one process draws, in batches of another size."""
+    sampled = ["--tasks", "mlvu", "--data-root", str(root), "--frames", "2", "--max-new-tokens", "4"]
+    sampled += ["--temperature", "4", "--decoding-seed", "5"]
+    alone = longvpo_eval(f"one={model}", *sampled, "--batch-size", "4", "--output", tmp_path / "alone")
+    assert alone.exit_code == 0, alone.output
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", "--no-python"]
-    command += [str(Path(sys.executable).parent / "longvpo"), "eval", f"one={model}", "--tasks", "mlvu"]
-    command += ["--data-root", str(root), "--frames", "2", "--output", str(tmp_path)]
+    command += [str(Path(sys.executable).parent / "longvpo"), "eval", f"one={model}", *sampled]
+    command += ["--output", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("Percent of right answers") == 1  # one process prints
-    scores = json.loads((tmp_path / "one-2.json").read_text("utf-8"))["tasks"]["mlvu"]
-    assert scores["n"] == 9
-    assert scores["m_avg"] == pytest.approx((200 / 3 + 200) / 7)
+    written = lines(tmp_path / "answers/one-2/mlvu.jsonl")
+    assert written == lines(tmp_path / "alone/answers/one-2/mlvu.jsonl")
+    assert len({line["text"] for line in written}) == 3, "drawn, one for each of the three questions"
+    scores = json.loads((tmp_path / "one-2.json").read_text("utf-8"))
+    assert scores == json.loads((tmp_path / "alone/one-2.json").read_text("utf-8"))
+    assert scores["decoding"] == {"temperature": 4.0, "top_p": 1.0, "decoding_seed": 5, "thinking": None}
+    assert scores["tasks"]["mlvu"]["protocol"]["ours"]["decoding"] == "sampled at temperature 4, seed 5"
+    assert scores["tasks"]["mlvu"]["n"] == 9
     audits = [lines(path) for path in sorted((tmp_path / "cache/runs/longvpo").glob("rank_*.audit.jsonl"))]
     assert sorted(len({line["doc_id"] for line in audit}) for audit in audits) == [4, 5]
 
@@ -552,6 +564,19 @@ def test_models_that_reason_have_room_for_it(model: Path, tmp_path: Path) -> Non
     assert is_cut_off(reply)
 
 
+def test_decoding_as_lmms_eval_gives_it(model: Path) -> None:
+    """Its `--model_args` are texts and numbers; other answers have another name in its cache."""
+    plain = adapter.LongVPO(str(model))
+    sampled = adapter.LongVPO(str(model), temperature="0.7", top_p=0.9, decoding_seed="3", thinking="none")
+    assert sampled._responder.decoding == Decoding(0.7, 0.9, 3)
+    assert repr(sampled) != repr(plain)
+    assert "temperature" not in repr(plain)
+    with pytest.raises(ConfigError, match="thinking must be true, false or none, got 'maybe'"):
+        adapter.LongVPO(str(model), thinking="maybe")
+    with pytest.raises(ModelError, match=r"thinking=True, but the chat template of .* has no switch"):
+        adapter.LongVPO(str(model), thinking="True")
+
+
 def test_stops_are_looked_for_in_the_answer() -> None:
     assert adapter._until("<think>\n\nA?\n\n</think>B\n\nC", ["\n\n"]) == "<think>\n\nA?\n\n</think>B"
     assert adapter._until("B.\n\nC", ["\n\n", "."]) == "B"
@@ -569,7 +594,7 @@ def test_bounds_as_users_write_them() -> None:
 
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])
 def test_what_is_not_greedy_is_refused(echo: adapter.LongVPO, settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="answers greedily"):
+    with pytest.raises(ValueError, match="samples where its model_args say so"):
         answers(echo, instance([{"type": "text", "text": "?"}], **settings))
 
 

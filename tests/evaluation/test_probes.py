@@ -193,7 +193,12 @@ def test_texts_must_be_the_answer_and_options_must_be_named() -> None:
     ]
     replies = iter(["A  red balloon.\n", "red or green", "<think>A?</think>**C**", "Cannot tell"])
     verdicts = ask(scripted(lambda _: next(replies)), questions, [Request("?")] * 4)
-    assert verdicts == [Verdict(True, True), Verdict(False, True), Verdict(True, True), Verdict(False, False)]
+    assert verdicts == [
+        Verdict(True, True, False),
+        Verdict(False, True, False),
+        Verdict(True, True, False),
+        Verdict(False, False, False),
+    ]
 
 
 def test_positions_are_spread_evenly_and_distances_are_counted_to_the_question(media: Path, tmp_path: Path) -> None:

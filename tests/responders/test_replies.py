@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from longvpo_hf.responders import CutOff
-from longvpo_hf.responders.replies import json_object, whole_characters, without_reasoning, yes_or_no
+from longvpo_hf.reasoning import CutOff, without_reasoning
+from longvpo_hf.responders.replies import json_object, whole_characters, yes_or_no
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 import tiny_models
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
+from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.responders import (
     CutOff,
     LocalResponder,
@@ -26,7 +27,6 @@ from longvpo_hf.responders import (
     local,
     weights,
 )
-from longvpo_hf.responders.replies import without_reasoning
 from longvpo_hf.timeline import Clip, Timeline, View
 from media import write_video
 

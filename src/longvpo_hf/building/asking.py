@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 from longvpo_hf.artifacts import Fields, Log
 from longvpo_hf.building.method import Drop, spans_of
 from longvpo_hf.errors import EndpointError
-from longvpo_hf.responders import CutOff, Request, Responder, Result, Unanswered, Unreached
-from longvpo_hf.responders.replies import whole_characters, without_reasoning
+from longvpo_hf.reasoning import CutOff, without_reasoning
+from longvpo_hf.responders import Request, Responder, Result, Unanswered, Unreached
+from longvpo_hf.responders.replies import whole_characters
 
 #: What became of a request: the answer without its reasoning (a `CutOff` where it was cut off), or why there is none.
 Answer: TypeAlias = str | Drop
@@ -171,5 +172,6 @@ def _key(responder: Responder, request: Request) -> str:
 
 def _answer(reply: str) -> str:
     """The answer in a reply, as files can hold it."""
-    answer = whole_characters(without_reasoning(reply))
-    return CutOff(answer) if isinstance(reply, CutOff) else answer
+    answer = without_reasoning(reply)
+    text = whole_characters(answer)
+    return CutOff(text) if isinstance(answer, CutOff) else text

@@ -34,6 +34,7 @@ from longvpo_hf.captions import (
 )
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, in_one_line, log_folder, open_log
+from longvpo_hf.reasoning import CutOff
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Timeline, View
 
@@ -415,7 +416,7 @@ def _checked(answer: Answer, most: int) -> Answer:
     if isinstance(answer, Drop):
         return answer
     text = " ".join(answer.split())
-    reason = check_caption(text)
+    reason = "cut_off" if not text and isinstance(answer, CutOff) else check_caption(text)
     return Drop(reason, text) if reason else _cut(text, most)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from longvpo_hf.building.asking import Answer
 from longvpo_hf.building.method import Drop, PairFilter, QuestionFilter
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.reasoning import CutOff
 from longvpo_hf.responders import OnResult, OnWait, Request, Responder, Result, Unanswered, identity
-from longvpo_hf.responders.replies import CutOff, yes_or_no
+from longvpo_hf.responders.replies import yes_or_no
 
 #: A filter is reported once it has judged so many drafts and dropped at least this share of them.
 _ENOUGH, _NEARLY_ALL = 32, 0.95

@@ -37,6 +37,11 @@ def flat(group: Group) -> Parameter:
     return Parameter(name="*", group=group)
 
 
+def decoded(group: Group) -> Parameter:
+    """`flat` for `Decoding`, whose `thinking` can be turned off: `--no-thinking`."""
+    return Parameter(name="*", group=group, negative=None, negative_bool="no-", negative_iterable=(), negative_none=())
+
+
 def resumable(command: Command) -> Command:
     """Marks a command that goes on, when it is typed again, where it was interrupted."""
     command.resumable = True  # type: ignore[attr-defined]

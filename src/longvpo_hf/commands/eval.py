@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Group
 from cyclopts.types import PositiveInt
 
-from longvpo_hf.commands.cli import ConfigFile, resumable, whole_numbers
+from longvpo_hf.commands.cli import ConfigFile, decoded, resumable, whole_numbers
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
+
+_DECODING = Group("Decoding", sort_key=1)
 
 
 @resumable
@@ -27,6 +32,7 @@ def evaluate(
     max_new_tokens: str | None = None,
     baselines: bool = False,
     mixed_protocols: bool = False,
+    decoding: Annotated[Decoding, decoded(_DECODING)] = GREEDY,
     tasks_dir: bool = False,
     config: ConfigFile = None,
 ) -> None:
@@ -93,6 +99,7 @@ def evaluate(
         max_new_tokens=bounds_named(max_new_tokens, asked) if max_new_tokens else {},
         published=published(protocol) if protocol else None,
         baselines=baselines,
+        decoding=decoding,
         mixed_protocols=mixed_protocols,
     )
     if run_evaluation(contestants, asked, root, output, settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,8 @@ from cyclopts import Group, Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from longvpo_hf.commands.cli import ConfigFile, flat, new_app, options_of_file, resumable, whole_numbers
+from longvpo_hf.commands.cli import ConfigFile, decoded, flat, new_app, options_of_file, resumable, whole_numbers
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class AskedModel:
     Args:
         max_pixels: Larger frames are scaled down. None: as in training, if the card says it.
         batch_size: Questions in one call, as long as they fit in memory.
-        max_new_tokens: Bound on an answer; thinking models need more.
+        max_new_tokens: Bound on an answer. None: 16, and 16384 for models that reason before they answer.
+        decoding: How answers are decoded.
     """
 
     max_pixels: PositiveInt | None = None
     batch_size: PositiveInt = 1
-    max_new_tokens: PositiveInt = 16
+    max_new_tokens: PositiveInt | None = None
+    decoding: Annotated[Decoding, decoded(_MODEL)] = GREEDY
 
     def load(self, checkpoint: str, num_frames: int) -> tuple[Responder, dict[str, Any]]:
         """The checkpoint as a responder, and what its answers depend on."""
@@ -45,11 +48,14 @@ class AskedModel:
         max_pixels = self.max_pixels
         if max_pixels is None:
             max_pixels = (trained_sampling(checkpoint) or Sampling()).max_pixels
-        responder = load_responder(checkpoint, num_frames, max_pixels, self.batch_size, self.max_new_tokens)
+        responder = load_responder(
+            checkpoint, num_frames, max_pixels, self.batch_size, self.max_new_tokens, self.decoding
+        )
         return responder, {
             "weights": checkpoint_digest(checkpoint),
             "max_pixels": max_pixels,
-            "max_new_tokens": self.max_new_tokens,
+            "max_new_tokens": responder.max_new_tokens,
+            "decoding": asdict(self.decoding),
         }
 
 
@@ -135,6 +141,8 @@ def needle(
     result = probe_needle(responder, questions, filler, lengths, depths, output, facts)
     if result["stopped"] is not None:
         print(f"Stopped at {result['stopped']['frames']} frames: {result['stopped']['reason']}")
+    cells = result["cells"]
+    _warn_of_cut_offs(sum(cell["cut_off"] for cell in cells) / max(1, sum(cell["number"] for cell in cells)))
     print(f"Heat map: {output / 'needle.png'}, numbers: {output / 'needle.json'}")
 
 
@@ -186,7 +194,13 @@ def position(
     upper, dip = result["upper_bound"], result["dip"]
     middle = f"{dip['percent']:.1f} points {dip['band_95']}" if dip["percent"] is not None else "not measured"
     print(f"Video alone {upper['percent']:.1f} %, dip in the middle: {middle}")
+    _warn_of_cut_offs(result["cut_off_percent"] / 100)
     print(f"Curve: {output / 'position.png'}, numbers: {output / 'position.json'}")
+
+
+def _warn_of_cut_offs(share: float) -> None:
+    if share:
+        print(f"{share:.0%} of the answers ended inside their reasoning and count as wrong: raise --max-new-tokens.")
 
 
 def _asked(

@@ -24,31 +24,30 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
 
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.protocol import THE_VIDEO, Shown
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.evaluation.subtitles import shown_at
 from longvpo_hf.frames import FrameSampler, UnreadableVideo, whole_clip
 from longvpo_hf.public import public_name
+from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.record import Sampling
 from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
 from longvpo_hf.responders.checkpoint import checkpoint_digest, load_checkpoint
-from longvpo_hf.responders.replies import without_reasoning
+from longvpo_hf.responders.generating import REASONING_TOKENS
 from longvpo_hf.timeline import Clip, Timeline, View
 
 #: Requests looked at together, in batches: among them those of equally many frames share a call.
 _WINDOW_BATCHES = 8
 #: How long a process waits for the slowest; lmms-eval's own bound.
 _TIMEOUT = timedelta(hours=24)
-#: For models that reason before they answer. Their authors allow 32,768 and more; questions with options take a tenth
-#: of that, and what is cut off is counted as such.
-_REASONING_TOKENS = 16_384
 #: Tasks that allow no more expect an answer without reasoning.
 _SHORT_TOKENS = 128
 
 
 class LongVPO(lmms):
-    """A checkpoint that answers about videos, greedily.
+    """A checkpoint that answers about videos, greedily by default.
 
     Under `accelerate launch` or `torchrun` every process loads the model onto its own device and answers its share.
 
@@ -61,6 +60,7 @@ class LongVPO(lmms):
         batch_size: Requests per call of the model.
         device: Where the model runs; by default the accelerator of the process, else the CPU.
         max_new_tokens: Bound on an answer; by default what the task says, or 16,384 for a model that reasons first.
+        temperature: See `Decoding`, as for `top_p`, `decoding_seed` and `thinking` ("none" leaves it to the template).
     """
 
     is_simple = False
@@ -74,6 +74,10 @@ class LongVPO(lmms):
         batch_size: int | str = 1,
         device: str | None = None,
         max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        decoding_seed: int = 0,
+        thinking: bool | str | None = None,
     ) -> None:
         super().__init__()
         self.pretrained = str(pretrained)
@@ -93,13 +97,12 @@ class LongVPO(lmms):
             sampler_of(self.sampling),
             batch_size=_whole_number(batch_size),
             name=public_name(self.pretrained),
+            decoding=Decoding(float(temperature), float(top_p), int(decoding_seed), _switch(thinking)),
         )
         self._clips: dict[str, Clip] = {}
         self._max_new_tokens = None if max_new_tokens is None else int(max_new_tokens)
         self._of_tasks: Mapping[str, int] = {}
         self._shown: Shown = THE_VIDEO
-        #: Whether its template knows of reasoning: then it may write some, and the task's own bound is too low.
-        self._reasons = "think>" in str(processor.chat_template).lower()
 
     def __repr__(self) -> str:
         """What its answers depend on: a name for the response cache."""
@@ -107,6 +110,8 @@ class LongVPO(lmms):
         bounds = {"": self._max_new_tokens, **self._of_tasks} if self._max_new_tokens or self._of_tasks else {}
         more = f", max_new_tokens={bounds}" if bounds else ""
         more += "" if self._shown == THE_VIDEO else f", {self._shown}"
+        decoding = self._responder.decoding
+        more += f", {decoding}" if decoding != GREEDY else ""
         return f"longvpo({self.pretrained}{f' {weights}' * bool(weights)}, {self.sampling}{more})"
 
     @property
@@ -168,19 +173,20 @@ class LongVPO(lmms):
         """Bound on an answer's length.
 
         Raises:
-            ConfigError: If the request is not for a greedy answer.
+            ConfigError: If the request asks for sampling or several beams.
         """
         settings, task = _settings(instance), instance.args[4]
         if settings.get("do_sample") or settings.get("temperature") or (settings.get("num_beams") or 1) > 1:
             raise ConfigError(
-                f"The model longvpo answers greedily; sampling and beams are not offered, got {dict(settings)}."
+                "The model longvpo samples where its model_args say so (temperature=0.7,top_p=0.9), not where requests "
+                f"do, and knows no beams; got {dict(settings)}."
             )
         return self.most_tokens(task, int(settings.get("max_new_tokens", _SHORT_TOKENS)))
 
     def most_tokens(self, task: str, own: int) -> int:
         """Bound on the answers of a task whose own bound is `own`."""
-        if self._reasons and own <= _SHORT_TOKENS:
-            own = _REASONING_TOKENS
+        if self._responder.reasons and own <= _SHORT_TOKENS:  # it may write some, and the task did not think of it
+            own = REASONING_TOKENS
         return self._of_tasks.get(task) or self._max_new_tokens or own
 
     def _requests(self, batch: Sequence[Instance]) -> tuple[list[Request], UnreadableVideo | None]:
@@ -269,6 +275,14 @@ def _until(reply: str, stops: str | Sequence[str] | None) -> str:
 
 def _bound(value: float | str, kind: type[Any]) -> Any:
     return None if str(value).lower() == "none" else kind(value)
+
+
+def _switch(value: bool | str | None) -> bool | None:
+    """True, False or None, as lmms-eval or a caller writes it."""
+    known = {"true": True, "false": False, "none": None}
+    if str(value).lower() not in known:
+        raise ConfigError(f"thinking must be true, false or none, got {value!r}.")
+    return known[str(value).lower()]
 
 
 def _whole_number(batch_size: int | str) -> int:

@@ -120,8 +120,12 @@ def _cell(
     if key not in journal:
         requests = [_request(question, filler, length, depth) for question in questions]
         verdicts = ask(responder, questions, requests)
-        journal[key] = [sum(verdict.right for verdict in verdicts), sum(not verdict.parsed for verdict in verdicts)]
-    right, unparsed = journal[key]
+        journal[key] = [
+            sum(verdict.right for verdict in verdicts),
+            sum(not verdict.parsed for verdict in verdicts),
+            sum(verdict.cut_off for verdict in verdicts),
+        ]
+    right, unparsed, cut_off = journal[key]
     number = len(questions)
     return {
         "frames": length,
@@ -129,6 +133,7 @@ def _cell(
         "right": right,
         "number": number,
         "unparsed": unparsed,
+        "cut_off": cut_off,
         "percent": round(100 * right / number, 2),
         "interval_95": [round(100 * bound, 2) for bound in wilson_interval(right, number)],
     }

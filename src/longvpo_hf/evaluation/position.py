@@ -104,16 +104,17 @@ def probe_position(
             except DoesNotFit as error:
                 raise DoesNotFit(f"{num_frames} frames do not fit in memory ({error}); give fewer.") from error
             for trial, distance, verdict in zip(chunk, distances, verdicts, strict=True):
-                journal[str(trial)] = [distance, int(verdict.right), int(verdict.parsed)]
+                journal[str(trial)] = [distance, int(verdict.right), int(verdict.parsed), int(verdict.cut_off)]
             bar.update(len(chunk))
     values = np.array([journal[str(trial)] for trial in trials], dtype=float)
-    table = values.reshape(placements + 1, len(questions), 3).transpose(1, 0, 2)  # [question, placement, value]
+    table = values.reshape(placements + 1, len(questions), 4).transpose(1, 0, 2)  # [question, placement, value]
     longest = max(num_frames - question.num_frames for question in questions)
     result = {
         **settings,
         **summary(table[:, 0, 1], table[:, 1:, 0] / longest, table[:, 1:, 1], seed),
         "longest_distance_frames": longest,
         "unparsed_percent": round(100 * float(1 - table[:, :, 2].mean()), 2),
+        "cut_off_percent": round(100 * float(table[:, :, 3].mean()), 2),
         "alone": [int(right) for right in table[:, 0, 1]],
         "trials": [
             {"question": number, "distance_frames": int(table[number, place, 0]), "right": int(table[number, place, 1])}

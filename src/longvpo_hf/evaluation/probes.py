@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from longvpo_hf.artifacts import Fields, Log, whole_file
 from longvpo_hf.errors import ConfigError, LongVPOError
-from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_right, letter_of
+from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_cut_off, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
 from longvpo_hf.responders import Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline, View
@@ -223,11 +223,13 @@ class Verdict:
 
     Args:
         right: Whether the reply was the answer.
-        parsed: Whether it named an option; True for questions without options.
+        parsed: Whether it named an option; True for questions without options, and for replies that were cut off.
+        cut_off: Whether it ended inside its reasoning: it is wrong, whatever it holds.
     """
 
     right: bool
     parsed: bool
+    cut_off: bool
 
 
 def ask(responder: Responder, questions: Sequence[ProbeQuestion], requests: Sequence[Request]) -> list[Verdict]:
@@ -242,7 +244,8 @@ def ask(responder: Responder, questions: Sequence[ProbeQuestion], requests: Sequ
     return [
         Verdict(
             is_right(reply, question.answer, question.letters),
-            not question.letters or bool(letter_of(reply, question.letters)),
+            not question.letters or is_cut_off(reply) or bool(letter_of(reply, question.letters)),
+            is_cut_off(reply),
         )
         for reply, question in zip(replies, questions, strict=True)
     ]

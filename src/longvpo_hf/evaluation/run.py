@@ -6,7 +6,8 @@ they come, so the same call continues an interrupted one.
 Scores of one model at one number of frames, all in percent:
 
     {"model": str, "stage": str | None, "num_frames": int, "fps": float | None, "max_pixels": int | None,
-     "max_new_tokens": {suite: int} (those that were set), "limit": int | None, "published": str | None,
+     "max_new_tokens": {suite: int} (those that were set), "decoding": the fields of `Decoding`,
+     "limit": int | None, "published": str | None,
      "tasks": {suite: see `scoring.summary`, and "protocol": {parser: see `Protocol`}},
      "baselines": {what was shown: the same as "tasks"}}
 """
@@ -19,11 +20,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.artifacts import whole_file
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.preflight import check
@@ -78,6 +80,7 @@ class Settings:
         published: A published protocol, whose settings stand in for those that are not given.
         baselines: Whether the same questions are also asked without the video, with one frame and with its frames in
             another order.
+        decoding: How answers are decoded.
         mixed_protocols: Whether models may stand side by side that were not measured alike.
     """
 
@@ -89,6 +92,7 @@ class Settings:
     max_new_tokens: Mapping[str, int] = field(default_factory=dict)
     published: Published | None = None
     baselines: bool = False
+    decoding: Decoding = GREEDY
     mixed_protocols: bool = False
 
     def completed(self, asked: Sequence[Suite]) -> Settings:
@@ -213,7 +217,7 @@ def _evaluate_one(
     """One model at all numbers of frames: it is loaded once, and gone afterwards."""
     from longvpo_hf.evaluation.adapter import LongVPO
 
-    model = LongVPO(contestant.checkpoint, batch_size=settings.batch_size)
+    model = LongVPO(contestant.checkpoint, batch_size=settings.batch_size, **asdict(settings.decoding))
     results = []
     for sampling in samplings:
         protocols = _protocols(model, asked, root, sampling, settings)
@@ -237,6 +241,7 @@ def _evaluate_one(
                     "fps": sampling.fps,
                     "max_pixels": sampling.max_pixels,
                     "max_new_tokens": dict(settings.max_new_tokens),
+                    "decoding": asdict(settings.decoding),
                     "limit": settings.limit,
                     "published": _followed(settings, sampling),
                     "tasks": scores.pop(THE_VIDEO),
@@ -262,7 +267,7 @@ def _protocols(
                 sampling,
                 limit=settings.limit,
                 shown=what,
-                decoding="greedy",
+                decoding=str(settings.decoding),
                 max_new_tokens=model.most_tokens(task_names(suite)[0], suite.max_new_tokens),
                 repeats=1,
                 dtype=model.dtype,
@@ -298,7 +303,11 @@ def _scores(
     """Scores of each suite; its answers go into a file."""
     scores = {}
     for suite in asked:
-        mine = [(task, sample) for task in task_names(suite) for sample in samples[task]]
+        mine = [
+            (task, sample)
+            for task in task_names(suite)
+            for sample in sorted(samples[task], key=lambda sample: sample["doc_id"])  # processes share them out
+        ]
         suffix = "" if shown == THE_VIDEO else f".{shown.replace(' ', '_')}"
         _write_answers(folder / f"{suite.name}{suffix}.jsonl", mine)
         scores[suite.name] = {

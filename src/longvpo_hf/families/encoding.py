@@ -25,6 +25,7 @@ import torch
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import family_of
 from longvpo_hf.families.refused import refusal
+from longvpo_hf.families.templates import thinking_switch
 from longvpo_hf.frames import Frames
 
 if TYPE_CHECKING:
@@ -62,12 +63,17 @@ class PromptEncoder:
 
     Args:
         processor: A transformers processor of a video model, with its chat template.
+        thinking: Whether prompts ask for reasoning before the answer; None leaves it to the template.
+
+    Attributes:
+        switch: What the template is told of it; see `thinking_switch`.
 
     Raises:
-        ModelError: If the processor cannot be given frames; names its class and all that it lacks.
+        ModelError: If the processor cannot be given frames; names its class and all that it lacks. If its template has
+            no switch for reasoning and `thinking` is not None.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, thinking: bool | None = None) -> None:
         reason = refusal(processor)
         if reason is not None:
             raise ModelError(f"{type(processor).__name__}: {reason} docs/families.md lists models that can be.")
@@ -78,6 +84,7 @@ class PromptEncoder:
                 "Use a video model's processor with its own chat template; docs/families.md lists those that were run."
             )
         self.processor = processor
+        self.switch = thinking_switch(processor, thinking)
         self._family = family_of(processor)
         feature = self._family.feature_token
         #: Tokens that stand for pictures and videos, and must not be in anybody's text.
@@ -159,7 +166,7 @@ class PromptEncoder:
         return [{"type": "text", "text": text}]
 
     def _render(self, messages: Sequence[Message], with_video: bool) -> str:
-        return self._written(self._turns(messages, with_video), add_generation_prompt=True)
+        return self._written(self._turns(messages, with_video), add_generation_prompt=True, **self.switch)
 
     def _written(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The turns by the chat template, as the processor would tokenize them."""

@@ -13,9 +13,8 @@ from longvpo_hf.evaluation.probes import BlankFiller, Filler, ProbeQuestion, Vid
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.launch.arguments import RecipeArguments
 from longvpo_hf.responders import LocalResponder
+from longvpo_hf.responders.generating import REASONING_TOKENS, SHORT_TOKENS
 from longvpo_hf.training.trainer import LongVPOTrainer
-
-_MAX_NEW_TOKENS = 16
 
 
 class PositionProbe(TrainerCallback):
@@ -62,7 +61,9 @@ class PositionProbe(TrainerCallback):
         model.eval()
         if trainer.is_world_process_zero():
             sampler = FrameSampler(recipe.probe_frames, max_pixels=trainer.args.max_pixels)
-            responder = LocalResponder(model, trainer.processing_class, sampler, _MAX_NEW_TOKENS, batch_size=1)
+            responder = LocalResponder(model, trainer.processing_class, sampler, SHORT_TOKENS, batch_size=1)
+            if responder.reasons:
+                responder.max_new_tokens = REASONING_TOKENS
             result = probe_position(
                 responder,
                 self._questions,
@@ -70,7 +71,7 @@ class PositionProbe(TrainerCallback):
                 recipe.probe_frames,
                 recipe.probe_placements,
                 self._folder / f"step-{step}",
-                facts={"step": step, "max_pixels": trainer.args.max_pixels, "max_new_tokens": _MAX_NEW_TOKENS},
+                facts={"step": step, "max_pixels": trainer.args.max_pixels, "max_new_tokens": responder.max_new_tokens},
             )
             scores = {"alone": result["upper_bound"], **result["thirds"], "dip": result["dip"]}
             is_due = trainer.control.should_log

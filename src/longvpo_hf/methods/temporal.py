@@ -34,8 +34,9 @@ from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
+from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.responders import CutOff, Request, Responder
-from longvpo_hf.responders.replies import json_object, without_reasoning
+from longvpo_hf.responders.replies import json_object
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:

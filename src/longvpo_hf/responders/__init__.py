@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longvpo_hf.frames import UnreadableVideo
+from longvpo_hf.reasoning import CutOff
 from longvpo_hf.record import hub_commit, weights_digest
-from longvpo_hf.responders.replies import CutOff
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:

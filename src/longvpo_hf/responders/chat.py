@@ -29,8 +29,10 @@ from huggingface_hub import get_token
 from huggingface_hub.constants import is_offline_mode
 from PIL import Image
 
+from longvpo_hf.decoding import Decoding
 from longvpo_hf.errors import ConfigError, EndpointError
-from longvpo_hf.responders import CutOff, NoAnswer, Refused
+from longvpo_hf.reasoning import CutOff
+from longvpo_hf.responders import NoAnswer, Refused
 from longvpo_hf.responders.replies import probability_text, whole_characters
 
 logger = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class Chat:
         timeout_seconds: float,
         seed: int,
         plain_http_key: bool,
+        decoding: Decoding,
     ) -> None:
         self.host = _host(base_url)
         parts = urlsplit(base_url)
@@ -169,7 +172,8 @@ class Chat:
         self.base_url = base_url
         self.max_tokens = max_tokens
         self.timeout_seconds = timeout_seconds
-        self.seed = seed
+        self.seed = decoding.decoding_seed if decoding.temperature else seed
+        self.decoding = decoding
         self._takes_schemas = True
 
     def __str__(self) -> str:
@@ -212,10 +216,14 @@ class Chat:
             "model": self.model,
             "messages": [{"role": "user", "content": [*parts]}],
             "max_tokens": self.max_tokens,
-            "temperature": 0.0,
+            "temperature": self.decoding.temperature,
             "seed": self.seed,
             "stream": False,
         }
+        if self.decoding.top_p < 1:
+            body["top_p"] = self.decoding.top_p
+        if self.decoding.thinking is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": self.decoding.thinking}
         if schema is not None:
             # As OpenAI, vLLM and SGLang read it.
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ModelError
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.record import hub_commit, weights_digest
@@ -218,15 +219,29 @@ def _first_line(error: BaseException) -> str:
 
 
 def load_responder(
-    name: str, num_frames: int, max_pixels: int | None, batch_size: int, max_new_tokens: int
+    name: str,
+    num_frames: int,
+    max_pixels: int | None,
+    batch_size: int,
+    max_new_tokens: int | None = None,
+    decoding: Decoding = GREEDY,
 ) -> LocalResponder:
-    """The checkpoint as a responder; see `FrameSampler` and `LocalResponder` for the settings."""
+    """The checkpoint as a responder of probes; see `FrameSampler` and `LocalResponder` for the settings.
+
+    `max_new_tokens=None` is room for an option or a few words (16), and for reasoning where the model may (16,384).
+    """
     from longvpo_hf.public import public_name
     from longvpo_hf.responders import LocalResponder
+    from longvpo_hf.responders.generating import REASONING_TOKENS, SHORT_TOKENS
 
     model, processor = load_checkpoint(name)
     sampler = FrameSampler(num_frames, max_pixels=max_pixels, cache_bytes=_CACHE_BYTES)
-    return LocalResponder(model, processor, sampler, max_new_tokens, batch_size, public_name(name))
+    responder = LocalResponder(
+        model, processor, sampler, max_new_tokens or SHORT_TOKENS, batch_size, public_name(name), decoding
+    )
+    if max_new_tokens is None and responder.reasons:
+        responder.max_new_tokens = REASONING_TOKENS
+    return responder
 
 
 def checkpoint_digest(name: str) -> str:

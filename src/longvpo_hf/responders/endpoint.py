@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import httpx2
 from PIL import Image
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_before_delay
 
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, EndpointError
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.responders import NoAnswer, OnResult, OnWait, Refused, Request, Result, Unreached, answered
@@ -78,7 +79,7 @@ class _Call:
 
 
 class EndpointResponder:
-    """Answers with a model behind an OpenAI-compatible endpoint, greedily where the server can.
+    """Answers with a model behind an OpenAI-compatible endpoint, greedily by default and where the server can.
 
     Args:
         model: The model's name there.
@@ -96,6 +97,8 @@ class EndpointResponder:
         plain_http_key: Whether the key may go unencrypted to another machine, where everyone on the way can read it.
         drop_unanswered: Whether a request that fails for `patience_seconds` at a server that answers others is given up
             for good (`NoAnswer`), instead of being asked again by the next run (`Unreached`).
+        decoding: How answers are decoded. Sampled ones are asked for with its seed in place of `seed`; `thinking` is
+            sent as `chat_template_kwargs={"enable_thinking": …}`, which vLLM and SGLang take and others may refuse.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class EndpointResponder:
         seed: int = 0,
         plain_http_key: bool = False,
         drop_unanswered: bool = False,
+        decoding: Decoding = GREEDY,
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("concurrency", concurrency)):
             if value < 1:
@@ -125,7 +129,7 @@ class EndpointResponder:
             raise ConfigError(f"timeout_seconds must be > 0, got {timeout_seconds}.")
         if sampler.max_pixels is None:
             raise ConfigError("The sampler bounds what is sent: give FrameSampler max_pixels, e.g. 448 * 448.")
-        self._chat = Chat(model, base_url, api_key, max_tokens, timeout_seconds, seed, plain_http_key)
+        self._chat = Chat(model, base_url, api_key, max_tokens, timeout_seconds, seed, plain_http_key, decoding)
         self.sampler = sampler
         self.concurrency = concurrency
         self.patience_seconds = patience_seconds
@@ -145,7 +149,13 @@ class EndpointResponder:
         """See `identity`."""
         chat = self._chat
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
-        return {"url": chat.url, "max_tokens": chat.max_tokens, "seed": chat.seed, "sampler": sampler}
+        return {
+            "url": chat.url,
+            "max_tokens": chat.max_tokens,
+            "seed": chat.seed,
+            "sampler": sampler,
+            "decoding": asdict(chat.decoding),
+        }
 
     def check(self, sees_video: bool = True, on_wait: OnWait | None = None, gives_probabilities: bool = False) -> None:
         """Asks a tiny question, so that what would fail every request is known before work starts.

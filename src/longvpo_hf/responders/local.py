@@ -1,4 +1,4 @@
-"""A transformers image-text-to-text model of this process as a responder: batched, greedy, deterministic.
+"""A transformers image-text-to-text model of this process as a responder: batched, deterministic.
 
 It answers in free text: the JSON schema of a request is left out.
 """
@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
+from longvpo_hf.families.templates import may_reason, opened_by_template
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
-from longvpo_hf.responders import CutOff, OnResult, OnWait, Request, Result, answered, weights
-from longvpo_hf.responders.replies import opened_reasoning, probability_text
+from longvpo_hf.reasoning import opened_reasoning
+from longvpo_hf.responders import OnResult, OnWait, Request, Result, answered, weights
+from longvpo_hf.responders.generating import generate, seed_of
+from longvpo_hf.responders.replies import probability_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -28,15 +32,14 @@ if TYPE_CHECKING:
 _HELD_BYTES = 2 * 1024**3
 #: How an answer may begin; tokenizers write the space of a word's start differently.
 _YES, _NO = (("Yes", "yes", "YES", " Yes", " yes"), ("No", "no", "NO", " No", " no"))
-#: More than a tag and the line breaks around it have.
-_TAG_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One request on its way: which it is, its token ids and types, the visual tensors of its video."""
+    """One request on its way: which it is, its seed, its token ids and types, the visual tensors of its video."""
 
     index: int
+    seed: int
     ids: list[int]
     types: list[int] | None
     visual: dict[str, torch.Tensor]
@@ -44,7 +47,7 @@ class _Prompt:
 
 
 class LocalResponder:
-    """Answers with a model of this process, greedily.
+    """Answers with a model of this process.
 
     Args:
         model: An image-text-to-text model in evaluation mode, on its device.
@@ -53,6 +56,13 @@ class LocalResponder:
         max_new_tokens: Bound on an answer's length.
         batch_size: Requests per `generate` call.
         name: See `Responder.name`; by default the model's name or path.
+        decoding: How answers are decoded; by default greedily.
+
+    Attributes:
+        reasons: Whether answers may begin with reasoning, and need room for it.
+
+    Raises:
+        ModelError: If thinking is to be switched and the model's chat template has no switch.
     """
 
     def __init__(
@@ -63,12 +73,16 @@ class LocalResponder:
         max_new_tokens: int = 128,
         batch_size: int = 8,
         name: str | None = None,
+        decoding: Decoding = GREEDY,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}.")
         self.model = model
         self.sampler = sampler
-        self.encoder = PromptEncoder(processor)
+        self.decoding = decoding
+        self.encoder = PromptEncoder(processor, decoding.thinking)
+        self.reasons = may_reason(processor, self.encoder.switch)
+        self._opened = opened_by_template(processor, self.encoder.switch)
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         path = model.config.name_or_path
@@ -88,7 +102,12 @@ class LocalResponder:
     def settings(self) -> dict[str, object]:
         """See `identity`. Reads the model's files."""
         sampler = self.sampler.__getstate__() | {"cache_bytes": 0}
-        return {"weights": self._weights, "max_new_tokens": self.max_new_tokens, "sampler": sampler}
+        return {
+            "weights": self._weights,
+            "max_new_tokens": self.max_new_tokens,
+            "sampler": sampler,
+            "decoding": asdict(self.decoding),
+        }
 
     def respond(
         self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
@@ -123,7 +142,8 @@ class LocalResponder:
         frames = None if request.timeline is None else self.sampler(request.timeline, request.view)
         prompts = self.encoder.encode(frames, [[{"role": "user", "content": request.text}]])
         types = None if prompts.mm_token_type_ids is None else prompts.mm_token_type_ids[0]
-        return _Prompt(index, prompts.input_ids[0], types, prompts.visual, request.is_verdict)
+        seed = seed_of(request, self.decoding)
+        return _Prompt(index, seed, prompts.input_ids[0], types, prompts.visual, request.is_verdict)
 
     def _answer(self, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, str]]:
         """The answers as they come, in batches of videos that fit into one call, shortest prompts first."""
@@ -149,17 +169,14 @@ class LocalResponder:
             inputs["mm_token_type_ids"] = _left_pad(types, length, 0)
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         if prompts[0].is_verdict:
-            return yes_probabilities(self.model, tokenizer, inputs)
-        with torch.inference_mode():
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
-        return decoded(self.model, tokenizer, output, length, self.max_new_tokens)
+            return yes_probabilities(self.model, tokenizer, inputs, self._opened)
+        seeds = [prompt.seed for prompt in prompts]
+        return generate(self.model, tokenizer, inputs, seeds, self.max_new_tokens, self.decoding, self._opened)
 
 
-def yes_probabilities(model: PreTrainedModel, tokenizer: Any, inputs: Mapping[str, torch.Tensor]) -> list[str]:
+def yes_probabilities(
+    model: PreTrainedModel, tokenizer: Any, inputs: Mapping[str, torch.Tensor], opened: str
+) -> list[str]:
     """How probable a yes is as the answer to each prompt, as `replies.probability_text`.
 
     A yes is any spelling of it at the answer's start; so is a no, and all else is left out of account.
@@ -168,11 +185,12 @@ def yes_probabilities(model: PreTrainedModel, tokenizer: Any, inputs: Mapping[st
         model: Who is asked.
         tokenizer: Its tokenizer.
         inputs: The prompts, padded on the left, as `generate` takes them.
+        opened: The tag with which the template opens reasoning in every prompt; "" where it opens none.
 
     Raises:
         ModelError: If the tokenizer begins yes and no alike, or the template opens a reasoning before the answer.
     """
-    yes, no = verdict_tokens(tokenizer, tokenizer.decode(inputs["input_ids"][0, -_TAG_TOKENS:]))
+    yes, no = verdict_tokens(tokenizer, opened)
     with torch.inference_mode():
         output = model.generate(
             **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -203,34 +221,6 @@ def verdict_tokens(tokenizer: Any, end_of_prompt: str = "") -> tuple[set[int], s
             "another judge."
         )
     return yes, no
-
-
-def decoded(
-    model: PreTrainedModel, tokenizer: Any, output: torch.Tensor, num_prompt_tokens: int, max_new_tokens: int
-) -> list[str]:
-    """What was generated after the prompts.
-
-    Args:
-        model: Who generated it.
-        tokenizer: Its tokenizer.
-        output: Token ids `[B, num_prompt_tokens + n]`.
-        num_prompt_tokens: Length of the prompts, which are padded on the left.
-        max_new_tokens: The bound that `n` had.
-
-    Returns:
-        Texts; before each whose template opened the reasoning, the tag that did. A `CutOff` for each that has as many
-        tokens as it may and no end.
-    """
-    new = output[:, num_prompt_tokens:]
-    ends_of_prompts = output[:, max(0, num_prompt_tokens - _TAG_TOKENS) : num_prompt_tokens]
-    opened = [opened_reasoning(end) for end in tokenizer.batch_decode(ends_of_prompts)]
-    written = tokenizer.batch_decode(new, skip_special_tokens=True)
-    texts = [f"{tag}{text}".strip() for tag, text in zip(opened, written, strict=True)]
-    ends = model.generation_config.eos_token_id
-    if ends is None or new.shape[1] < max_new_tokens:
-        return texts
-    ended = torch.isin(new, torch.as_tensor(ends, device=new.device)).any(1).tolist()
-    return [text if end else CutOff(text) for text, end in zip(texts, ended, strict=True)]
 
 
 def _left_pad(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Reading what a model wrote: its answer without the reasoning before it, a JSON object, a yes or a no.
+"""Reading what a model wrote: a JSON object, a yes or a no, after the reasoning that may stand before it.
 
 Models wrap answers in more than was asked for, and break them off anywhere. Nothing here raises, and no reply makes the
 reading slow.
@@ -10,53 +10,14 @@ import json
 import re
 from typing import Any
 
-#: A tag that opens or closes a model's reasoning, as Qwen, GLM, DeepSeek and InternVL write it, Seed, Magistral, Kimi.
-_TAG = re.compile(
-    r"<(?P<close>/)?(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[(?P<bracket>/)?THINK\]|◁(?P<kimi>/)?think▷"
-)
+from longvpo_hf.reasoning import without_reasoning
+
 #: Beyond it a reply is no object that was asked for; the reading of one that opens brackets without end stays short.
 _MOST_JSON_CHARACTERS = 100_000
 #: Answers break lines within strings; what else JSON forbids there does no harm.
 _JSON = json.JSONDecoder(strict=False)
 #: How an object may start.
 _OBJECT = re.compile(r'\{\s*["}]')
-
-
-class CutOff(str):
-    """An answer that reached its bound on tokens before its end, where the model's end is known."""
-
-    __slots__ = ()
-
-
-def without_reasoning(reply: str) -> str:
-    """The answer in a reply: what is outside of its reasoning; "" where the reply ends inside it.
-
-    A template may have opened the reasoning in the prompt: all before a closing tag that nothing opened is reasoning. A
-    `CutOff` stays one.
-    """
-    parts: list[str] = []
-    end, is_inside = 0, False
-    for tag in _TAG.finditer(reply):
-        if tag["close"] or tag["bracket"] or tag["kimi"]:
-            if not is_inside:
-                parts.clear()
-            end, is_inside = tag.end(), False
-        elif not is_inside:
-            parts.append(reply[end : tag.start()])
-            is_inside = True
-    answer = "" if is_inside else "".join([*parts, reply[end:]]).strip()
-    return CutOff(answer) if isinstance(reply, CutOff) else answer
-
-
-def opened_reasoning(prompt: str) -> str:
-    """The tag with which a template opens the model's reasoning at the end of a prompt; "" where it opens none.
-
-    Put before the reply, it marks the reasoning as such, also where the reply ends inside it.
-    """
-    tags = list(_TAG.finditer(prompt))
-    if not tags or tags[-1]["close"] or tags[-1]["bracket"] or tags[-1]["kimi"] or prompt[tags[-1].end() :].strip():
-        return ""
-    return tags[-1][0]
 
 
 def json_object(reply: str) -> dict[str, Any] | None:

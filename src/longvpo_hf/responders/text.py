@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ModelError
+from longvpo_hf.families.templates import opened_by_template, thinking_switch
 from longvpo_hf.responders import OnResult, OnWait, Request, weights
-from longvpo_hf.responders.local import decoded, yes_probabilities
+from longvpo_hf.responders.generating import generate, seed_of
+from longvpo_hf.responders.local import yes_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TextResponder:
-    """Answers with a language model of this process, greedily: a writer of questions from captions, or a judge of them.
+    """Answers with a language model of this process: a writer of questions from captions, or a judge of them.
 
     Args:
         model: A causal language model in evaluation mode, on its device.
         tokenizer: Its tokenizer, with a chat template.
         max_new_tokens: Bound on an answer's length.
         batch_size: Requests per `generate` call.
+        decoding: How answers are decoded; by default greedily.
 
     Raises:
-        ValueError: If the tokenizer has no chat template.
+        ModelError: If the tokenizer has no chat template, or that has no switch where thinking is to be switched.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class TextResponder:
         tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int = 512,
         batch_size: int = 8,
+        decoding: Decoding = GREEDY,
     ) -> None:
         if batch_size < 1:
             raise ModelError(f"batch_size must be ≥ 1, got {batch_size}.")
@@ -46,6 +50,9 @@ class TextResponder:
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self.decoding = decoding
+        self._switch = thinking_switch(tokenizer, decoding.thinking)
+        self._opened = opened_by_template(tokenizer, self._switch)
         path = model.config.name_or_path
         # A local folder's place on this machine is nothing that rows should tell.
         self._name = (Path(path).name if os.path.isdir(path) else path) or type(model).__name__
@@ -62,7 +69,11 @@ class TextResponder:
     @property
     def settings(self) -> dict[str, object]:
         """See `identity`. Reads the model's files."""
-        return {"weights": self._weights, "max_new_tokens": self.max_new_tokens}
+        return {
+            "weights": self._weights,
+            "max_new_tokens": self.max_new_tokens,
+            "decoding": asdict(self.decoding),
+        }
 
     def respond(
         self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
@@ -80,32 +91,27 @@ class TextResponder:
             alike.sort(key=lambda index: len(requests[index].text))
             for start in range(0, len(alike), self.batch_size):
                 batch = alike[start : start + self.batch_size]
-                texts = [requests[index].text for index in batch]
-                for index, answer in zip(batch, self._generate(texts, is_verdict), strict=True):
+                asked = [requests[index] for index in batch]
+                for index, answer in zip(batch, self._generate(asked, is_verdict), strict=True):
                     answers[index] = answer
                     if on_result is not None:
                         on_result(index, answer)
         return answers
 
-    def _generate(self, texts: Sequence[str], is_verdict: bool) -> list[str]:
+    def _generate(self, requests: Sequence[Request], is_verdict: bool) -> list[str]:
         tokenizer = self.tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         inputs = tokenizer.apply_chat_template(
-            [[{"role": "user", "content": text}] for text in texts],
+            [[{"role": "user", "content": request.text}] for request in requests],
             add_generation_prompt=True,
             padding=True,
             return_dict=True,
             return_tensors="pt",
             tokenizer_kwargs={"padding_side": "left"},
+            **self._switch,
         ).to(self.model.device)
         if is_verdict:
-            return yes_probabilities(self.model, tokenizer, inputs)
-        with torch.inference_mode():
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return decoded(self.model, tokenizer, output, inputs["input_ids"].shape[1], self.max_new_tokens)
+            return yes_probabilities(self.model, tokenizer, inputs, self._opened)
+        seeds = [seed_of(request, self.decoding) for request in requests]
+        return generate(self.model, tokenizer, inputs, seeds, self.max_new_tokens, self.decoding, self._opened)

@@ -80,6 +80,7 @@ class Models:
                 patience_seconds=settings.patience_seconds,
                 plain_http_key=settings.plain_http_key,
                 drop_unanswered=settings.drop_unanswered,
+                decoding=settings.decoding,
             )
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
@@ -104,8 +105,10 @@ class Models:
                 self._loaded[name] = (reader, AutoProcessor.from_pretrained(name))
         loaded, processor = self._loaded[name]
         if not sees:
-            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size)
-        return LocalResponder(loaded, processor, self._sampler, max_new_tokens, settings.batch_size)
+            return TextResponder(loaded, processor, max_new_tokens, settings.batch_size, settings.decoding)
+        return LocalResponder(
+            loaded, processor, self._sampler, max_new_tokens, settings.batch_size, decoding=settings.decoding
+        )
 
 
 def check_models(

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from longvpo_hf.artifacts import locked
+from longvpo_hf.commands.cli import decoded
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, log_folder
 from longvpo_hf.intake import CORPORA, CuttingSettings
@@ -98,8 +100,10 @@ class ModelSettings:
             Else the run stops there, and the third one that does goes on without it.
         concurrency: Requests under way at the endpoint at once.
         batch_size: Requests per batch of a model of this machine.
-        max_new_tokens: Of an answer or a caption. Answers that do not end within it are dropped.
+        max_new_tokens: Of an answer or a caption, with the reasoning before it: models that reason need thousands.
+            Answers that do not end within it are dropped.
         device: Where models of this machine run. None: cuda where there is one, else cpu.
+        decoding: How models answer, those of this machine and the endpoint's.
     """
 
     base_url: str | None = None
@@ -112,6 +116,7 @@ class ModelSettings:
     batch_size: PositiveInt = 8
     max_new_tokens: PositiveInt = 256
     device: str | None = None
+    decoding: Annotated[Decoding, decoded(MODELS)] = GREEDY
 
     def check(self, names: Iterable[str | None]) -> None:
         """Refuses an endpoint among the models without what it needs."""

@@ -1,8 +1,8 @@
 """What a reply means: which option it names, whether it is right, and how sure a share of right replies is.
 
 Pure Python without imports of this package, so that benchmarks, probes and the metric `longvideo_mcq` share it:
-`evaluate` copies the file together with the metric's. What counts as choosing an option was decided on 759 replies in
-many styles and languages (tests/evaluation/answers.jsonl), of which 533 were labelled before the rules were written.
+`evaluate` copies the file together with the metric's. What counts as choosing an option was decided on 1129 replies in
+many styles and languages (tests/evaluation/answers.jsonl), each of them labelled before it was first read.
 """
 
 from __future__ import annotations
@@ -21,20 +21,38 @@ LETTERS = string.ascii_uppercase
 _AROUND = " \"'`*_()[]{}<>“”‘’«»"
 _CLOSING = _AROUND + ".,;:!?…。，！？"
 
-#: The tags of responders/replies.py, which this file must not import; a test holds the two equal.
+#: The tags of reasoning.py, which this file must not import; a test holds the two equal.
 _REASONING = re.compile(
-    r"<(?P<close>/)?(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[(?P<bracket>/)?THINK\]|◁(?P<kimi>/)?think▷"
+    r"(?P<close></(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
+    r"|<channel\|>|<\|channel\|>final[^<]{0,20}(?:<\|constrain\|>\w*)?<\|message\|>)"
+    r"|<(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[THINK\]|◁think▷|<\|START_THINKING\|>"
+    r"|<\|channel>thought|<\|channel\|>(?:analysis|commentary)[^<]{0,20}<\|message\|>",
+    re.IGNORECASE,
 )
 
 # ------------------------------------------------------------------------------------------------- forms of an answer
 
 #: What is the answer whatever is around it; one of the groups holds it.
 _BOX = re.compile(
-    r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}|<answer>(.*?)</answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>"
+    r"\\f?box(?:ed)?\{((?:[^{}]|\{[^{}]*\})*)\}|<(?:final_?)?(?:answer|choice|option)>(.*?)</(?:final_?)?(?:answer"
+    r"|choice|option)>"
+    r"|<\|begin_of_box\|>(.*?)<\|end_of_box\|>"
     r"|[\"']answer[\"']\s*:\s*[\"']([^\"']*)[\"']",
     re.IGNORECASE | re.DOTALL,
 )
-_MARKS = re.compile(r"<\|[^|>]*\|>|</?s>|[*`#$\"“”«»「」『』【】{}]|\\text(?:bf|rm)?(?=\{)|(?<![^\W_])_+|_+(?![^\W_])")
+#: What was struck out, and a question that is quoted.
+_STRUCK = re.compile(r"~~[^~\n]*~~|[\"“][^\"“”\n]*\?[\"”]")
+_ELEMENT = re.compile(r"<([a-z]+\d?)>([^<>]*)</\1>")
+_MARKS = re.compile(
+    r"<\|[^|>]*\|>|</?s>|[*`#$\"“”«»「」『』【】{}\ufe0f]|\\(?:text|math)[a-z]*(?=\s*\{)|(?<![^\W_])_+|_+(?![^\W_])"
+)
+#: Letters in black circles and squares, which NFKC leaves alone.
+_BLACK = {start + place: letter for start in (0x1F150, 0x1F170) for place, letter in enumerate(LETTERS)}
+#: Cyrillic and Greek capitals that look like A to E; alone, and not the words "А", "В" and "С" of a Russian sentence.
+_LOOK_ALIKES = dict(zip("АВСЕΑΒΕ", "ABCEABE", strict=True))
+_LOOK_ALIKE = re.compile(
+    r"(?<![^\W\d_])[АВСЕΑΒΕ](?![^\W\d_])(?!\s+[а-яё])|(?<=[Вв]ариант )[АВСЕ]\b|(?<=[Оо]твет )[АВСЕ]\b"
+)
 _QUOTED = re.compile(r"['‘]([A-Za-z])['’]")
 #: A letter by itself: not of a word, an elision ("C'est"), a compound ("T-shirt") or an initialism ("A.I.").
 _LATIN = "A-Za-z0-9À-ɏḀ-ỿ"
@@ -45,18 +63,20 @@ _CLOSED = re.compile(r"\s*[)\]>]")
 _WORDS = "AEIOUY"
 #: What follows such a letter where it is an option: "A is …", "A because …"; but "A dog", "I think".
 _AFTER_OPTION = re.compile(
-    r"\s+(?:because|as|since|for|which|in|not|but|due|given|based|is|was|or|and|best|matches|fits|seems|remains)\b"
+    r"\s+(?:because|as|since|for|which|in|not|but|due|given|based|is|was|or|and|best|matches|fits|seems|remains"
+    r"|answers|describes)\b"
 )
 _NEXT_WORD = re.compile(r"\s+[A-Za-zÀ-ɏ]")
 #: Between two letters that are named together.
 _JOINT = re.compile(
-    r"[)\]]?\s*(?:[/&|、~→]|->|,?\s*(?:or|and|oder|und|y|et|ou)\b|,?\s*(?:和|或者?|与|與|及|와|과))\s*(?:maybe|perhaps|possibly)?\s*[(\[]?",
+    r"[)\]]\s*[(\[]|[)\]]?\s*(?:[/&|、~→]|->|,?\s*(?:or|and|oder|und|y|et|ou)\b|,?\s*(?:和|或者?|与|與|及|와|과))\s*(?:maybe"
+    r"|perhaps|possibly)?\s*[(\[]?",
     re.IGNORECASE,
 )
 _COMMA = re.compile(r"[)\]]?\s*,\s*[(\[]?")
 
 #: A letter alone: the whole text, its last line or its last sentence.
-_ALONE = re.compile(r"(?:^|\n|[.!?]\s)[\W_]*([^\W_])[\W_]*$")
+_ALONE = re.compile(r"(?:^|\n|[.!?]\s)[\W_]*([^\W\d_])[\W_]*$")
 
 #: Words for "answer", in the languages that models answer in, and what names a choice as the right one.
 _ANSWER = re.compile(
@@ -65,8 +85,10 @@ _ANSWER = re.compile(
     r"|答案|[选選][项項](?=是|应|應)|正[确確]的?[选選][项項]|정답|답(?=[은는:\s])|答え|正解|解答|回答"
     r"|\brespuesta\b|\bréponse\b|\bantwort\b|\blösung\b|\brichtig ist\b|\bresposta\b|\brisposta\b|\bantwoord\b"
     r"|\bodpowiedź\b|\bodpověď\b|\bsvar\b|\brăspunsul\b|\bválasz\b|\bcevap\b|\bjawaban(?:nya)?\b|\bđáp án\b"
-    r"|\b(?:opción|opção|opzione|option|alternativa) corr\w+|\bответ\b|\bαπάντηση\b|उत्तर|উত্তর|คำตอบ|ตอบ|الإجابة|الجواب"
-    r"|התשובה",
+    r"|\b(?:opción|opção|opzione|option|alternativa) corr\w+|\bответ\b|\bαπάντηση\b|उत्तर|উত্তর|คำตอบ|ตอบ|الإجابة"
+    r"|الجواب"
+    r"|התשובה|(?:верн|правильн)\w+ (?:вариант|выбор)|відповідь|\bsagot\b|\bjibu\b|\bvastaus\b|\bvastus\b|\bodgovor\b"
+    r"|\bjawapan\b",
     re.IGNORECASE,
 )
 _MOST_BETWEEN_CHARACTERS = 45
@@ -79,31 +101,69 @@ _ELSEWHERE = re.compile(
 )
 #: What denies the letter before it.
 _DENIED = re.compile(
-    r"[)\]]?\s*(?:(?:is|are|was|were|can|does|do|did|seems|ist|est|es)\b\s*)?(?:n['’]t\b|(?:not|never|no|incorrect|wrong"
+    r"[)\]]?\s*(?:(?:is|are|was|were|can|does|do|did|seems|ist|est|es)\b\s*)?(?:n['’]t\b|(?:not|never|no|incorrect"
+    r"|wrong"
     r"|false|falsch|faux|out|excluded|absent|contradicted|cannot|can be|by)\b|(?:[选選][项項])?(?:都|是)?[错錯不]"
     r"|가 아니|ではな)",
     re.IGNORECASE,
 )
 #: At the start of a reply: what makes a letter an option there ("B. A man", "(B) A man", "B - a man", "B The man").
-_OPTION_MARK = re.compile(r"\s*[)\]>:;、]|\.(?!\.)|,|\s+[-–—]\s|\s*\n|\s+\(\w{2}")
+_OPTION_MARK = re.compile(r"\s*[)\]>:;、。]|\.(?!\.)|,|\s+[-–—]\s|\s*\n|\s+\(\w{2}")
 _OPTION_TEXT = re.compile(r"\s+(?:[A-Z0-9]|[^\x00-\u024f])")
 _ARTICLE = re.compile(r"\s+(?:The|An|This|He|She|It)\b")
 #: After a letter that is called right, in the languages where the verdict comes last.
 _CALLED_RIGHT = re.compile(
-    r"[)\]]?\s*(?:(?:(?:is|seems|looks|would be|must be|ist|est|es)\s+)?(?:the\s+|la\s+)?(?:most|only|best|better"
-    r"|closest|correct\w*|right|richtig|true|answer|one|fits|matches|remains)\b|is what\b|is\s*[.!]?$"
-    r"|[选選]?[项項]?是?(?:正[确確]|更|最)|번|[이가]?\s*(?:정답|맞|옳)|입니다|라고|[를을]\s*선택"
+    r"[)\]]?\s*=?\s*(?:(?:(?:is|seems|looks|would be|must be|ist|est|es)\s+)?(?:the\s+|la\s+)?(?:stimmt|passt|most"
+    r"|only|best|better"
+    r"|closest|correct\w*|right|richtig|true|answer|one|fits|matches|remains|answers|describes)\b|is what\b|is\s*[.!]?$"
+    r"|[选選]?[项項]?是?(?:正[确確]|更|最)|번|[이가]?\s*(?:정답|맞|옳)|입니다|라고|[를을]\s*(?:선택|고[르를])"
     r"|[がは]?(?:正し|正解|最も)|です|だと|を選|\s+चुन)"
 )
 #: Before a letter that is chosen, without a word for "answer".
 _CHOSEN = re.compile(
-    r"(?:\b(?:option|choice|letter|choose|select|pick|guess|think|with|is|are|was|be|['’]s|so|thus|hence|therefore|but|no"
-    r"|actually|maybe|perhaps|probably|likely|obviously|only|leaving|say|opción|opção|opzione|letra|вариант|seçenek"
-    r"|es(?: la)?|est(?: la)?|ist|sia|é|è|что|elijo|choisis|wähle|escolho|scelgo|memilih|chọn|sino|mais|sondern|ma|а)\b"
-    r"|[→⇒:]|->|=>|^\d+[.)]|[选選](?:[择擇项項])?|(?<!不)是|옵션|선택지|선택|選択肢|أختار|الخيار|विकल्प)[\s:,(\[-]*"
+    r"(?:\b(?:option|choice|alternativ[ae]|variante?|(?:^|choose |pick |select |is )(?:the )?letter|choose|select"
+    r"|pick|guess|think|with(?! the letter)|is|are|was|be|['’]s|so|thus|hence|therefore|but|no"
+    r"|actually|maybe|perhaps|probably|likely|obviously|only|leaving|say|definitely|certainly|clearly|(?:go|opt"
+    r"|vote) for|(?:described|stated|given|listed) (?:in|by|as)|in my (?:opinion|view)|opción|opção|opzione|letra"
+    r"|вариант|seçenek"
+    r"|es(?: la)?|est(?: la)?|ist|sia|é(?: a)?|è(?: la)?|er|är|là|jest|adalah|este|^(?:la|el|le|il|die)"
+    r"|(?<!потому )что|думаю|выбираю|это|по-моему|würde|meiner Meinung nach|à mon avis|selon moi|direi|secondo me"
+    r"|elijo|choisi\w+|wähle|wybieram|kies|velger|vælger|väljer|lean(?:ing)?(?: towards?)?|answered|escolho|scelgo"
+    r"|memilih|chọn|sino|mais|sondern|ma|а)\b"
+    r"|всего,|[→⇒:]|->|=>|[應应](?:為|为|該是|该是)|^\d+[.)]|[选選](?:[择擇项項])?|(?<!不)是|옵션|선택지|선택|選択肢|أختار|الخيار"
+    r"|विकल्प)[\s:,(\[-]*"
     r"(?:(?:it['’]?s|it is|the|option|choice|letter)[\s:(\[]+)*$",
     re.IGNORECASE,
 )
+#: A letter after a change of mind.
+_CORRECTED = re.compile(
+    r"\b(?:(?:on|after|upon) (?:the |a )?(?:replay|reflection|re-?watching|(?:closer|second) (?:look|viewing))|wait"
+    r"|scratch that|on second thoughts?|correction|I mean|actually|sorry)\b[\s,:;.—–-]*(?:no\b[\s,:;.—–-]*)?"
+    r"(?:(?:it['’]?s|it is|that['’]?s|(?:the answer|it) (?:is|should be|must be))\s+)?[(\[]?$",
+    re.IGNORECASE,
+)
+#: Verdicts on options, one after the other: "A - wrong; B - correct", "A ❌ B ✅".
+_VERDICT = re.compile(
+    r"(?P<right>[✓✔✅☑]|\b(?:yes|true|correct|right|richtig|oui|sí|верно|(?<!not )(?:shown|seen|visible|happens"
+    r"|appears))\b|正[确確]|(?<!不)[对對])"
+    r"|(?P<wrong>[✗✘❌✖☒×]|\b(?:no|not|false|incorrect|wrong|falsch|faux|неверно)\b|[错錯]|不[对對])",
+    re.IGNORECASE,
+)
+_DENIED_BEFORE = re.compile(r"\b(?:neither|nor|not)\s*[(\[]?$", re.IGNORECASE)
+#: An option that is named by its place.
+_ORDINAL = re.compile(
+    r"\b(?P<word>first|second|third|fourth|fifth|last)\s+(?:option|choice|alternative|answer)\b"
+    r"|\b(?:option|choice|alternative)\s+(?:number\s+|no\.?\s*|#\s*)?(?P<number>[1-9]|I{1,3}|IV|V)\b"
+    r"|第(?P<han>[一二三四五])[个個]?(?:[选選][项項]|答案)",
+    re.IGNORECASE,
+)
+_PLACES = {
+    **{word: place for place, word in enumerate(("first", "second", "third", "fourth", "fifth"))},
+    **{word: place for place, word in enumerate(("i", "ii", "iii", "iv", "v"))},
+    **{word: place for place, word in enumerate("一二三四五")},
+    **{str(place + 1): place for place in range(9)},
+    "last": -1,
+}
 #: Of a reply that is longer, the start and the end are read: no answer is in the middle of a book.
 _MOST_CHARACTERS = 8000
 
@@ -123,25 +183,31 @@ def letter_of(reply: str, letters: Sequence[str]) -> str:
 
     Reasoning between tags is left out; a reply that ends inside it holds no answer. Of the forms of an answer the first
     that is there decides, and of several of one form the last: a box or an answer tag; a letter alone, as the reply or
-    as its last line; after a word for "answer"; at the start, as options are written ("B. A man", "(B) A man"); called
-    right ("B is correct"); after a word of choice ("option B", "so B"); the only one in brackets. Letters that are
-    denied ("not A", "A is wrong") and words ("A dog", "I think") do not count.
+    as its last line; the only one that is right in a list of verdicts; after a change of mind ("wait, B"); after a word
+    for "answer"; at the start, as options are written ("B. A man", "(B) A man"); called right ("B is correct"); after a
+    word of choice ("option B", "so B"); the only one in brackets, or named by its place ("the second option"). Letters
+    that are denied ("not A", "A is wrong") and words ("A dog", "I think") do not count. Full-width letters, those in
+    circles, and Cyrillic and Greek ones that look alike are Latin ones.
     """
     text = without_reasoning(reply)
     if boxes := _BOX.findall(text[-_MOST_CHARACTERS:]):
         text = next(filter(None, boxes[-1]), "")
     if len(text) > _MOST_CHARACTERS:
         text = text[: _MOST_CHARACTERS // 2] + "\n" + text[-_MOST_CHARACTERS // 2 :]
-    text = _MARKS.sub("", _QUOTED.sub(r"\1", unicodedata.normalize("NFKC", text))).strip()
+    text = _STRUCK.sub("", unicodedata.normalize("NFKC", text).translate(_BLACK))
+    text = _MARKS.sub("", _QUOTED.sub(r"\1", _ELEMENT.sub(r"\2", text))).strip()
+    text = _LOOK_ALIKE.sub(lambda match: _LOOK_ALIKES[match[0]], text)
     if (alone := _ALONE.search(text)) and not _ALONE.search(text[: alone.start()] or ".."):
         letter = alone[1].upper()
         return letter if letter in letters else ""
     mentions = _mentions(text)
-    for form in (_after_answer, _at_start, _called_right, _chosen):
+    for form in (_by_verdicts, _corrected, _after_answer, _at_start, _called_right, _chosen):
         mention = form(text, mentions, letters)
         if mention is not None:
             return mention.letter if mention.letter in letters and not _is_joined(text, mention, mentions) else ""
     bracketed = {mention.letter for mention in mentions if mention.in_brackets}
+    if not bracketed:
+        bracketed = {letters[place] for place in _places(text) if -1 <= place < len(letters)}
     return bracketed.pop() if len(bracketed) == 1 and bracketed <= {*letters} else ""
 
 
@@ -189,7 +255,7 @@ def _split(reply: str) -> tuple[str, bool]:
     parts: list[str] = []
     end, is_inside = 0, False
     for tag in _REASONING.finditer(reply):
-        if tag["close"] or tag["bracket"] or tag["kimi"]:
+        if tag["close"]:
             if not is_inside:  # the template had opened it in the prompt
                 parts.clear()
             end, is_inside = tag.end(), False
@@ -211,6 +277,35 @@ def _mentions(text: str) -> list[_Mention]:
         if in_brackets or not is_word or (start == 0 and _ARTICLE.match(text, end)):
             mentions.append(_Mention(letter, start, end, in_brackets))
     return mentions
+
+
+def _by_verdicts(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> _Mention | None:
+    """The only one that is right where others are said to be wrong, each by the last word before the next letter."""
+    right: list[_Mention] = []
+    num_wrong = 0
+    for mention, after in itertools.zip_longest(mentions, mentions[1:]):
+        verdicts = list(_VERDICT.finditer(text, mention.end, after.start if after else len(text)))
+        if verdicts and verdicts[-1]["right"]:
+            right.append(mention)
+        num_wrong += bool(verdicts and verdicts[-1]["wrong"])
+    is_list = len({mention.letter for mention in mentions}) == len(mentions) == len(right) + num_wrong > 2
+    return right[0] if is_list and len(right) == 1 else None
+
+
+def _corrected(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> _Mention | None:
+    """The last one that takes back another: "A. Wait, no, B."."""
+    corrected = [
+        mention
+        for mention in mentions[1:]
+        if _CORRECTED.search(text[max(0, mention.start - 40) : mention.start]) and not _DENIED.match(text, mention.end)
+    ]
+    return corrected[-1] if corrected else None
+
+
+def _places(text: str) -> set[int]:
+    """The places of options that are named by these: 1 for "the second option", -1 for the last."""
+    found = [match["word"] or match["number"] or match["han"] for match in _ORDINAL.finditer(text)]
+    return {_PLACES[name.lower()] for name in found}
 
 
 def _after_answer(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> _Mention | None:
@@ -246,7 +341,12 @@ def _at_start(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -
 
 def _called_right(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> _Mention | None:
     """The last one that is called right."""
-    right = [mention for mention in mentions if _CALLED_RIGHT.match(text, mention.end)]
+    right = [
+        mention
+        for mention in mentions
+        if _CALLED_RIGHT.match(text, mention.end)
+        and not _DENIED_BEFORE.search(text[max(0, mention.start - 12) : mention.start])
+    ]
     return right[-1] if right else None
 
 
@@ -267,7 +367,7 @@ def _is_joined(text: str, mention: _Mention, mentions: Sequence[_Mention]) -> bo
         between = text[first.end : second.start]
         if _JOINT.fullmatch(between):
             return True
-        if _COMMA.fullmatch(between) and not _NEXT_WORD.match(text, second.end):
+        if _COMMA.fullmatch(between) and (not _NEXT_WORD.match(text, second.end) or _JOINT.match(text, second.end)):
             return True
     return False
 
