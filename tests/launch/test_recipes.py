@@ -530,11 +530,11 @@ def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_
         STAGE1.main(words)
     assert not (tmp_path / "model").exists()
 
-    def evaluate(contestants: Any, benchmarks: Any, root: Path, output: Path, frames: Any) -> list[dict[str, Any]]:
+    def evaluate(contestants: Any, benchmarks: Any, root: Path, output: Path, settings: Any) -> list[dict[str, Any]]:
         assert (Path(contestants[0].checkpoint) / "model.safetensors").is_file()  # saved by then
         assert [benchmark.name for benchmark in benchmarks] == ["mlvu"]
         task = {"overall": 61.0, "m_avg": 62.5, "n": 8, "unparsed": 0.0, "groups": {}}
-        return [{"model": "model", "stage": None, "num_frames": 64, "tasks": {"mlvu": task}} for _ in frames]
+        return [{"model": "model", "stage": None, "num_frames": 64, "tasks": {"mlvu": task}} for _ in settings.frames]
 
     monkeypatch.setattr("longvpo_hf.evaluation.run.evaluate", evaluate)
     monkeypatch.setattr("longvpo_hf.launch.finishing.check", lambda benchmarks, root: None)

@@ -184,7 +184,8 @@ def test_what_is_reported_of_a_judge(tmp_path: Path, capsys: pytest.CaptureFixtu
     number = funnel["dropped"]["unsupported"]
     assert (
         f"The filter 'supported' has dropped {number} of 40 drafts (unsupported {number}). The judge judge@1 may be "
-        "saying the same of everything: look at its words in dropped.jsonl, then name a stronger judge or none."
+        "saying the same of everything: look at its words in dropped.jsonl, then read it by probability "
+        "(--judge-yes-from 0.5), or name a stronger judge or none."
     ) in "".join(capsys.readouterr())
 
 

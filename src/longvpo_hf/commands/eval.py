@@ -79,17 +79,12 @@ def evaluate(
     from longvpo_hf.evaluation.run import Contestant, Settings
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
     from longvpo_hf.evaluation.suite import data_root as default_root
-    from longvpo_hf.families import check_kind
     from longvpo_hf.hub import go_offline_if_unreachable
-    from longvpo_hf.responders.checkpoint import check_checkpoint
 
     asked = suites_named(tasks.split(","))
     contestants = [Contestant.of(model) for model in models]
     root = data_root or default_root()
     go_offline_if_unreachable([*(contestant.checkpoint for contestant in contestants), str(root)])
-    for contestant in contestants:
-        check_checkpoint(contestant.checkpoint)
-        check_kind(contestant.checkpoint)
     settings = Settings(
         frames=whole_numbers("frames", frames) if frames else [],
         fps=fps,

@@ -34,8 +34,10 @@ from longvpo_hf.evaluation.results import add_to_checkpoint, stem_of, table_runs
 from longvpo_hf.evaluation.sampling import trained_sampling
 from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite
 from longvpo_hf.evaluation.task_files import task_names, tasks_folder
+from longvpo_hf.families import check_kind
 from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
+from longvpo_hf.responders.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
     from longvpo_hf.evaluation.adapter import LongVPO
@@ -144,6 +146,7 @@ def evaluate(
 
     Raises:
         longvpo_hf.evaluation.preflight.NotReady: If data are missing.
+        ModelError: If a model is missing or not whole.
         ConfigError: If two models have one label, were not measured alike, or the frames are none.
     """
     settings = (settings or Settings()).completed(asked)
@@ -158,6 +161,9 @@ def evaluate(
     for contestant, samplings in zip(contestants, plans, strict=True):
         for sampling in samplings:
             alike.frames(contestant.label, sampling)
+    for contestant in contestants:
+        check_checkpoint(contestant.checkpoint)
+        check_kind(contestant.checkpoint)
     check(asked, root)
     os.environ[DATA_ROOT_VARIABLE] = str(root.resolve())
     # Else lmms-eval gives every run a new name, under which it does not find what an interrupted one kept.
