@@ -11,6 +11,10 @@ collation (decoding and the processor) is timed apart. Each size, mode and arm l
 those of a size and mode take turns, so that a noisy machine is noisy to all. Before anything is timed, all arms must
 give one and the same loss on the same reference view, and in every configuration the policy's log-probabilities of the
 three one-pair arms must agree.
+
+    python benchmarks/trainer_step.py --model-scale hybrid --sizes 1024 4096 --modes full lora --steps 2
+
+is about a text model whose layers are mostly linear attention: ours without trees and with them, one pair and four.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
+from longvpo_hf.families import TEXT_LAYERS
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.miniature.machine import processor_name
 from longvpo_hf.planning.trace import FlopCounter
@@ -113,6 +118,27 @@ SCALES = {
         patch_px=8,
         dtype="float32",
     ),
+    # Three layers of linear attention to one of full attention, as in Qwen3.5.
+    "hybrid": Scale(
+        text={
+            "model_type": "qwen3_5_text",
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+            "vocab_size": 320,
+        },
+        vision={"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2},
+        frame_px=128,
+        patch_px=8,
+        dtype="float32",
+    ),
     # The configuration of OpenGVLab/InternVL3-8B-hf.
     "8b": Scale(
         text={
@@ -157,7 +183,11 @@ MODES = {
 }
 
 #: Full fine-tuning of the 8B model with its reference leaves one GPU no room for a video.
-DEFAULT_MODES = {"small": ["full", "lora", "checkpointing"], "8b": ["lora", "lora-checkpointing"]}
+DEFAULT_MODES = {
+    "small": ["full", "lora", "checkpointing"],
+    "hybrid": ["full", "lora"],
+    "8b": ["lora", "lora-checkpointing"],
+}
 
 
 @dataclass(frozen=True)
@@ -177,7 +207,13 @@ ARMS = {
     "anchor": Arm("ours, anchor reference only", tree=False),
     "all": Arm("ours, everything on"),
     "all-4": Arm("ours, four pairs of a timeline", pairs=PAIRS),
+    "anchor-4": Arm("ours, four pairs of a timeline, anchor reference only", tree=False, pairs=PAIRS),
 }
+
+_STOCK_ARMS = ["stock", "stock-equal", "anchor", "all", "all-4"]
+DEFAULT_ARMS = {"small": _STOCK_ARMS, "8b": _STOCK_ARMS, "hybrid": ["anchor", "all", "anchor-4", "all-4"]}
+#: Arms without trees and with them, by the pairs in a step.
+WITHOUT_AND_WITH = {1: ("anchor", "all"), PAIRS: ("anchor-4", "all-4")}
 
 
 @dataclass(frozen=True)
@@ -358,7 +394,7 @@ def build_trainer(setup: Setup, folder: str) -> DPOTrainer:
     if mode.lora:
         models_["peft_config"] = LoraConfig(
             r=16,
-            target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+            target_modules=TEXT_LAYERS,
             # Fresh adapters change nothing: policy and reference would be one and the same.
             init_lora_weights=not setup.distinct_reference,
         )
@@ -704,6 +740,13 @@ def ratios(results: dict[str, Any]) -> dict[str, Any]:
             found[arm]["saved"] = results[arm]["saved_bytes"] / results["stock"]["saved_bytes"]
     if "anchor" in whole and "all" in whole:
         found["anchor_over_all"] = middle("anchor", "seconds") / middle("all", "seconds")
+    found["without_over_with"] = {
+        str(pairs): {
+            figure: middle(without, figure) / middle(within, figure) for figure in ("cpu_seconds", "peak_bytes")
+        }
+        for pairs, (without, within) in WITHOUT_AND_WITH.items()
+        if without in whole and within in whole
+    }
     return found
 
 
@@ -714,27 +757,15 @@ def report(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     machine = results["machine"]
     text = [
-        f"# One training step on {results['settings']['device']}: stock TRL against LongVPOTrainer",
+        f"# One training step on {results['settings']['device']}",
         "",
         *_SETTING.format(**results["settings"], **_shape(results)).splitlines(),
         "",
-        "## Ratios",
+        *_tree_lines(results),
         "",
-        "Time and FLOPs are stock over ours, **per pair** (higher is better); memory is ours over stock, **of a "
-        "step**, which with four pairs per timeline holds four pairs (lower is better).",
+        *(_stock_lines(results) if "stock" in results["settings"]["arms"] else []),
+        "## Measured",
         "",
-        "| visual tokens | mode | arm | time | CPU time | FLOPs | peak memory | saved for backward |",
-        "|---:|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for run in results["runs"]:
-        for arm in run["arms"]:
-            if arm == "stock":
-                continue
-            found = run["ratios"][arm]
-            cells = [_times(found.get(name)) for name in ("seconds", "cpu_seconds", "flops", "peak", "saved")]
-            text.append(f"| {run['size']} | {run['mode']} | {ARMS[arm].title} | " + " | ".join(cells) + " |")
-    text += ["", *_target_lines(results), "", "## Measured", ""]
-    text += [
         "Seconds: median of the steps after a warm-up step [fastest – slowest]. Peak: the median step's, above what "
         "was held before it. TFLOP: of a step, reference and backward pass included.",
         "",
@@ -754,6 +785,44 @@ def report(results: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(text)
+
+
+def _tree_lines(results: dict[str, Any]) -> list[str]:
+    """What trees alone save: the same trainer, reference and rows without them and with them."""
+    text = [
+        "## Trees",
+        "",
+        "Ours without trees over ours with them, all else equal, by the pairs in a step: CPU time, and peak memory.",
+        "",
+        "| visual tokens | mode | time, one pair | time, four pairs | memory, one pair | memory, four pairs |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for run in results["runs"]:
+        found = [run["ratios"]["without_over_with"].get(str(pairs), {}) for pairs in WITHOUT_AND_WITH]
+        cells = [_times(ratio.get(figure)) for figure in ("cpu_seconds", "peak_bytes") for ratio in found]
+        text.append(f"| {run['size']} | {run['mode']} | " + " | ".join(cells) + " |")
+    return text
+
+
+def _stock_lines(results: dict[str, Any]) -> list[str]:
+    """Each arm against stock TRL, and the targets."""
+    text = [
+        "## Ratios",
+        "",
+        "Time and FLOPs are stock over ours, **per pair** (higher is better); memory is ours over stock, **of a "
+        "step**, which with four pairs per timeline holds four pairs (lower is better).",
+        "",
+        "| visual tokens | mode | arm | time | CPU time | FLOPs | peak memory | saved for backward |",
+        "|---:|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for run in results["runs"]:
+        for arm in run["arms"]:
+            if arm == "stock":
+                continue
+            found = run["ratios"][arm]
+            cells = [_times(found.get(name)) for name in ("seconds", "cpu_seconds", "flops", "peak", "saved")]
+            text.append(f"| {run['size']} | {run['mode']} | {ARMS[arm].title} | " + " | ".join(cells) + " |")
+    return [*text, "", *_target_lines(results), ""]
 
 
 _SETTING = """\
@@ -889,7 +958,7 @@ def _arguments() -> argparse.Namespace:
         "--sizes", type=int, nargs="+", help="Visual tokens. Default: 1024 4096 16384, on a GPU to 131072."
     )
     parser.add_argument("--modes", nargs="+", choices=list(MODES), help=f"Default: {DEFAULT_MODES}.")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help=f"Default: {DEFAULT_ARMS}.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model-scale", choices=list(SCALES), default="small")
@@ -906,7 +975,9 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.sizes = sorted(args.sizes or [1024, 4096, 16384, *([32768, 65536, 131072] if args.device == "cuda" else [])])
     args.modes = args.modes or DEFAULT_MODES[args.model_scale]
-    args.output = args.output or RESULTS / f"trainer_step_{args.device}"
+    args.arms = args.arms or DEFAULT_ARMS[args.model_scale]
+    hybrid = "_hybrid" if args.model_scale == "hybrid" else ""
+    args.output = args.output or RESULTS / f"trainer_step_{args.device}{hybrid}"
     tokens = SCALES[args.model_scale].tokens_per_frame
     for size in args.sizes:
         if size % (PAIRS * tokens):

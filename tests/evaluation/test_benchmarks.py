@@ -34,3 +34,20 @@ def test_trainer_step_compares_the_same_training_and_writes_its_results(tmp_path
     report = (tmp_path / "step.md").read_text(encoding="utf-8")
     assert report.startswith("# One training step on cpu")
     assert "## Targets, at 256 visual tokens" in report
+
+
+def test_trainer_step_compares_trees_on_a_hybrid_model(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "trainer_step.py"), "--output", str(tmp_path / "step")]
+    command += ["--model-scale", "hybrid", "--sizes", "256", "--modes", "lora", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "step.json").read_text(encoding="utf-8"))
+    (run,) = results["runs"]
+    assert list(run["arms"]) == ["anchor", "all", "anchor-4", "all-4"]
+    work = {arm: found["flops"] for arm, found in run["arms"].items()}
+    assert work["all"] < work["anchor"]
+    assert work["all-4"] < work["anchor-4"]
+    assert sorted(run["ratios"]["without_over_with"]) == ["1", "4"]
+    report = (tmp_path / "step.md").read_text(encoding="utf-8")
+    assert "| 256 | lora |" in report
+    assert "## Targets" not in report
