@@ -99,6 +99,15 @@ def test_adapters_are_counted_as_peft_makes_them(dataset: Any, tmp_path: Path) -
     assert states(found)["reference model"] == 0  # the adapters are turned off
 
 
+@pytest.mark.parametrize("name", ["gemma4", "internvl", "lfm3_vl", "molmo2", "qwen3_5"])
+def test_models_that_take_no_trees_are_planned_without_and_it_is_said(name: str, tmp_path: Path) -> None:
+    packed, plain = plan_of(name, tmp_path), plan_of(name, tmp_path, tree_packing=False)
+    said = [note for note in packed.notes if note.startswith("Without trees, chosen and rejected are two sequences: ")]
+    assert len(said) == (name in ("gemma4", "lfm3_vl", "molmo2"))
+    assert (packed.tokens == plain.tokens) == (packed.total_gib == plain.total_gib) == bool(said)
+    assert not any("Without trees" in note for note in plain.notes)  # it was asked for
+
+
 # ------------------------------------------------------------------------------------------------ against real steps
 
 

@@ -157,7 +157,7 @@ def _pixel_bytes(run: Run, frames: int) -> float:
 def _tower_bytes(run: Run, frames: int) -> tuple[float, float]:
     """What vision keeps for the backward pass, and what it needs besides while it runs."""
     training, shapes, width = run.training, run.batch.shapes, run.compute_bytes
-    units = run.batch.trees * shapes.units(frames) * (1 if training.tree_packing else 2 * run.batch.pairs)
+    units = run.batch.trees * shapes.units(frames) * (1 if run.batch.is_packed else 2 * run.batch.pairs)
     layers = sum(layers for _, layers in shapes.windows)
     block = _kept_by_block(run.tower, shapes) * width * shapes.patches
     projector = units * shapes.projected * width * _projector_width(run)

@@ -168,6 +168,8 @@ def _notes(run: Run) -> list[str]:
             "anchor": f"one clip of {ANCHOR_SECONDS} s",
         }
         notes.append(f"reference={training.reference!r} is assumed to be {view[training.reference]}.")
+    if run.without_trees is not None:
+        notes.append(f"Without trees, chosen and rejected are two sequences: {run.without_trees.rstrip('.')}.")
     if run.batch.family.is_sized_by_frames:
         notes.append("Frames are assumed to be 16:9 and to fill max_pixels.")
     if run.dtype == torch.float32 and training.bf16 and run.machine.sharding == Sharding.none:

@@ -18,6 +18,7 @@ from longvpo_hf.planning.settings import Machine, Rows, Sharding
 from longvpo_hf.planning.tokens import DeviceBatch
 from longvpo_hf.planning.trace import Step, Trace, trace_step
 from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.training.models import prepare_trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -56,6 +57,9 @@ class Run:
         self.config, self.model, self.training, self.machine, self.rows = config, model, training, machine, rows
         self.batch = DeviceBatch(config, training, rows)
         self.built = build_model(config, model, training, machine)
+        #: Why the trainer would leave trees; None where it packs, or was told not to.
+        self.without_trees = prepare_trees(self.built) if training.tree_packing else None
+        self.batch.is_packed = training.tree_packing and self.without_trees is None
         tower = vision_tower(self.built)
         if tower is None:
             raise ModelError(f"transformers finds no vision tower in {type(self.built).__name__}.")
@@ -111,7 +115,7 @@ class Run:
             step = Step(
                 sequences=tuple(self.batch.sequences(frames, reference=not has_backward)),
                 trunk=self.batch.trunk(frames),
-                is_packed=self.training.tree_packing,
+                is_packed=self.batch.is_packed,
                 position_axes=self.batch.family.position_axes,
                 dtype=torch.bfloat16 if is_half_sharded else self.dtype,
                 is_autocast=self.training.bf16 or self.training.fp16,

@@ -70,6 +70,8 @@ class DeviceBatch:
         self.family = family_of(config)
         self.shapes = frame_shapes(config, training.max_pixels, rows.source_px)
         self.context = context_tokens(config)
+        #: Whether rows that share a timeline are packed into a tree.
+        self.is_packed = training.tree_packing
         #: Timelines: as few as `pairs_per_timeline` allows.
         self.trees = -(-training.per_device_train_batch_size // training.pairs_per_timeline)
         #: Rows of a timeline.
@@ -103,7 +105,7 @@ class DeviceBatch:
         pairs = self.trees * self.pairs // trees
         branch = rows.question_tokens + rows.chosen_tokens + rows.rejected_tokens
         lengths = [trunk + pairs * branch] * trees
-        if not self.training.tree_packing:
+        if not self.is_packed:
             lengths = [trunk + self._question_and_answer] * (2 * trees * pairs)
         stops = [sum(lengths[: place + 1]) for place in range(len(lengths))]
         return list(zip([0, *stops], stops, strict=False))

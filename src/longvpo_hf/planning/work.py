@@ -31,7 +31,7 @@ def tflop(run: Run) -> dict[str, float]:
 
 def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> float:
     shapes = run.batch.shapes
-    if not run.training.tree_packing:
+    if not run.batch.is_packed:
         timelines *= 2 * run.batch.pairs
     connecting = sum(_linear_elements(part) for part in run.connectors)
     inside = [part for connector in run.connectors if connector not in run.projectors for part in connector.modules()]
