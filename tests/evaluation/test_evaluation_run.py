@@ -191,7 +191,7 @@ def test_scores_of_a_model_and_its_adapter(
     )
     answers = lines(tmp_path / "answers/base-3/mvbench.jsonl")
     assert answers[:2] == [
-        {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "score": value,
+        {"task": "longvpo_mvbench_action_antonym", "row": row, "text": "C", "repeat": 0, "score": value,
          "official": value, "choice": choice, "cut_off": False,
          "answer": answer, "group": "action_antonym", "facts": {}, "video": f"mvbench_video/ssv2_video_mp4/v{row}.mp4"}
         for row, value, choice, answer in [(0, 0.0, "", "B"), (1, 100.0, "C", "C")]
@@ -263,7 +263,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert sum(map(len, asked)) == 9
 
 
-def test_further_suites_are_scored_as_their_authors_do(root: Path, model: Path, tmp_path: Path) -> None:
+def test_further_suites_are_scored_as_their_authors_do(
+    root: Path, model: Path, tmp_path: Path, asked: list[list[Request]]
+) -> None:
     """C to every question: counted by hand from the rows."""
     names = "mlvu_test,timescope,longtimescope,videomme_v2,videoevalpro,cgbench,tvbench"
     arguments = (model, "--tasks", names, "--data-root", root, "--frames", "1", "--output", tmp_path)
@@ -287,6 +289,11 @@ def test_further_suites_are_scored_as_their_authors_do(root: Path, model: Path, 
     assert tasks["videoevalpro"]["groups"]["Local Perception"] == {"score": 100.0, "n": 1}
     assert "| Video-MME-v2 (group score), ours | 44.8 measured |" in result.output
     assert "| TimeScope: 10800 | 100.0 measured |" in result.output
+    # What was answered is kept: nothing is asked again, also not what the run with a limit had asked.
+    assert sum(map(len, asked)) == 3 + 3 + 3 + 8 + 2 + 2 + 10
+    asked.clear()
+    assert longvpo_eval(*arguments).exit_code == 0
+    assert asked == []
 
 
 def test_baselines_ask_the_same_questions_of_less(
@@ -354,6 +361,34 @@ def test_a_published_protocol_is_followed_and_said(root: Path, model: Path, tmp_
     for text in (result.output, (tmp_path / "card.md").read_text("utf-8")):
         assert said in text
     assert longvpo_eval(model, "--protocol", "gpt", "--data-root", root).exit_code == 2
+
+
+def test_sampled_answers_are_drawn_several_times(
+    root: Path, model: Path, tmp_path: Path, asked: list[list[Request]]
+) -> None:
+    arguments = (model, "--tasks", "mlvu", "--data-root", root, "--frames", "1", "--output", tmp_path)
+    refused = longvpo_eval(*arguments, "--repeats", "3")
+    assert refused.exit_code == 2
+    assert "greedy answers are the same each time, got 3: set a temperature > 0" in refused.output
+    sampled = (*arguments, "--temperature", "4", "--decoding-seed", "7", "--max-new-tokens", "4")
+    result = longvpo_eval(*sampled, "--repeats", "3")
+    assert result.exit_code == 0, result.output
+    assert sum(map(len, asked)) == 27
+    written = lines(tmp_path / "answers/answers-c-1/mlvu.jsonl")
+    texts = [[line["text"] for line in written if line["repeat"] == repeat] for repeat in range(3)]
+    assert len({tuple(each) for each in texts}) == 3, "other answers each time"
+    task = json.loads((tmp_path / "answers-c-1.json").read_text("utf-8"))["tasks"]["mlvu"]
+    scores = task["repeats"]["ours"]["scores"]
+    assert (len(scores), task["n"]) == (3, 9)
+    assert task["m_avg"] == pytest.approx(float(np.mean(scores)))
+    assert task["repeats"]["ours"]["spread"] == pytest.approx(float(np.std(scores, ddof=1)))
+    assert task["protocol"]["ours"]["repeats"] == 3
+    assert f"{task['m_avg']:.1f} ± {task['repeats']['ours']['spread']:.1f} measured" in result.output
+    # The first of them is what one draw gives, and is not drawn again.
+    asked.clear()
+    assert longvpo_eval(*sampled).exit_code == 0
+    assert asked == []
+    assert [line["text"] for line in lines(tmp_path / "answers/answers-c-1/mlvu.jsonl")] == texts[0]
 
 
 def test_a_limit_asks_less(root: Path, model: Path, tmp_path: Path) -> None:
@@ -438,7 +473,16 @@ def test_every_task_file_is_a_task_or_a_group() -> None:
 
 def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Path) -> None:
     """And draw the answers that one process draws, in batches of another size."""
-    sampled = ["--tasks", "mlvu", "--data-root", str(root), "--frames", "2", "--max-new-tokens", "4"]
+    sampled = [
+        "--tasks",
+        "mlvu,videomme_v2,cgbench",
+        "--data-root",
+        str(root),
+        "--frames",
+        "2",
+        "--max-new-tokens",
+        "4",
+    ]
     sampled += ["--temperature", "4", "--decoding-seed", "5"]
     alone = longvpo_eval(f"one={model}", *sampled, "--batch-size", "4", "--output", tmp_path / "alone")
     assert alone.exit_code == 0, alone.output
@@ -458,7 +502,9 @@ def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Pa
     assert scores["tasks"]["mlvu"]["protocol"]["ours"]["decoding"] == "sampled at temperature 4, seed 5"
     assert scores["tasks"]["mlvu"]["n"] == 9
     audits = [lines(path) for path in sorted((tmp_path / "cache/runs/longvpo").glob("rank_*.audit.jsonl"))]
-    assert sorted(len({line["doc_id"] for line in audit}) for audit in audits) == [4, 5]
+    counts = [len({(line["task_name"], line["doc_id"]) for line in audit}) for audit in audits]
+    assert sum(counts) == 9 + 8 + 2
+    assert min(counts) >= 8, "each answered about half of them"
 
 
 # ----------------------------------------------------------------------------------------------------------- the model

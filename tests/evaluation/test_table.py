@@ -45,7 +45,7 @@ def test_measured_and_paper_side_by_side() -> None:
     stages = ["base", "Stage 1", "Stage 2"]
     assert labels == [*((stage, "measured") for stage in stages), *((stage, "paper") for stage in stages)]
     base = {"value": 70.04, "delta": None, "source": "measured", "n": 10, "unparsed": 0.5, "cut_off": None}
-    base["protocol"] = None
+    base["protocol"] = base["spread"] = None
     assert cell(table, 512, "mlvu", 0) == base, "M-Avg, not the overall score"
     # As printed: 75.6 − 70.0, of the numbers rounded to one place.
     assert cell(table, 512, "mlvu", 1)["delta"] == pytest.approx(5.5 if f"{75.55:.1f}" == "75.5" else 5.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Group
 from cyclopts.types import PositiveInt
@@ -30,7 +30,11 @@ def evaluate(
     batch_size: PositiveInt = 1,
     limit: PositiveInt | None = None,
     max_new_tokens: str | None = None,
+    backend: Literal["transformers", "vllm", "openai"] = "transformers",
+    base_url: str = "",
+    api_key_env: str | None = None,
     baselines: bool = False,
+    repeats: PositiveInt = 1,
     mixed_protocols: bool = False,
     decoding: Annotated[Decoding, decoded(_DECODING)] = GREEDY,
     tasks_dir: bool = False,
@@ -53,12 +57,17 @@ def evaluate(
             Other options override it, and the table says where.
         fps: Most frames per second; `none` for no bound. None: as in training.
         max_pixels: Most pixels of a frame. None: as in training.
-        batch_size: Questions per call of the model.
+        batch_size: Questions per call of the model, or under way at the server at once.
         limit: Ask only this many questions of each task, to try. None: all.
         max_new_tokens: Bound on an answer, N or SUITE=N,…. None: 32, and 16384 for models that reason before they
             answer.
+        backend: Who runs the models: this process, or a server at --base-url, which is sent our own frames: vllm as one
+            video, openai (any compatible server) as pictures. A model is served under the name given here.
+        base_url: Address of the server, e.g. http://localhost:8000/v1.
+        api_key_env: Variable that holds the server's key. None: none, but for api.openai.com (OPENAI_API_KEY).
         baselines: Ask the same questions also without the video, with one frame, and with its frames in another order:
             what of a score is owed to the video.
+        repeats: Ask every question so many times, where answers are sampled (--temperature), and show mean and spread.
         mixed_protocols: Set models side by side that were not measured alike, with the protocol at each number.
             Otherwise that is refused.
         tasks_dir: Print the folder for lmms-eval's --include_path, and do nothing else.
@@ -78,6 +87,7 @@ def evaluate(
     from longvpo_hf.evaluation.protocol import published
     from longvpo_hf.evaluation.run import Contestant, Settings
     from longvpo_hf.evaluation.run import evaluate as run_evaluation
+    from longvpo_hf.evaluation.serving import Server
     from longvpo_hf.evaluation.suite import data_root as default_root
     from longvpo_hf.hub import go_offline_if_unreachable
 
@@ -95,7 +105,9 @@ def evaluate(
         published=published(protocol) if protocol else None,
         baselines=baselines,
         decoding=decoding,
+        repeats=repeats,
         mixed_protocols=mixed_protocols,
+        server=None if backend == "transformers" else Server(backend, base_url, api_key_env),
     )
     if run_evaluation(contestants, asked, root, output, settings):
         print(f"\n{(output / 'table.md').read_text(encoding='utf-8')}")

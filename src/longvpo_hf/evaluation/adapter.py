@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -23,17 +24,21 @@ from accelerate.utils import InitProcessGroupKwargs
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
+from transformers import AutoProcessor, ProcessorMixin
 
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.protocol import THE_VIDEO, Shown
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
+from longvpo_hf.evaluation.serving import Server, parity
 from longvpo_hf.evaluation.subtitles import shown_at
+from longvpo_hf.families.encoding import PromptEncoder
+from longvpo_hf.families.templates import may_reason
 from longvpo_hf.frames import FrameSampler, UnreadableVideo, whole_clip
 from longvpo_hf.public import public_name
 from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.record import Sampling
-from longvpo_hf.responders import LocalResponder, Request, Result, Unanswered, Unreached
+from longvpo_hf.responders import EndpointResponder, LocalResponder, Request, Result, Unanswered, Unreached
 from longvpo_hf.responders.checkpoint import checkpoint_digest, load_checkpoint
 from longvpo_hf.responders.generating import REASONING_TOKENS
 from longvpo_hf.timeline import Clip, Timeline, View
@@ -61,6 +66,8 @@ class LongVPO(lmms):
         device: Where the model runs; by default the accelerator of the process, else the CPU.
         max_new_tokens: Bound on an answer; by default what the task says, or 16,384 for a model that reasons first.
         temperature: See `Decoding`, as for `top_p`, `decoding_seed` and `thinking` ("none" leaves it to the template).
+        server: Where the model `pretrained` is served; None for a model of this process. A served model sees the same
+            frames; of the checkpoint only record and processor are read, if they are there.
     """
 
     is_simple = False
@@ -78,6 +85,7 @@ class LongVPO(lmms):
         top_p: float = 1.0,
         decoding_seed: int = 0,
         thinking: bool | str | None = None,
+        server: Server | None = None,
     ) -> None:
         super().__init__()
         self.pretrained = str(pretrained)
@@ -90,15 +98,31 @@ class LongVPO(lmms):
             fps=trained.fps if fps is None else _bound(fps, float),
             max_pixels=trained.max_pixels if max_pixels is None else _bound(max_pixels, int),
         )
-        model, processor = load_checkpoint(self.pretrained, self._device)
-        self._responder = LocalResponder(
-            model,
-            processor,
-            sampler_of(self.sampling),
-            batch_size=_whole_number(batch_size),
-            name=public_name(self.pretrained),
-            decoding=Decoding(float(temperature), float(top_p), int(decoding_seed), _switch(thinking)),
-        )
+        decoding = Decoding(float(temperature), float(top_p), int(decoding_seed), _switch(thinking))
+        self._decoding = decoding
+        self._server = server
+        self._batch_size = _whole_number(batch_size)
+        self._responder: LocalResponder | EndpointResponder
+        if server is None:
+            model, processor = load_checkpoint(self.pretrained, self._device)
+            self._responder = LocalResponder(
+                model,
+                processor,
+                sampler_of(self.sampling),
+                batch_size=self._batch_size,
+                name=public_name(self.pretrained),
+                decoding=decoding,
+            )
+            self._encoder: PromptEncoder | None = self._responder.encoder
+            self._reasons = self._responder.reasons
+            #: Type of the weights, e.g. `bfloat16`.
+            self.dtype = str(model.dtype).removeprefix("torch.")
+        else:
+            self._responder = server.responder(self.pretrained, sampler_of(self.sampling), self._batch_size, decoding)
+            self._encoder = _encoder_of(self.pretrained, decoding)
+            encoder = self._encoder
+            self._reasons = encoder is not None and may_reason(encoder.processor, encoder.switch)
+            self.dtype = "as served"
         self._clips: dict[str, Clip] = {}
         self._max_new_tokens = None if max_new_tokens is None else int(max_new_tokens)
         self._of_tasks: Mapping[str, int] = {}
@@ -106,7 +130,7 @@ class LongVPO(lmms):
 
     def __repr__(self) -> str:
         """What its answers depend on: a name for the response cache."""
-        weights = checkpoint_digest(self.pretrained)
+        weights = checkpoint_digest(self.pretrained) if self._server is None else self._server
         bounds = {"": self._max_new_tokens, **self._of_tasks} if self._max_new_tokens or self._of_tasks else {}
         more = f", max_new_tokens={bounds}" if bounds else ""
         more += "" if self._shown == THE_VIDEO else f", {self._shown}"
@@ -120,17 +144,30 @@ class LongVPO(lmms):
         return self._device
 
     @property
-    def dtype(self) -> str:
-        """Type of the weights, e.g. `bfloat16`."""
-        return str(self._responder.model.dtype).removeprefix("torch.")
-
-    @property
     def batch_size(self) -> int:
         """Requests per call of the model."""
-        return self._responder.batch_size
+        return self._batch_size
+
+    def backend(self, requests: Sequence[Request]) -> str:
+        """Who runs the model and how it gets the frames, for the protocol.
+
+        Args:
+            requests: What a server's prompts are compared with ours for.
+        """
+        if self._server is None or not isinstance(self._responder, EndpointResponder):
+            return "transformers"
+        found = parity(self._responder, self._encoder, requests)
+        if found.first and self.rank == 0:
+            name = self._responder.name
+            print(f"{name} does not get the prompts that it would get here: {found.first}", file=sys.stderr)
+        return self._server.describe(found)
 
     def use(
-        self, sampling: Sampling, max_new_tokens: Mapping[str, int] | None = None, shown: Shown = THE_VIDEO
+        self,
+        sampling: Sampling,
+        max_new_tokens: Mapping[str, int] | None = None,
+        shown: Shown = THE_VIDEO,
+        repeat: int = 0,
     ) -> None:
         """From now on, see videos as `sampling` says; the weights stay where they are.
 
@@ -138,9 +175,11 @@ class LongVPO(lmms):
             sampling: How.
             max_new_tokens: Bounds on answers, by task.
             shown: What of each video the model is shown; prompts, subtitles among them, are the same for all.
+            repeat: How often sampled answers were drawn before: it is added to their seed.
         """
         self.sampling = sampling
         self._shown = shown
+        self._responder.decoding = replace(self._decoding, decoding_seed=self._decoding.decoding_seed + repeat)
         self._of_tasks = dict(max_new_tokens or {})
         self._responder.sampler = sampler_of(sampling)
 
@@ -154,7 +193,7 @@ class LongVPO(lmms):
             longvpo_hf.frames.UnreadableVideo: If a video cannot be decoded.
             ValueError: If a request asks for sampling or several beams, or is no single turn about videos.
         """
-        window = _WINDOW_BATCHES * self._responder.batch_size
+        window = _WINDOW_BATCHES * self._batch_size
         with tqdm(total=len(requests), desc="answering", unit="question", disable=self.rank != 0) as bar:
             for limit, group in itertools.groupby(requests, self.bound):
                 self._responder.max_new_tokens = limit
@@ -185,7 +224,7 @@ class LongVPO(lmms):
 
     def most_tokens(self, task: str, own: int) -> int:
         """Bound on the answers of a task whose own bound is `own`."""
-        if self._responder.reasons and own <= _SHORT_TOKENS:  # it may write some, and the task did not think of it
+        if self._reasons and own <= _SHORT_TOKENS:  # it may write some, and the task did not think of it
             own = REASONING_TOKENS
         return self._of_tasks.get(task) or self._max_new_tokens or own
 
@@ -258,6 +297,15 @@ def _showing(shown: Shown, request: Request, sampler: FrameSampler) -> Request:
     parts = tuple(Clip(clip.path, start, end) for start, end in itertools.pairwise(bounds))
     order = random.Random(f"{number} {PurePath(clip.path).name}").sample(range(number), number)
     return replace(request, timeline=Timeline(parts), view=View.ordered(order))
+
+
+def _encoder_of(checkpoint: str, decoding: Decoding) -> PromptEncoder | None:
+    """What makes the prompts of a checkpoint here; None where its processor is not at hand."""
+    try:
+        processor = AutoProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError):
+        return None
+    return PromptEncoder(processor, decoding.thinking) if isinstance(processor, ProcessorMixin) else None
 
 
 def _settings(instance: Instance) -> Mapping[str, Any]:

@@ -32,12 +32,16 @@ from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.protocol import BASELINES, THE_VIDEO, Protocol, Published, Shown, protocols_of
 from longvpo_hf.evaluation.results import add_to_checkpoint, stem_of, table_runs, write_results
 from longvpo_hf.evaluation.sampling import trained_sampling
-from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite
+from longvpo_hf.evaluation.serving import Server
+from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite, locate
 from longvpo_hf.evaluation.task_files import task_names, tasks_folder
 from longvpo_hf.families import check_kind
+from longvpo_hf.frames import whole_clip
 from longvpo_hf.public import public_name
 from longvpo_hf.record import Sampling
+from longvpo_hf.responders import Request
 from longvpo_hf.responders.checkpoint import check_checkpoint
+from longvpo_hf.timeline import Timeline
 
 if TYPE_CHECKING:
     from longvpo_hf.evaluation.adapter import LongVPO
@@ -83,7 +87,9 @@ class Settings:
         baselines: Whether the same questions are also asked without the video, with one frame and with its frames in
             another order.
         decoding: How answers are decoded.
+        repeats: How often every question is asked; sampled answers are drawn with another seed each time.
         mixed_protocols: Whether models may stand side by side that were not measured alike.
+        server: Where the models are served; None for models of this process.
     """
 
     frames: Sequence[int] = ()
@@ -95,7 +101,16 @@ class Settings:
     published: Published | None = None
     baselines: bool = False
     decoding: Decoding = GREEDY
+    repeats: int = 1
     mixed_protocols: bool = False
+    server: Server | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or (self.repeats > 1 and not self.decoding.temperature):
+            raise ConfigError(
+                f"repeats must be ≥ 1, and greedy answers are the same each time, got {self.repeats}: set a "
+                "temperature > 0, or leave repeats out."
+            )
 
     def completed(self, asked: Sequence[Suite]) -> Settings:
         """With the published protocol's settings where none are given."""
@@ -161,7 +176,7 @@ def evaluate(
     for contestant, samplings in zip(contestants, plans, strict=True):
         for sampling in samplings:
             alike.frames(contestant.label, sampling)
-    for contestant in contestants:
+    for contestant in contestants if settings.server is None else ():
         check_checkpoint(contestant.checkpoint)
         check_kind(contestant.checkpoint)
     check(asked, root)
@@ -223,7 +238,8 @@ def _evaluate_one(
     """One model at all numbers of frames: it is loaded once, and gone afterwards."""
     from longvpo_hf.evaluation.adapter import LongVPO
 
-    model = LongVPO(contestant.checkpoint, batch_size=settings.batch_size, **asdict(settings.decoding))
+    decoding = asdict(settings.decoding)
+    model = LongVPO(contestant.checkpoint, batch_size=settings.batch_size, server=settings.server, **decoding)
     results = []
     for sampling in samplings:
         protocols = _protocols(model, asked, root, sampling, settings)
@@ -233,11 +249,14 @@ def _evaluate_one(
             print(f"{contestant.label}: {sampling}", file=sys.stderr)
         scores: dict[Shown, dict[str, Any]] = {}
         for shown in protocols:
-            model.use(sampling, _bounds(asked, settings), shown)
-            samples = _samples(model, asked, output / "cache", settings.limit)
-            if samples is not None:
+            repeats = []
+            for repeat in range(settings.repeats):
+                model.use(sampling, _bounds(asked, settings), shown, repeat)
+                repeats.append(_samples(model, asked, output / "cache", settings.limit))
+            drawn = [samples for samples in repeats if samples is not None]
+            if drawn:
                 folder = output / "answers" / stem_of(contestant.label, sampling.num_frames)
-                scores[shown] = _scores(asked, samples, protocols[shown], folder, shown)
+                scores[shown] = _scores(asked, drawn, protocols[shown], folder, shown)
         if scores:
             results.append(
                 {
@@ -264,6 +283,7 @@ def _protocols(
 ) -> dict[Shown, dict[str, dict[str, Protocol]]]:
     """The protocol of each number that will be measured: by what is shown, suite and parser."""
     model.use(sampling, _bounds(asked, settings))
+    backend = model.backend(_examples(asked, root) if settings.server else [])
     shown: list[Shown] = [THE_VIDEO, *(BASELINES if settings.baselines else ())]
     return {
         what: {
@@ -275,14 +295,25 @@ def _protocols(
                 shown=what,
                 decoding=str(settings.decoding),
                 max_new_tokens=model.most_tokens(task_names(suite)[0], suite.max_new_tokens),
-                repeats=1,
+                repeats=settings.repeats,
                 dtype=model.dtype,
-                backend="transformers",
+                backend=backend,
             )
             for suite in asked
         }
         for what in shown
     }
+
+
+def _examples(asked: Sequence[Suite], root: Path) -> list[Request]:
+    """The first question of each suite, without subtitles."""
+    requests = []
+    for suite in asked:
+        subset = suite.subsets[0] if suite.subsets else ""
+        question = suite.question(suite.rows(root, subset)[0], subset)
+        if (path := locate(root, *question.videos)) is not None:
+            requests.append(Request(question.text, Timeline((whole_clip(str(path)),))))
+    return requests
 
 
 def _bounds(asked: Sequence[Suite], settings: Settings) -> dict[str, int]:
@@ -301,23 +332,26 @@ def _followed(settings: Settings, sampling: Sampling) -> str | None:
 
 def _scores(
     asked: Sequence[Suite],
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    repeats: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]],
     protocols: Mapping[str, Mapping[str, Protocol]],
     folder: Path,
     shown: str,
 ) -> dict[str, Any]:
-    """Scores of each suite; its answers go into a file."""
+    """Scores of each suite, means over the repeats; its answers go into a file."""
     scores = {}
     for suite in asked:
-        mine = [
-            (task, sample)
+        answers = [
+            {"task": task, "row": sample["doc_id"], "text": sample["resps"][0][0], "repeat": repeat, **sample["score"]}
+            for repeat, samples in enumerate(repeats)
             for task in task_names(suite)
             for sample in sorted(samples[task], key=lambda sample: sample["doc_id"])  # processes share them out
         ]
         suffix = "" if shown == THE_VIDEO else f".{shown.replace(' ', '_')}"
-        _write_answers(folder / f"{suite.name}{suffix}.jsonl", mine)
+        _write_answers(folder / f"{suite.name}{suffix}.jsonl", answers)
+        drawn = [[answer for answer in answers if answer["repeat"] == repeat] for repeat in range(len(repeats))]
+        summaries = [scoring.summary(suite, each) for each in drawn]  # type: ignore[arg-type]  # an answer is a record
         scores[suite.name] = {
-            **scoring.summary(suite, [sample["score"] for _, sample in mine]),
+            **scoring.averaged(suite, summaries),
             "protocol": {parser: protocol.json() for parser, protocol in protocols[suite.name].items()},
         }
     return scores
@@ -346,10 +380,9 @@ def _samples(
     return None if results is None else results["samples"]
 
 
-def _write_answers(path: Path, samples: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def _write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
     """Every answer on a line, so that a person can see what was counted as what."""
     with whole_file(path) as file:
-        for task, sample in samples:
-            line = {"task": task, "row": sample["doc_id"], "text": sample["resps"][0][0], **sample["score"]}
+        for line in answers:
             # What is half a character in a reply stays one, as an escape.
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

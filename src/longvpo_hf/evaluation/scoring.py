@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from longvpo_hf.evaluation.differences import Unit, mean_score
@@ -135,6 +136,34 @@ def summary(suite: Suite, records: Sequence[Record]) -> dict[str, Any]:
         },
         suite.headline: headline(suite, records),
     }
+
+
+def averaged(suite: Suite, repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Scores of one suite whose questions were asked several times: the means.
+
+    Args:
+        suite: The suite.
+        repeats: What `summary` gives of each time.
+
+    Returns:
+        As `summary`; and, where there are several, `repeats`: of the suite's headline and of `official` the scores of
+        each time, and their standard deviation as `spread`.
+    """
+    first = dict(repeats[0])
+    if len(repeats) == 1:
+        return first
+    for name in first:
+        if name not in ("n", "groups"):
+            first[name] = math.fsum(each[name] for each in repeats) / len(repeats)
+    first["groups"] = {
+        group: {**score, "score": math.fsum(each["groups"][group]["score"] for each in repeats) / len(repeats)}
+        for group, score in first["groups"].items()
+    }
+    first["repeats"] = {
+        parser: {"scores": [each[name] for each in repeats], "spread": stdev(each[name] for each in repeats)}
+        for parser, name in (("ours", suite.headline), ("official", "official"))
+    }
+    return first
 
 
 def _natural(name: str) -> tuple[float, str]:

@@ -255,6 +255,7 @@ def _measured_cells(runs: Sequence[EvalRun], name: str, parser: str, shown: str)
                 "source": "measured",
                 **{fact: task.get(fact) for fact in ("n", "unparsed", "cut_off")},
                 "protocol": None if protocol is None else protocol.hash,
+                "spread": ((task.get("repeats") or {}).get(parser) or {}).get("spread"),
             }
         )
     return cells
@@ -297,6 +298,9 @@ _PARSERS_EXPLAINED = (
 )
 
 
+_SPREAD_EXPLAINED = ("Answers are sampled: each number is the mean over repeats, ± their standard deviation.",)
+
+
 def to_markdown(table: Mapping[str, Any]) -> str:
     """What `comparison` gives, as Markdown; each cell ends in `measured` or `paper`."""
     from longvpo_hf.public import markdown
@@ -312,6 +316,7 @@ def to_markdown(table: Mapping[str, Any]) -> str:
         lines = [
             f"Percent of right answers, at most {frames} frames of each video. In brackets the change from the base.",
             *_PARSERS_EXPLAINED * any(row["parser"] == "official" for row in part["rows"]),
+            *_SPREAD_EXPLAINED * any(cell and cell.get("spread") for row in part["rows"] for cell in row["cells"]),
             "",
             "| benchmark | " + " | ".join(heads) + " |" + " protocol |" * has_protocols,
             "|---|" + "---:|" * len(heads) + "---|" * has_protocols,
@@ -341,7 +346,8 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "–"
     delta = "" if cell.get("delta") is None else f" ({cell['delta']:+.1f})"
-    return f"{cell['value']:.1f}{delta} {cell['source']}"
+    spread = "" if cell.get("spread") is None else f" ± {cell['spread']:.1f}"
+    return f"{cell['value']:.1f}{spread}{delta} {cell['source']}"
 
 
 def _named(row: Mapping[str, Any], part: Mapping[str, Any]) -> str:

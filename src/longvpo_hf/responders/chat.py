@@ -172,12 +172,18 @@ class Chat:
         self.base_url = base_url
         self.max_tokens = max_tokens
         self.timeout_seconds = timeout_seconds
-        self.seed = decoding.decoding_seed if decoding.temperature else seed
-        self.decoding = decoding
+        self.seed = seed
+        self.decode(decoding)
         self._takes_schemas = True
 
     def __str__(self) -> str:
         return f"{self.model} at {self.base_url}"
+
+    def decode(self, decoding: Decoding) -> None:
+        """From now on, asks for answers that are decoded so; sampled ones with their own seed."""
+        self.decoding = decoding
+        if decoding.temperature:
+            self.seed = decoding.decoding_seed
 
     def session(self) -> httpx2.AsyncClient:
         """A connection, to be used in `async with`.
@@ -252,6 +258,28 @@ class Chat:
                 )
             return outcome
         return self._refused(key, status, headers, content)
+
+    async def prompt_ids(self, session: httpx2.AsyncClient, parts: Sequence[Mapping[str, Any]]) -> list[int] | None:
+        """Token ids of the prompt that the server makes of a request; None where it does not tell.
+
+        vLLM tells them since 0.10.2 (`return_token_ids`), with the tokens of pictures and videos.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": [*parts]}],
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "return_token_ids": True,
+        }
+        key = self._key if self._key or not is_hugging_face(self.base_url) else Key(get_token())
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                status, _, content = await self._post(session, body, key)
+            reply = json.loads(content) if status == 200 and len(content) <= _MOST_ANSWER_BYTES else None
+        except (TimeoutError, httpx2.RequestError, ValueError, RecursionError):
+            return None
+        ids = _at(reply, "prompt_token_ids")
+        return ids if isinstance(ids, list) and ids and all(type(each) is int for each in ids) else None
 
     async def _post(
         self, session: httpx2.AsyncClient, body: Mapping[str, Any], key: Key
@@ -337,10 +365,19 @@ def text_part(text: str) -> dict[str, Any]:
 
 def image_part(image: Image.Image) -> dict[str, Any]:
     """A picture in a message: a JPEG in a data URL."""
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(image)}"}}
+
+
+def video_part(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    """Frames in a message as one video, as vLLM reads it: JPEGs with commas between them."""
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(map(_jpeg, frames))}"}}
+
+
+def _jpeg(image: Image.Image) -> str:
+    """A picture as a JPEG in base64."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)
-    url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": url}}
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def key_variable(base_url: str) -> str | None:

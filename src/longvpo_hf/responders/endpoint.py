@@ -25,7 +25,16 @@ from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, EndpointError
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.responders import NoAnswer, OnResult, OnWait, Refused, Request, Result, Unreached, answered
-from longvpo_hf.responders.chat import NO_PROBABILITIES, SHOWN_CHARACTERS, Chat, Failure, Outcome, image_part, text_part
+from longvpo_hf.responders.chat import (
+    NO_PROBABILITIES,
+    SHOWN_CHARACTERS,
+    Chat,
+    Failure,
+    Outcome,
+    image_part,
+    text_part,
+    video_part,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +108,8 @@ class EndpointResponder:
             for good (`NoAnswer`), instead of being asked again by the next run (`Unreached`).
         decoding: How answers are decoded. Sampled ones are asked for with its seed in place of `seed`; `thinking` is
             sent as `chat_template_kwargs={"enable_thinking": …}`, which vLLM and SGLang take and others may refuse.
+        as_video: Whether the frames of a request are sent as one video, in the form that vLLM takes, and not as
+            pictures.
     """
 
     def __init__(
@@ -115,6 +126,7 @@ class EndpointResponder:
         plain_http_key: bool = False,
         drop_unanswered: bool = False,
         decoding: Decoding = GREEDY,
+        as_video: bool = False,
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("concurrency", concurrency)):
             if value < 1:
@@ -132,6 +144,7 @@ class EndpointResponder:
         self._chat = Chat(model, base_url, api_key, max_tokens, timeout_seconds, seed, plain_http_key, decoding)
         self.sampler = sampler
         self.concurrency = concurrency
+        self.as_video = as_video
         self.patience_seconds = patience_seconds
         self.drop_unanswered = drop_unanswered
         self._refusals_in_a_row = 0
@@ -156,6 +169,36 @@ class EndpointResponder:
             "sampler": sampler,
             "decoding": asdict(chat.decoding),
         }
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Bound on an answer's length; may be changed between calls."""
+        return self._chat.max_tokens
+
+    @max_new_tokens.setter
+    def max_new_tokens(self, value: int) -> None:
+        self._chat.max_tokens = value
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are decoded; may be changed between calls."""
+        return self._chat.decoding
+
+    @decoding.setter
+    def decoding(self, value: Decoding) -> None:
+        self._chat.decode(value)
+
+    def prompt_ids(self, request: Request) -> list[int] | None:
+        """Token ids of the prompt that the server makes of a request; None where it does not tell.
+
+        Raises:
+            UnreadableVideo: If the request's video cannot be decoded.
+        """
+        return _run(self._prompt_ids(self._parts(request)))
+
+    async def _prompt_ids(self, parts: Sequence[Mapping[str, Any]]) -> list[int] | None:
+        async with self._chat.session() as session:
+            return await self._chat.prompt_ids(session, parts)
 
     def check(self, sees_video: bool = True, on_wait: OnWait | None = None, gives_probabilities: bool = False) -> None:
         """Asks a tiny question, so that what would fail every request is known before work starts.
@@ -279,7 +322,7 @@ class EndpointResponder:
 
     async def _check(self, sees_video: bool, gives_probabilities: bool, on_wait: OnWait | None) -> None:
         question = text_part(_PROBE_QUESTION)
-        parts = [image_part(_probe_picture()), question] if sees_video else [question]
+        parts = [*self._seen([_probe_picture()] * (2 if self.as_video else 1)), question] if sees_video else [question]
         async with self._chat.session() as session:
             call = _Call(session, [], None, on_wait)
             outcome = await self._chat.ask(session, parts)
@@ -326,11 +369,15 @@ class EndpointResponder:
 
     def _parts(self, request: Request) -> list[dict[str, Any]]:
         """A request as the parts of a chat message."""
-        images: list[dict[str, Any]] = []
+        frames: list[Image.Image] = []
         if request.timeline is not None:
             pixels = self.sampler(request.timeline, request.view).pixels.permute(0, 2, 3, 1)  # [N, H, W, 3]
-            images = [image_part(Image.fromarray(frame.numpy())) for frame in pixels]
-        return [*images, text_part(request.text)]
+            frames = [Image.fromarray(frame.numpy()) for frame in pixels]
+        return [*self._seen(frames), text_part(request.text)]
+
+    def _seen(self, frames: Sequence[Image.Image]) -> list[dict[str, Any]]:
+        """Frames as parts of a chat message."""
+        return [video_part(frames)] if frames and self.as_video else [image_part(frame) for frame in frames]
 
 
 def _probe_picture() -> Image.Image:
