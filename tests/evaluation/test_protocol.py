@@ -183,6 +183,17 @@ def test_a_table_says_what_its_differences_are_worth() -> None:
     assert pairs_of("abcd") == [(0, 1), (0, 2), (0, 3), (1, 2), (2, 3)]
 
 
+def test_only_what_was_measured_now_and_of_all_alike_is_compared() -> None:
+    stale = {("mlvu", "the video"): answers("AB", "AA"), ("lvbench", "no video"): answers("A", "A")}
+    runs = [run("base", 50.0, ONE, answers={**stale, ("lvbench", "the video"): answers("AB", "AA")}),
+            run("stage1", 50.0, ONE, answers={("lvbench", "the video"): answers("BA", "AA")})]  # fmt: skip
+    found = comparison(runs)["tables"][0]["differences"]
+    assert [(each["benchmark"], each["first"]) for each in found] == [("LVBench", "base")]
+    other = run("stage2", 50.0, replace(ONE, limit=3), answers={("lvbench", "the video"): answers("AAA", "AAA")})
+    found = comparison([*runs, other], mixed_protocols=True)["tables"][0]["differences"]
+    assert [each["second"] for each in found] == ["Stage 1"], "the third was asked other questions"
+
+
 def test_repeats_are_a_mean_of_each_question() -> None:
     suite = suites()["lvbench"]
     sampled = [line for i, letters in enumerate(("AAB", "ABB", "AAB", "AAA"))

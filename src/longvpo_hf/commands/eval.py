@@ -31,7 +31,7 @@ def evaluate(
     limit: PositiveInt | None = None,
     max_new_tokens: str | None = None,
     backend: Literal["transformers", "vllm", "openai"] = "transformers",
-    base_url: str = "",
+    base_url: str | None = None,
     api_key_env: str | None = None,
     baselines: bool = False,
     repeats: PositiveInt = 1,
@@ -48,8 +48,8 @@ def evaluate(
     Args:
         models: Folder or name on the Hub of a model or a LoRA adapter. Several stand side by side in the table;
             STAGE=MODEL gives one a name, e.g. base=… stage1=… stage2=…
-        tasks: Suites, of longvideobench, mlvu, videomme (without and with subtitles), mvbench, lvbench, mlvu_test,
-            videomme_v2, videoevalpro, cgbench, timescope, longtimescope, tvbench.
+        tasks: Suites with commas between them; videomme is asked without and with subtitles. A name that is none of
+            them, e.g. `--tasks all`, lists them.
         frames: Numbers of frames, e.g. 64,128,512. None: as each model was trained.
         data_root: Folder of annotations and videos. None: HF_HOME, as for lmms-eval.
         output: Folder of the results.
@@ -63,7 +63,7 @@ def evaluate(
             answer.
         backend: Who runs the models: this process, or a server at --base-url, which is sent our own frames: vllm as one
             video, openai (any compatible server) as pictures. A model is served under the name given here.
-        base_url: Address of the server, e.g. http://localhost:8000/v1.
+        base_url: Address of the server, e.g. http://localhost:8000/v1. None: no server is asked.
         api_key_env: Variable that holds the server's key. None: none, but for api.openai.com (OPENAI_API_KEY).
         baselines: Ask the same questions also without the video, with one frame, and with its frames in another order:
             what of a score is owed to the video.
@@ -107,7 +107,7 @@ def evaluate(
         decoding=decoding,
         repeats=repeats,
         mixed_protocols=mixed_protocols,
-        server=None if backend == "transformers" else Server(backend, base_url, api_key_env),
+        server=None if backend == "transformers" else Server(backend, base_url or "", api_key_env),
     )
     if run_evaluation(contestants, asked, root, output, settings):
         print(f"\n{(output / 'table.md').read_text(encoding='utf-8')}")

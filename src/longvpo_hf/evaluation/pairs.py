@@ -26,13 +26,18 @@ def compared(suite: Suite, first: Sequence[Answer], second: Sequence[Answer]) ->
     Raises:
         ConfigError: If they were not asked the same questions.
     """
-    asked, others = ({_question(answer): answer["answer"] for answer in each} for each in (first, second))
-    if asked != others:
+    if not same_questions(first, second):
         raise ConfigError(
-            f"{suite.name}: only answers to the same questions can be compared; of {len(asked)} and {len(others)} "
-            f"{len(asked.items() & others.items())} are the same."
+            f"{suite.name}: only answers to the same questions can be compared; of {len(first)} and {len(second)} some "
+            "are to others."
         )
     return difference(units_of(suite, first), units_of(suite, second))
+
+
+def same_questions(first: Sequence[Answer], second: Sequence[Answer]) -> bool:
+    """Whether two models were asked the same questions, with the same right answers."""
+    asked, others = ({_question(answer): answer["answer"] for answer in each} for each in (first, second))
+    return asked == others
 
 
 def units_of(suite: Suite, answers: Sequence[Answer]) -> list[Unit]:
@@ -53,10 +58,10 @@ def _question(answer: Answer) -> tuple[str, int]:
     return answer["task"], answer["row"]
 
 
-def pairs_of(labels: Sequence[str]) -> list[tuple[int, int]]:
+def pairs_of(models: Sequence[object]) -> list[tuple[int, int]]:
     """Which models of a table are compared: each with the first, and each with the one before it."""
-    found = [(0, i) for i in range(1, len(labels))]
-    return found + [(i - 1, i) for i in range(2, len(labels))]
+    found = [(0, i) for i in range(1, len(models))]
+    return found + [(i - 1, i) for i in range(2, len(models))]
 
 
 def difference_row(title: str, first: str, second: str, found: Difference) -> dict[str, Any]:

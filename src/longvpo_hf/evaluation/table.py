@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.pairs import Answer, compared, difference_row, pairs_of
+from longvpo_hf.evaluation.pairs import Answer, compared, difference_row, pairs_of, same_questions
 from longvpo_hf.evaluation.pairs import to_markdown as differences_to_markdown
 from longvpo_hf.evaluation.paper import PAPER, PAPER_FRAMES, PaperModel, paper_model
 from longvpo_hf.evaluation.protocol import BASELINES, THE_VIDEO, Protocol
@@ -109,6 +109,10 @@ class EvalRun:
         """
         task = self.task(name, shown)
         return None if task is None else task.get("official" if parser == "official" else suites()[name].headline)
+
+    def answers_to(self, name: str, shown: str = THE_VIDEO) -> Sequence[Answer]:
+        """Its answers to a suite that it was measured on; none where they are not there."""
+        return self.answers.get((name, shown), ()) if self.task(name, shown) is not None else ()
 
     def protocol(self, name: str, parser: str, shown: str = THE_VIDEO) -> Protocol | None:
         """How a score was measured; None where it was not, or by an earlier version."""
@@ -226,16 +230,16 @@ def _differences(runs: Sequence[EvalRun]) -> list[dict[str, Any]]:
     """Of each suite the models with one another, and each with what it says without the video."""
     rows = []
     for name, suite in suites().items():
-        known = [run for run in runs if (name, THE_VIDEO) in run.answers]
-        for i, j in pairs_of([run.stage for run in known]):
-            found = compared(suite, known[i].answers[name, THE_VIDEO], known[j].answers[name, THE_VIDEO])
-            rows.append(difference_row(suite.title, _label(known[i].stage), _label(known[j].stage), found))
-        for run in known:
-            for shown in BASELINES:
-                if (name, shown) in run.answers:
-                    found = compared(suite, run.answers[name, shown], run.answers[name, THE_VIDEO])
-                    label = _label(run.stage)
-                    rows.append(difference_row(suite.title, f"{label} with {shown}", label, found))
+        known = [(_label(run.stage), answers) for run in runs if (answers := run.answers_to(name))]
+        pairs = [(known[i], known[j]) for i, j in pairs_of(known)]
+        for run in runs:
+            label, whole = _label(run.stage), run.answers_to(name)
+            less = [(f"{label} with {shown}", run.answers_to(name, shown)) for shown in BASELINES]
+            pairs += [((what, answers), (label, whole)) for what, answers in less if answers and whole]
+        for (first, theirs), (second, ours) in pairs:
+            # Under --mixed-protocols models may have been asked different questions: these have no difference.
+            if same_questions(theirs, ours):
+                rows.append(difference_row(suite.title, first, second, compared(suite, theirs, ours)))
     return rows
 
 
