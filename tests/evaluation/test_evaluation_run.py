@@ -38,7 +38,7 @@ from longvpo_hf.evaluation.suites import suites
 from longvpo_hf.evaluation.task_files import task_names, tasks_folder
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.publishing.model_card import write_model_card
-from longvpo_hf.record import ModelRecord, Sampling, Source
+from longvpo_hf.record import ModelRecord, Sampling, Source, read_record
 from longvpo_hf.responders import LocalResponder, Request
 from longvpo_hf.training.config import LongVPOConfig
 
@@ -344,6 +344,20 @@ def test_models_that_see_videos_otherwise_are_refused_before_they_answer(root: P
     assert result.exit_code == 2
     assert "m1 and m0 would not be measured alike: at most 8 frames, 2 a second" in result.output
     assert "m0 lacks weights" in longvpo_eval(*arguments, "--fps", "1").output, "asked alike, they are looked at"
+
+
+def test_a_checkpoint_with_a_record_gets_its_results(root: Path, model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "trained")
+    write_model_card(folder, ModelRecord("trained", "me/trained", Source("base"), Sampling(2)))
+    arguments = (folder, "--tasks", "lvbench", "--data-root", root, "--output", tmp_path / "out")
+    assert longvpo_eval(*arguments, "--limit", "1").exit_code == 0
+    assert not (folder / ".eval_results").exists(), "of a few questions"
+    assert longvpo_eval(*arguments).exit_code == 0
+    record = read_record(folder, ModelRecord)
+    assert record is not None
+    assert [(each.metric_name, each.metric_value) for each in record.evaluations] == [("LVBench, 2 frames", 50.0)]
+    assert "greedy, at most 32 tokens" in str(record.evaluations[0].metric_args)
+    assert (folder / ".eval_results/lvbench.yaml").is_file()
 
 
 def test_a_published_protocol_is_followed_and_said(root: Path, model: Path, tmp_path: Path) -> None:

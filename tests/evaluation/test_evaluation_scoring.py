@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import NormalDist, correlation, stdev
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ import yaml
 
 import benchmark_doubles as doubles
 from longvpo_hf.evaluation import scoring
+from longvpo_hf.evaluation.differences import Unit, difference
 from longvpo_hf.evaluation.longvideo_mcq.answers import without_reasoning
 from longvpo_hf.evaluation.scoring import Record, headline, official, summary
 from longvpo_hf.evaluation.subtitles import Subtitle, read_srt, shown_at
@@ -263,7 +265,7 @@ def test_official_scores_of_further_suites_are_those_of_lmms_eval(builtin: Calla
         "The best option is",
     ]
     crumbs += ["The correct option is", "Best answer:", "x", "x y z", "Z", "(", ")", ".", " ", "because it is so"]
-    replies = [" ".join(rng.choices(crumbs, k=rng.randint(0, 8))) for _ in range(3000)]
+    replies = [" ".join(rng.choices(crumbs, k=rng.randint(0, 8))) for _ in range(1200)]
     key = Path(__file__).with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()
     replies += [without_reasoning(json.loads(line)["reply"]) for line in key]
     short, long, second, pro, clues, order = map(
@@ -327,6 +329,27 @@ def test_group_scores_of_videomme_v2_are_those_of_lmms_eval(builtin: Callable[[s
     for bad in ({"group_type": "other"}, {"group_type": "logic", "group_structure": "__import__('os')"}):
         with pytest.raises(ValueError, match="a group is of the type relevance, or logic with a structure among"):
             suite.question({**doubles.videomme_v2_rows()[0], **bad})
+
+
+def test_errors_and_numbers_of_questions_are_those_of_lmms_eval_s_tools() -> None:
+    from lmms_eval.api.metrics import clustered_stderr, paired_ttest, power_analysis
+
+    rng = random.Random(0)
+    chances = [rng.random() for _ in range(400)]
+    first, second = ([100.0 * (rng.random() < chance * ease) for chance in chances] for ease in (0.8, 0.9))
+    z = NormalDist().inv_cdf(0.995) + NormalDist().inv_cdf(0.8)
+    alone = difference(*([Unit(str(i), "", str(i), x) for i, x in enumerate(each)] for each in (first, second)))
+    theirs = paired_ttest(second, first)
+    assert alone.points == pytest.approx(theirs["mean_diff"])
+    assert alone.detectable_points == pytest.approx(z * theirs["se_diff"])
+    power = power_analysis(
+        abs(theirs["mean_diff"]), stdev(first), stdev(second), alpha=0.01, correlation=correlation(first, second)
+    )
+    assert alone.needed == power["min_n"]
+    together = difference(*([Unit(str(i), "", str(i // 4), x) for i, x in enumerate(each)] for each in (first, second)))
+    changes = [b - a for a, b in zip(first, second, strict=True)]
+    error = clustered_stderr(changes, [i // 4 for i in range(400)])
+    assert together.detectable_points == pytest.approx(z * error, rel=0.01)  # theirs divides by n, ours by V - 1
 
 
 def test_prompts_are_those_of_lmms_eval(builtin: Callable[[str], Any]) -> None:

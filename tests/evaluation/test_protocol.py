@@ -25,7 +25,7 @@ from longvpo_hf.evaluation.protocol import (
     questions_digest,
 )
 from longvpo_hf.evaluation.results import add_to_checkpoint, write_hub_results
-from longvpo_hf.evaluation.run import Settings
+from longvpo_hf.evaluation.run import Settings, _Alike
 from longvpo_hf.evaluation.suites import suites
 from longvpo_hf.evaluation.table import EvalRun, comparison, to_markdown
 from longvpo_hf.record import EvaluationRecord, ModelRecord, Sampling, Source, read_record, weights_digest, write_record
@@ -146,6 +146,20 @@ def test_one_protocol_has_one_line() -> None:
     text = to_markdown(comparison([run("base", 40.0, ONE), run("stage1", 41.0, ONE)]))
     assert f"| LVBench, ours | 40.0 measured | 41.0 (+1.0) measured | `{ONE.hash}` |" in text
     assert text.count("bfloat16, transformers") == 1
+
+
+def test_a_model_that_would_be_measured_otherwise_is_refused_before_it_answers() -> None:
+    alike = _Alike(mixed=False)
+    alike.protocol("base", 8, ONE)
+    alike.protocol("stage1", 8, replace(ONE))
+    alike.protocol("stage1", 16, replace(ONE, sampling="at most 16 frames"))  # stands in another table
+    with pytest.raises(
+        ConfigError, match="lvbench: stage2 and base would not be measured alike: dtype float32 ≠ bfloat16"
+    ):
+        alike.protocol("stage2", 8, replace(ONE, dtype="float32"))
+    mixed = _Alike(mixed=True)
+    for protocol in (ONE, replace(ONE, dtype="float32")):
+        mixed.protocol("any", 8, protocol)
 
 
 # ------------------------------------------------------------------------------------------------------- differences

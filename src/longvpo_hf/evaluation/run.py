@@ -190,7 +190,10 @@ def evaluate(
             write_results(results, output, settings.mixed_protocols)
             if not settings.limit:
                 mine = [run for run in table_runs(results, output) if run.stage == contestant.label]
-                add_to_checkpoint(contestant.checkpoint, mine)
+                try:
+                    add_to_checkpoint(contestant.checkpoint, mine)
+                except OSError as error:  # a folder that only others may write to: the results are in `output` too
+                    print(f"{contestant.label}: its record cannot be given the results: {error}", file=sys.stderr)
     return results
 
 
