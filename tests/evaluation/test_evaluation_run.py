@@ -487,16 +487,7 @@ def test_every_task_file_is_a_task_or_a_group() -> None:
 
 def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Path) -> None:
     """And draw the answers that one process draws, in batches of another size."""
-    sampled = [
-        "--tasks",
-        "mlvu,videomme_v2,cgbench",
-        "--data-root",
-        str(root),
-        "--frames",
-        "2",
-        "--max-new-tokens",
-        "4",
-    ]
+    sampled = ["--tasks", "mlvu", "--data-root", str(root), "--frames", "2", "--max-new-tokens", "4"]
     sampled += ["--temperature", "4", "--decoding-seed", "5"]
     alone = longvpo_eval(f"one={model}", *sampled, "--batch-size", "4", "--output", tmp_path / "alone")
     assert alone.exit_code == 0, alone.output
@@ -516,9 +507,7 @@ def test_two_processes_share_the_questions(root: Path, model: Path, tmp_path: Pa
     assert scores["tasks"]["mlvu"]["protocol"]["ours"]["decoding"] == "sampled at temperature 4, seed 5"
     assert scores["tasks"]["mlvu"]["n"] == 9
     audits = [lines(path) for path in sorted((tmp_path / "cache/runs/longvpo").glob("rank_*.audit.jsonl"))]
-    counts = [len({(line["task_name"], line["doc_id"]) for line in audit}) for audit in audits]
-    assert sum(counts) == 9 + 8 + 2
-    assert min(counts) >= 8, "each answered about half of them"
+    assert sorted(len({line["doc_id"] for line in audit}) for audit in audits) == [4, 5]
 
 
 # ----------------------------------------------------------------------------------------------------------- the model
