@@ -7,16 +7,22 @@ inside it when they reach their bound. Pure Python: builders, responders, traini
 from __future__ import annotations
 
 import re
+from typing import Literal
 
-#: A tag that opens or closes a model's reasoning, as Qwen, GLM, DeepSeek and InternVL write it, Seed, Magistral, Kimi,
+#: What opens and closes a model's reasoning, as Qwen, GLM, DeepSeek and InternVL write it, Seed, Magistral, Kimi,
 #: Cohere, Gemma and gpt-oss.
-TAG = re.compile(
-    r"(?P<close></(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
-    r"|<channel\|>|<\|channel\|>final[^<]{0,20}(?:<\|constrain\|>\w*)?<\|message\|>)"
-    r"|<(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[THINK\]|◁think▷|<\|START_THINKING\|>"
-    r"|<\|channel>thought|<\|channel\|>(?:analysis|commentary)[^<]{0,20}<\|message\|>",
-    re.IGNORECASE,
+OPENING = (
+    r"<(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[THINK\]|◁think▷|<\|START_THINKING\|>"
+    r"|<\|channel>thought|<\|channel\|>(?:analysis|commentary)[^<]{0,20}<\|message\|>"
 )
+CLOSING = (
+    r"</(?:think|thinking|thought|analysis|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
+    r"|<channel\|>|<\|channel\|>final[^<]{0,20}(?:<\|constrain\|>\w*)?<\|message\|>"
+)
+TAG = re.compile(f"(?P<close>{CLOSING})|{OPENING}", re.IGNORECASE)
+
+AnswerReasoning = Literal["keep", "drop"]
+"""What training does with reasoning in the rows' answers."""
 
 
 class CutOff(str):
@@ -51,3 +57,8 @@ def opened_reasoning(prompt: str) -> str:
     """The tag that opens reasoning in a text and is not closed there; "" where there is none."""
     tags = list(TAG.finditer(prompt))
     return tags[-1][0] if tags and not tags[-1]["close"] else ""
+
+
+def parts_of(reply: str) -> list[str]:
+    """What stands before, between and after the tags around reasoning, but for nothing and blanks."""
+    return [part for text in TAG.sub("\0", reply).split("\0") if (part := text.strip())]

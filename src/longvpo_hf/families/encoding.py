@@ -25,8 +25,9 @@ import torch
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import family_of
 from longvpo_hf.families.refused import refusal
-from longvpo_hf.families.templates import thinking_switch
+from longvpo_hf.families.templates import prompt_before, thinking_switch
 from longvpo_hf.frames import Frames
+from longvpo_hf.reasoning import TAG, AnswerReasoning, parts_of, without_reasoning
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -64,6 +65,7 @@ class PromptEncoder:
     Args:
         processor: A transformers processor of a video model, with its chat template.
         thinking: Whether prompts ask for reasoning before the answer; None leaves it to the template.
+        answer_reasoning: Whether the reasoning in given answers is kept, as the template renders it, or dropped.
 
     Attributes:
         switch: What the template is told of it; see `thinking_switch`.
@@ -73,7 +75,9 @@ class PromptEncoder:
             no switch for reasoning and `thinking` is not None.
     """
 
-    def __init__(self, processor: ProcessorMixin, thinking: bool | None = None) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, thinking: bool | None = None, answer_reasoning: AnswerReasoning = "keep"
+    ) -> None:
         reason = refusal(processor)
         if reason is not None:
             raise ModelError(f"{type(processor).__name__}: {reason} docs/families.md lists models that can be.")
@@ -85,6 +89,7 @@ class PromptEncoder:
             )
         self.processor = processor
         self.switch = thinking_switch(processor, thinking)
+        self.answer_reasoning = answer_reasoning
         self._family = family_of(processor)
         feature = self._family.feature_token
         #: Tokens that stand for pictures and videos, and must not be in anybody's text.
@@ -96,8 +101,19 @@ class PromptEncoder:
                 f"videos failed: {reason}. Choose a model of a listed family, or add this one as that page says."
             )
 
-    def encode(self, frames: Frames | None, prompts: Sequence[Sequence[Message]]) -> EncodedPrompts:
+    def encode(
+        self,
+        frames: Frames | None,
+        prompts: Sequence[Sequence[Message]],
+        answers: Sequence[Sequence[str]] | None = None,
+    ) -> EncodedPrompts:
         """Encodes prompts that are all about `frames` (None: about no video).
+
+        Args:
+            frames: What they are about.
+            prompts: Messages of each.
+            answers: The answers that follow each, where they are known: a template that writes empty reasoning before
+                them writes it into the prompt. See `encode_texts`.
 
         The video goes before the text of the first user message. The processor sees it once, with the first prompt;
         the text that it writes in place of the video is then put into the other prompts, which are only tokenized.
@@ -105,7 +121,10 @@ class PromptEncoder:
         Raises:
             ModelError: If no message is the user's, or one contains a placeholder of the processor.
         """
-        texts = [self._render(messages, frames is not None) for messages in prompts]
+        texts = [
+            self._conversations(messages, following, frames is not None)[0]
+            for messages, following in zip(prompts, answers or [()] * len(prompts), strict=True)
+        ]
         first = self._process(texts[0], frames)
         ids = [first["input_ids"][0].tolist()]
         types = [first["mm_token_type_ids"][0].tolist()] if "mm_token_type_ids" in first else None
@@ -117,44 +136,97 @@ class PromptEncoder:
         return EncodedPrompts(ids, types, {key: value for key, value in first.items() if key not in _TEXT_KEYS})
 
     def encode_answer(self, prompt: str | Sequence[Message], answer: str) -> list[int]:
-        """Token ids of an assistant's answer about a video, with what the chat template writes after it.
+        """Token ids of an assistant's only answer about a video; see `encode_texts`."""
+        return self.encode_texts(prompt, [answer])[1][0]
+
+    def encode_texts(
+        self, prompt: str | Sequence[Message], answers: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Token ids of a prompt with its video as one placeholder, and of the assistant's answers to it.
 
         Args:
-            prompt: The messages before it, or the text of a single question.
-            answer: The answer.
+            prompt: The messages before them, or the text of a single question.
+            answers: Each an answer of its own.
 
-        Prompt and answer together are the tokens of the whole conversation. Where these would merge the prompt's end
-        with the answer's start, the answer starts at the prompt's end, as it does when a model generates it.
+        Prompt and answer together are the tokens of the whole conversation, with what the template writes after the
+        answer. Where the template writes empty reasoning before all of the answers, that is the prompt's. Where the
+        tokens would merge the prompt's end with an answer's start, the answer starts at the prompt's end, as it does
+        when a model generates it.
 
         Raises:
-            ModelError: If the template renders the prompt differently once an answer follows, a text contains a
-                placeholder of the processor, or the tokenizer has no ids for the answer that follow the prompt's.
+            ModelError: If the template renders the prompt differently once an answer follows, or leaves reasoning out
+                that is to be kept; if an answer ends inside its reasoning; if a text contains a placeholder of the
+                processor; if the tokenizer has no ids for an answer that follow the prompt's.
         """
-        return self.encode_texts(prompt, answer)[1]
-
-    def encode_texts(self, prompt: str | Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-        """Token ids of a prompt with its video as one placeholder, and of the answer; see `encode_answer`."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         # Rendered with a video, like the prompt: SmolVLM's processor has another template for texts alone.
-        turns = self._turns(messages, with_video=True)
-        before = self._written(turns, add_generation_prompt=True)
-        assistant = {"role": "assistant", "content": self._content(answer)}
-        whole = self._written([*turns, assistant])
-        if not whole.startswith(before):
-            raise ModelError(
-                f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
-                f"follows: {before[-60:]!r} is not how {whole[:200]!r} goes on. Use a template that only appends."
-            )
-        prompt_ids, whole_ids = self._tokenize(before), self._tokenize(whole)
+        before, wholes = self._conversations(messages, answers, with_video=True)
+        prompt_ids = self._tokenize(before)
+        return prompt_ids, [self._answer_ids(prompt_ids, before, whole) for whole in wholes]
+
+    def _answer_ids(self, prompt_ids: list[int], before: str, whole: str) -> list[int]:
+        whole_ids = self._tokenize(whole)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
-            return prompt_ids, whole_ids[len(prompt_ids) :]
+            return whole_ids[len(prompt_ids) :]
         answer_ids = self._tokenize(whole[len(before) :])
         if self._text(prompt_ids + answer_ids) != self._text(whole_ids):  # a space put before the answer, for one
             raise ModelError(
                 f"{type(self.processor.tokenizer).__name__} merges the prompt's end {before[-20:]!r} with the answer's "
-                f"start {answer[:20]!r}, and reads the answer alone as another text: drop what the answer starts with."
+                f"start {whole[len(before) :][:20]!r}, and reads the answer alone as another text: drop what the "
+                "answer starts with."
             )
-        return prompt_ids, answer_ids
+        return answer_ids
+
+    def _conversations(
+        self, messages: Sequence[Message], answers: Sequence[str], with_video: bool
+    ) -> tuple[str, list[str]]:
+        """The prompt's text, and of each answer the whole conversation, which starts with it."""
+        turns = self._turns(messages, with_video)
+        asked = self._rendered(turns, asking=True)
+        wholes = [self._whole(turns, answer) for answer in answers]
+        if not wholes:
+            return asked, []
+        if len(set(wholes)) < len(wholes):
+            raise ModelError(f"The answers are one and the same as the template renders them: {answers[0][:80]!r}.")
+        candidates = prompt_before(asked, wholes)
+        if not candidates:
+            raise ModelError(
+                f"The chat template of {type(self.processor).__name__} renders a prompt differently once an answer "
+                f"follows: {asked[-60:]!r} is not how {wholes[0][:200]!r} goes on. Use a template that only appends."
+            )
+        return next((before for before in candidates if self._starts(before, wholes)), candidates[0]), wholes
+
+    def _starts(self, before: str, wholes: Sequence[str]) -> bool:
+        """Whether the prompt's tokens are the first of each conversation's."""
+        ids = self._tokenize(before)
+        return all(self._tokenize(whole)[: len(ids)] == ids for whole in wholes)
+
+    def _whole(self, turns: Sequence[Mapping[str, Any]], answer: str) -> str:
+        """The conversation with an answer, its reasoning kept or dropped."""
+        text, parts = answer, parts_of(answer)
+        if TAG.search(answer):
+            text = without_reasoning(answer)
+            if not text:
+                raise ModelError(
+                    f"The answer {answer[:80]!r} ends inside its reasoning, or with it: leave its row out."
+                )
+        if self.answer_reasoning == "drop" or text == answer:
+            return self._rendered([*turns, {"role": "assistant", "content": self._content(text)}])
+        fields = dict.fromkeys(("reasoning", "reasoning_content"), parts[0])
+        for message in ({"content": self._content(answer)}, {"content": self._content(text), **fields}):
+            whole = self._rendered([*turns, {"role": "assistant", **message}])
+            if all(part in whole for part in parts):
+                return whole
+        raise ModelError(
+            f"The chat template of {type(self.processor).__name__} leaves out reasoning of the answer "
+            f"{answer[:80]!r}: set answer_reasoning='drop', or a template that renders it."
+        )
+
+    def _rendered(self, turns: Sequence[Mapping[str, Any]], asking: bool = False) -> str:
+        """The template's text of turns; `asking` for an answer, as the model is asked."""
+        more = {"add_generation_prompt": True, **self.switch} if asking else {}
+        text = self.processor.apply_chat_template(turns, tokenize=False, **more)
+        return self._family.written(self.processor, text)  # as the processor would tokenize it
 
     def _content(self, text: str) -> list[dict[str, str]]:
         for token in self.placeholders:
@@ -164,14 +236,6 @@ class PromptEncoder:
                     "a picture or a video; remove it from the text."
                 )
         return [{"type": "text", "text": text}]
-
-    def _render(self, messages: Sequence[Message], with_video: bool) -> str:
-        return self._written(self._turns(messages, with_video), add_generation_prompt=True, **self.switch)
-
-    def _written(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The turns by the chat template, as the processor would tokenize them."""
-        text = self.processor.apply_chat_template(turns, tokenize=False, **options)
-        return self._family.written(self.processor, text)
 
     def _turns(self, messages: Sequence[Message], with_video: bool) -> list[dict[str, Any]]:
         """The messages as a chat template takes them, with the video before the first text of the user."""
@@ -305,7 +369,7 @@ def _visual_in_trial(encoder: PromptEncoder, frames: Frames) -> dict[str, torch.
     """
     processor, prompts = encoder.processor, [[{"role": "user", "content": text}] for text in ("Who?", "What then?")]
     encoded = encoder.encode(frames, prompts)
-    own = encoder._process(encoder._render(prompts[1], with_video=True), frames)
+    own = encoder._process(encoder._conversations(prompts[1], (), with_video=True)[0], frames)
     if encoded.input_ids[1] != own["input_ids"][0].tolist():
         raise ModelError("it makes other tokens of a second prompt about a video than its template and tokenizer do")
     if encoder._video_settings:

@@ -5,15 +5,18 @@ A template is asked by rendering with it, never by its name: those of one family
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longvpo_hf.errors import ModelError
-from longvpo_hf.reasoning import TAG, opened_reasoning
+from longvpo_hf.reasoning import CLOSING, OPENING, TAG, opened_reasoning
 
 #: Variables that templates read as the switch: of Qwen, GLM, Gemma and most others; of DeepSeek, Granite and Kimi.
 _SWITCHES = ("enable_thinking", "thinking")
 _QUESTION = "What is shown?"
+_EMPTY = re.compile(rf"\s*(?:{OPENING})\s*(?:{CLOSING})\s*", re.IGNORECASE)
+_REASONING_AT_END = re.compile(rf"(?:{OPENING})\s*(?:(?:{CLOSING})\s*)?$", re.IGNORECASE)
 
 
 def thinking_switch(templated: Any, thinking: bool | None) -> dict[str, bool]:
@@ -51,6 +54,29 @@ def may_reason(templated: Any, switch: Mapping[str, bool]) -> bool:
     prompt = _generation_prompt(templated, switch)
     is_closed = bool(TAG.search(prompt)) and not opened_reasoning(prompt)
     return bool(TAG.search(str(templated.chat_template))) and not is_closed
+
+
+def prompt_before(asked: str, wholes: Sequence[str]) -> list[str]:
+    """Where a prompt may end that answers follow, the best first; nowhere if the template then writes it otherwise.
+
+    Templates that open the reasoning in the prompt close it where an answer has none, or write none at all. Empty
+    reasoning before all answers is the prompt's, as it is where thinking is turned off.
+
+    Args:
+        asked: The prompt as it is before a model answers.
+        wholes: The conversation with each answer.
+    """
+    base = _REASONING_AT_END.sub("", asked)
+    if not all(whole.startswith(base) for whole in wholes):
+        return []
+    ends = [base]
+    if asked != base and all(whole.startswith(asked) for whole in wholes):
+        ends = [asked, asked.rstrip(), base]
+    empty = {match[0] if (match := _EMPTY.match(whole, len(base))) else "" for whole in wholes}
+    if len(empty) == 1 and "" not in empty:
+        block = empty.pop()
+        ends = [base + block, base + block.rstrip(), *ends]  # line breaks may merge with those of an answer
+    return ends
 
 
 def _generation_prompt(templated: Any, switch: Mapping[str, bool]) -> str:

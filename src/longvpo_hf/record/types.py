@@ -214,6 +214,7 @@ class TrainingRecord:
         precision: `bf16`, `fp16` or `fp32`.
         tree_packing: Whether the model was scored in one packed sequence per timeline.
         num_processes: Processes that trained together.
+        answer_reasoning: Whether reasoning in the answers was kept or dropped.
         num_steps: Optimizer steps so far.
         num_epochs: Epochs so far.
     """
@@ -238,6 +239,7 @@ class TrainingRecord:
     gradient_checkpointing: bool = False
     tree_packing: bool = False
     pairs_per_timeline: int = 1
+    answer_reasoning: str = "keep"
     max_length: int | None = None
     seed: int = 0
     num_steps: int = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longvpo_hf.errors import ConfigError, DatasetError, ModelError
 from longvpo_hf.families import context_tokens, family_of, model_config
 from longvpo_hf.preference import ROW_PROBLEMS, RowError, VideoPreference, undecoded
+from longvpo_hf.reasoning import TAG
 from longvpo_hf.training.collator import VideoPreferenceCollator
 from longvpo_hf.training.config import LongVPOConfig, OnBadRow
 
@@ -222,7 +223,8 @@ class _Checks:
         """What is wrong with the texts beside a video of at least so many tokens.
 
         Rendering and tokenizing takes milliseconds, so a row whose texts hold nothing new is not tokenized: no
-        placeholder, no start of an answer that was not tried after such a prompt, and too few bytes to be too long.
+        placeholder, no reasoning, no start of an answer that was not tried after such a prompt, and too few bytes to be
+        too long.
         """
         bounds = {"max_length": collator.max_length, "the model's context": collator.context_tokens}
         name, bound = min(bounds.items(), key=lambda item: math.inf if item[1] is None else item[1])
@@ -231,14 +233,15 @@ class _Checks:
         texts = "".join([*(message["content"] for message in preference.prompt), *answers])
         starts = {(*roles, answer[:_START_CHARACTERS]) for answer in answers}
         fits = bound is None or len(texts.encode()) + len(roles) * _TEMPLATE_TOKENS + visual <= bound
-        if fits and starts <= self._tried and not any(token in texts for token in self._placeholders):
+        is_plain = not TAG.search(texts) and not any(token in texts for token in self._placeholders)
+        if fits and starts <= self._tried and is_plain:
             return None
         try:
-            encoded = [collator.encoder.encode_texts(preference.prompt, answer) for answer in answers]
+            prompt_ids, answer_ids = collator.encoder.encode_texts(preference.prompt, answers)
         except ModelError as error:
             return "chat_template", str(error)
         self._tried |= starts
-        tokens = max(len(prompt) + len(answer) for prompt, answer in encoded) - 1 + visual
+        tokens = len(prompt_ids) + max(map(len, answer_ids)) - 1 + visual
         if bound is not None and tokens > bound:
             return "too_long", f"at least {tokens} tokens, {visual} of them visual, exceed {name} = {bound}"
         return None

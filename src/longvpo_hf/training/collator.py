@@ -21,6 +21,7 @@ from longvpo_hf.families.positions import visual_token_ids
 from longvpo_hf.frames import Frames, FrameSampler, Reason, UnreadableVideo
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.processes import end_with_parent
+from longvpo_hf.reasoning import AnswerReasoning
 from longvpo_hf.timeline import Timeline, View
 from longvpo_hf.training.config import LongVPOConfig, OnBadVideo, ReferenceView
 
@@ -70,6 +71,7 @@ class VideoPreferenceCollator:
         on_bad_video: See `LongVPOConfig.on_bad_video`.
         precomputed: Rows hold the reference's scores (`SCORE_COLUMNS`), known to be those of these settings. Otherwise
             such columns are ignored.
+        answer_reasoning: See `LongVPOConfig.answer_reasoning`.
 
     Attributes:
         context_tokens: Maximum tokens the model was made for; longer sequences are an error. None: not known.
@@ -105,8 +107,9 @@ class VideoPreferenceCollator:
         max_length: int | None = None,
         on_bad_video: OnBadVideo = "raise",
         precomputed: bool = False,
+        answer_reasoning: AnswerReasoning = "keep",
     ) -> None:
-        self.encoder = PromptEncoder(processor)
+        self.encoder = PromptEncoder(processor, answer_reasoning=answer_reasoning)
         self.pad_token_id = processor.tokenizer.pad_token_id
         self.visual_token_ids = visual_token_ids(processor)
         self.reference = reference
@@ -141,6 +144,7 @@ class VideoPreferenceCollator:
             max_length=settings.max_length,
             on_bad_video=settings.on_bad_video,
             precomputed=settings.precompute_ref_log_probs,
+            answer_reasoning=settings.answer_reasoning,
         )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
@@ -220,12 +224,13 @@ class VideoPreferenceCollator:
                 logger.warning(f"on_bad_video='skip': row {names} is left out: {error}")
                 prompts.update(dict.fromkeys(rows, error.reason))
                 continue
-            prompts.update(zip(rows, self._ask(frames, [preferences[i].prompt for i in rows]), strict=True))
+            prompts.update(zip(rows, self._ask(frames, [preferences[i] for i in rows]), strict=True))
         return [prompts[i] for i in range(len(preferences))]
 
-    def _ask(self, frames: Frames, prompts: Sequence[Sequence[Mapping[str, str]]]) -> list[_Prompt]:
-        encoded = self.encoder.encode(frames, prompts)
-        types: Sequence[list[int] | None] = encoded.mm_token_type_ids or [None] * len(prompts)
+    def _ask(self, frames: Frames, preferences: Sequence[VideoPreference]) -> list[_Prompt]:
+        answers = [_answers(preference) for preference in preferences]
+        encoded = self.encoder.encode(frames, [preference.prompt for preference in preferences], answers)
+        types: Sequence[list[int] | None] = encoded.mm_token_type_ids or [None] * len(preferences)
         pairs = zip(encoded.input_ids, types, strict=True)
         return [_Prompt(ids, kinds, encoded.visual, len(frames)) for ids, kinds in pairs]
 
@@ -242,10 +247,10 @@ class VideoPreferenceCollator:
             asked = [self._stand_in(preferences[0])]
         videos = list({id(prompt.visual): prompt for _, prompt in asked}.values())
         index = {id(prompt.visual): number for number, prompt in enumerate(videos)}
+        pairs = [self.encoder.encode_texts(preference.prompt, _answers(preference))[1] for preference, _ in asked]
         sequences = []  # (prompt, answer ids), chosen first
-        for answers in ("chosen", "rejected"):
-            for preference, prompt in asked:
-                answer = self.encoder.encode_answer(preference.prompt, getattr(preference, answers))
+        for answers in zip(*pairs, strict=True):
+            for (preference, prompt), answer in zip(asked, answers, strict=True):
                 sequences.append((prompt, answer))
                 self._check_length(preference, prompt, len(answer), setting)
         batch: Batch = {
@@ -268,7 +273,7 @@ class VideoPreferenceCollator:
 
     def _stand_in(self, preference: VideoPreference) -> tuple[VideoPreference, _Prompt]:
         frames = Frames(torch.zeros(2, 3, 56, 56, dtype=torch.uint8), (0.25, 0.75), (0, 0), 1.0)
-        return preference, self._ask(frames, [preference.prompt])[0]
+        return preference, self._ask(frames, [preference])[0]
 
     def _visual_tokens(self, prompt: _Prompt) -> int:
         return sum(token in self.visual_token_ids for token in prompt.ids)
@@ -285,6 +290,10 @@ class VideoPreferenceCollator:
                     f"tokens are never truncated: lower {setting} (below {prompt.num_frames}), fps or max_pixels"
                     f"{longer}."
                 )
+
+
+def _answers(preference: VideoPreference) -> tuple[str, str]:
+    return preference.chosen, preference.rejected
 
 
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from trl import DPOConfig
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.reasoning import AnswerReasoning
 
 ReferenceView = Literal["row", "anchor", "full"]
 OnBadVideo = Literal["raise", "skip"]
@@ -63,6 +64,10 @@ class LongVPOConfig(DPOConfig):
             before training, without opening a video: `"raise"` ends the run with all that was found, `"skip"` leaves
             these rows out and logs them. Of a stream, the first 256 rows are looked over
             before training and each row when it comes.
+        answer_reasoning (`str`, *optional*, defaults to `"keep"`):
+            What happens to reasoning between tags (`<think>…</think>`) in the rows' answers: `"keep"` trains on it as
+            the chat template renders it, `"drop"` leaves it out. Where the answers of a row have none, the empty
+            reasoning that some templates write before them is part of the prompt: no loss is on it.
         max_nonfinite_steps (`int`, *optional*, defaults to `0`):
             Number of optimizer steps in a row that may have a loss or a gradient which is not finite (NaN or infinite).
             Such a step does not change the weights, and its loss is logged as NaN. One more ends the run with an error;
@@ -159,6 +164,14 @@ class LongVPOConfig(DPOConfig):
             "choices": ["raise", "skip"],
         },
     )
+    answer_reasoning: AnswerReasoning = field(
+        default="keep",
+        metadata={
+            "help": "What happens to reasoning between tags (<think>...</think>) in the rows' answers: 'keep' trains "
+            "on it as the chat template renders it, 'drop' leaves it out.",
+            "choices": ["keep", "drop"],
+        },
+    )
     max_nonfinite_steps: int = field(
         default=0,
         metadata={
@@ -195,6 +208,8 @@ class LongVPOConfig(DPOConfig):
             raise ConfigError(f"on_bad_video must be 'raise' or 'skip', got {self.on_bad_video!r}.")
         if self.on_bad_row not in ("raise", "skip"):
             raise ConfigError(f"on_bad_row must be 'raise' or 'skip', got {self.on_bad_row!r}.")
+        if self.answer_reasoning not in ("keep", "drop"):
+            raise ConfigError(f"answer_reasoning must be 'keep' or 'drop', got {self.answer_reasoning!r}.")
         if self.max_nonfinite_steps < 0:
             raise ConfigError(f"max_nonfinite_steps must be ≥ 0, got {self.max_nonfinite_steps}.")
         if isinstance(self.loss_type, str):

@@ -123,6 +123,7 @@ def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: b
         gradient_checkpointing=args.gradient_checkpointing,
         tree_packing=is_packed,
         pairs_per_timeline=args.pairs_per_timeline,
+        answer_reasoning=args.answer_reasoning,
         max_length=args.max_length,
         seed=args.seed,
         num_steps=state.global_step,

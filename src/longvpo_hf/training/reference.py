@@ -31,8 +31,8 @@ def reference_fingerprints(
 ) -> list[str]:
     """A hash, for each row, of everything its reference scores depend on.
 
-    That is its question and answers; name, size in bytes and span of the clips of its reference view; the frame budget;
-    the processor with its tokenizer and chat template; this package's version.
+    That is its question and answers; name, size in bytes and span of the clips of its reference view; the frame budget
+    and whether reasoning is dropped; the processor with its tokenizer and chat template; this package's version.
 
     Args:
         collator: Chooses the reference view and its frames.
@@ -40,12 +40,14 @@ def reference_fingerprints(
         model: Stands for the reference model, and whatever else the scores depend on.
     """
     sampler = collator.reference_sampler
-    settings = {
+    settings: dict[str, Any] = {
         "frames": [sampler.num_frames, sampler.fps, sampler.max_pixels],
         "processor": _processor_hash(collator.encoder.processor),
         "version": __version__,
         "model": model,
     }
+    if collator.encoder.answer_reasoning != "keep":
+        settings["answer_reasoning"] = collator.encoder.answer_reasoning
     sizes: dict[str, int] = {}
     hashes = []
     for row in rows:
