@@ -23,6 +23,7 @@ REASONS = {
     "question_too_long": "the question is far longer than a question",
     "names_position": "the question says where in the video its clip is",
     "refusal": "the model declined instead of asking, answering or describing",
+    "control_token": "a reply holds a model's control token (<|im_end|>, <image>) by its letters",
     "answer_too_long": "an answer is far longer than an answer",
     "cut_off": "a reply reached the bound on tokens (--max-new-tokens, --writer-max-new-tokens) before its end",
     "copied_example": "the question writer gave the example in its prompt back",

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from longvpo_hf.building.filters import check_answer, check_pair, check_question, normalise
+from longvpo_hf.building.filters import check_answer, check_caption, check_pair, check_question, normalise
 from longvpo_hf.frames import Reason
 from longvpo_hf.funnel import REASONS, Funnel
 
@@ -103,3 +103,14 @@ def test_a_log_is_of_one_run(tmp_path: Path) -> None:
 def test_a_drop_needs_a_named_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'dull' is no named reason; have"):
         Funnel(tmp_path).drop("dull")
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<image>", "<IMG_CONTEXT>", "<end_of_turn>", "[/INST]"])
+def test_a_reply_that_holds_a_control_token_is_dropped_by_name(token: str) -> None:
+    assert check_question(f"What is it{token}?") == check_answer("What?", f"A dog.{token}") == "control_token"
+    assert check_caption(f"{token} A dog.") == "control_token"
+
+
+@pytest.mark.parametrize("text", ["He types <div> and </p>.", "a < b | c > d", "[IMG 3]", "<s p>", "x[0]"])
+def test_what_only_looks_a_little_like_a_control_token_stands(text: str) -> None:
+    assert check_answer("What?", text) is None

@@ -348,6 +348,9 @@ def test_a_language_model_writes_what_it_reads(tmp_path: Path, videos: Path) -> 
     together = responder.respond([Request(text) for text in texts])
     assert together == [responder.respond([Request(text)])[0] for text in texts]  # padding changes nothing
     assert len(set(together)) > 1
+    hostile = "".join(tokenizer.all_special_tokens)  # plain text: the prompt has none of them
+    assert set(responder._encode(f"a {hostile} b")).isdisjoint(tokenizer.all_special_ids)
+    assert hostile in tokenizer.decode(responder._encode(f"a {hostile} b"))
     clip = Clip(str(videos / "v0.mp4"), 0.0, 1.0)
     with pytest.raises(ValueError, match="sees no video"):
         responder.respond([Request("?", Timeline((clip,)))])

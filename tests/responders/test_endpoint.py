@@ -57,6 +57,7 @@ from longvpo_hf.responders import (
     chat,
     endpoint,
 )
+from longvpo_hf.responders.control_tokens import holds_control_token, parted
 from longvpo_hf.timeline import Clip, Timeline, View
 
 KEY = "sk-a-secret-key"
@@ -243,6 +244,43 @@ def test_what_is_sent(serve: Serve) -> None:
         "stream": False,
     }
     assert answerer.name == f"tiny/model@{server.base_url.split('/')[2]}"
+
+
+def test_control_tokens_are_parted_for_servers_that_would_parse_them(serve: Serve) -> None:
+    server = serve(lambda call: Reply("yes"))
+    responder(server).respond([Request("A man writes <|im_end|> and <image>, then <b>.")])
+    sent = server.calls[-1].body["messages"][0]["content"][-1]["text"]
+    assert sent == "A man writes < |im_end|> and < image>, then <b>."
+
+
+@pytest.mark.parametrize("family", tiny_models.ALL)
+def test_every_special_token_of_every_family_is_known_by_its_form(family: str) -> None:
+    tokenizer = tiny_models.build(family)[1].tokenizer
+    for token in tokenizer.all_special_tokens:
+        assert holds_control_token(f"a{token}b"), token
+        assert token not in parted(f"a{token}{token}b")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *(
+            "<s>",
+            "</s>",
+            "<unk>",
+            "<bos>",
+            "<start_of_turn>",
+            "<end_of_turn>",
+            "<start_of_image>",
+            "<image_soft_token>",
+        ),
+        *("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[gMASK]", "<sop>", "<<SYS>>", "<</SYS>>", "<row_1_col_12>"),
+        *("<|begin_of_text|>", "<|eot_id|>", "<|vision_start|>", "<|tool_call|>", "<｜end▁of▁sentence｜>", "<|user|>"),
+    ],
+)
+def test_control_tokens_of_other_models_are_known_by_their_form(token: str) -> None:
+    assert holds_control_token(f"a{token}b")
+    assert not holds_control_token(parted(f"a{token}{token}b"))
 
 
 @pytest.mark.parametrize(

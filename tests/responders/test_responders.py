@@ -13,6 +13,7 @@ import torch
 
 import tiny_models
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
+from longvpo_hf.miniature.model import build_processor
 from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.responders import (
     CutOff,
@@ -121,6 +122,29 @@ def test_unreadable_videos_cost_nobody_else_an_answer(video: str, tmp_path: Path
     assert others == respond("internvl", good)
     assert isinstance(first, UnreadableVideo)
     assert isinstance(last, UnreadableVideo)
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_control_tokens_in_a_text_cost_nobody_an_answer(name: str, video: str) -> None:
+    tokens = "".join(family(name)[1].tokenizer.all_special_tokens)
+    plain, timeline = Request("Who?", Timeline((Clip(video, 0.0, 2.0),))), Timeline((Clip(video, 5.0, 7.0),))
+    hostile = [Request(f"Describe {tokens}", timeline), Request(tokens), Request(f"{tokens}\n{tokens}?", timeline)]
+    answers = respond(name, [hostile[0], plain, *hostile[1:]])
+    assert len(answers) == 4
+    assert answers[1] == respond(name, [plain])[0]
+
+
+def test_a_text_that_a_tokenizer_cannot_read_is_refused_alone() -> None:
+    """A tokenizer of whole words has its control tokens as words too."""
+    model, _ = family("internvl")
+    responder = LocalResponder(model, build_processor(), FrameSampler(4), max_new_tokens=2)
+    with pytest.raises(Unanswered) as error:
+        responder.respond([Request("Is it <video>"), Request("a")])
+    refused, answer = error.value.results
+    assert isinstance(refused, NoAnswer)
+    assert "holds a control token" in str(refused)
+    assert isinstance(answer, str)
+    assert not error.value.transient
 
 
 def test_answers_that_reached_their_bound_are_known(video: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import trainers
 from conftest import make_dataset
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.families import context_tokens
+from longvpo_hf.miniature.model import build_processor
 from longvpo_hf.preference import RowError, VideoPreference
 from longvpo_hf.training import checks
 from longvpo_hf.training.checks import RowCheck, check_rows
@@ -57,7 +58,6 @@ FAULTS: list[tuple[str, Callable[[Row], Row]]] = [
     ("malformed", lambda row: {**row, "clips": [{**row["clips"][0], "end_seconds": -1.0}], "evidence": [0]}),
     ("no_anchor", lambda row: {**row, "evidence": [], "reference": []}),
     ("too_many_clips", lambda row: {**row, "clips": row["clips"][:1] * 7, "evidence": [0], "reference": [0]}),
-    ("chat_template", lambda row: {**row, "chosen": said("<|video|> <IMG_CONTEXT> <video>")}),
     ("too_long", lambda row: {**row, "rejected": said("word " * 5000)}),
 ]
 
@@ -72,6 +72,17 @@ def test_each_fault_is_found_and_named(
     assert [(problem.kind, problem.rows) for problem in check.problems] == [(kind, (1,))]
     assert f"1 {kind} (" in str(check)
     assert "\n    row 1: " in str(check)
+
+
+def test_control_tokens_are_text_unless_the_tokenizer_has_them_as_words(preferences: list[VideoPreference]) -> None:
+    rows = rows_of(preferences, 3)
+    rows[1] = {**rows[1], "chosen": said("<|im_end|> <IMG_CONTEXT> <video>")}
+    assert not check_rows(Dataset.from_list(rows), collator()).problems
+    of_words = VideoPreferenceCollator(build_processor(), num_frames=6, fps=None, max_pixels=None, reference="anchor")
+    (problem,) = check_rows(Dataset.from_list(rows), of_words).problems
+    assert (problem.kind, problem.rows) == ("chat_template", (1,))
+    assert "holds a control token" in str(problem)
+    assert "Remove it from the text" in str(problem)
 
 
 def test_all_problems_are_said_at_once(preferences: list[VideoPreference]) -> None:

@@ -61,6 +61,25 @@ def test_visual_tokens_are_counted_once_a_timeline(preferences: list[VideoPrefer
     assert batch["visual_tokens"] == int(placeholders[0].sum() + placeholders[2].sum()) > 0
 
 
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_control_tokens_in_rows_make_no_placeholders_and_end_no_turns(
+    preferences: list[VideoPreference], family: str
+) -> None:
+    processor = tiny_models.build(family)[1]
+    hostile = "".join(processor.tokenizer.all_special_tokens)
+    plain, rows = make_dataset(preferences)[0], make_dataset(preferences)
+    row = {**plain, "prompt": [{"role": "user", "content": f"{hostile} What is it? {hostile}"}]}
+    row |= {name: [{"role": "assistant", "content": f"A {hostile}{name}"}] for name in ("chosen", "rejected")}
+    wanted, got = (collator(family)([one, rows[1]]) for one in (plain, row))
+    special = torch.tensor(processor.tokenizer.all_special_ids)
+    for before, after in ((wanted, got), (wanted["reference"], got["reference"])):
+        assert after["visual_tokens"] == before["visual_tokens"]
+        for number in range(4):
+            ids = [batch["input_ids"][number][batch["attention_mask"][number] == 1] for batch in (before, after)]
+            assert torch.equal(*(one[torch.isin(one, special)] for one in ids))
+            assert number % 2 or len(ids[0]) < len(ids[1])
+
+
 def test_travels_to_dataloader_workers(preferences: list[VideoPreference]) -> None:
     rows = make_dataset(preferences)
     here, there = collator(), pickle.loads(pickle.dumps(collator()))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from longvpo_hf.responders.control_tokens import holds_control_token
+
 #: Ten times what a long question or answer takes: beyond it the model ran on.
 MAX_QUESTION_CHARACTERS = 1000
 MAX_ANSWER_CHARACTERS = 4000
@@ -20,7 +22,8 @@ _REFUSAL = re.compile(
 _NAMES_POSITION = re.compile(
     r"\b((first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|\d+(st|nd|rd|th)|last|final|next|previous"
     r"|opening|closing) (clip|scene|segment|part of the video)"
-    r"|(beginning|start|end|middle) of the (video|clip|timeline)|(clip|scene|segment)s?\s*(number\s*|no\.?\s*)?#?\s*\d+"
+    r"|(beginning|start|end|middle) of the (video|clip|timeline)"
+    r"|(clip|scene|segment)s?\s*((number|no\.?)\s*)?(#\s*)?\d+"
     r"|at \d+:\d\d|\d+(\.\d+)? seconds? into)\b",
     re.IGNORECASE,
 )
@@ -47,6 +50,8 @@ def check_question(question: str) -> str | None:
         return "question_too_long"
     if _REFUSAL.search(question):
         return "refusal"
+    if holds_control_token(question):
+        return "control_token"
     if "?" not in question and "？" not in question:
         return "no_question"
     if _NAMES_POSITION.search(question):
@@ -62,6 +67,8 @@ def check_answer(question: str, answer: str) -> str | None:
         return "answer_too_long"
     if _REFUSAL.search(answer):
         return "refusal"
+    if holds_control_token(answer):
+        return "control_token"
     if normalise(answer) == normalise(question):
         return "repeats_question"
     return None
@@ -73,6 +80,8 @@ def check_caption(caption: str) -> str | None:
         return "empty_caption"
     if _REFUSAL.search(caption):
         return "refusal"
+    if holds_control_token(caption):
+        return "control_token"
     return None
 
 

@@ -100,7 +100,7 @@ def _first_capital(reply: str) -> str | None:
 
 def _mvbench(reply: str) -> str:
     """`mcq_acc`: the letter that starts an option's line ("A. red"), or else the first letter that is a word."""
-    if match := re.match(r"([A-E])\.\s*(.+)$", reply.strip(), re.IGNORECASE):
+    if match := re.match(r"([A-E])\.\s*\S.*$", reply.strip(), re.IGNORECASE):
         return match[1].upper()
     text = reply.replace("\n", " ").replace("\t", " ").strip()
     has_number = re.search(r"(\d)(\,)(\d)", text) is not None

@@ -15,10 +15,11 @@ from pathlib import Path
 from longvpo_hf.errors import ConfigError
 
 #: What follows the times says where on the screen the line is shown.
-_TIMES = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)[^\r\n]*")
+_TIME = r"(\d{1,9}):(\d{1,9}):(\d{1,9})[,.](\d{1,9})"
+_TIMES = re.compile(rf"{_TIME}\s*-->\s*{_TIME}[^\r\n]*")
 #: The number of the next line, on a line of its own before that line's times.
 _COUNTER = re.compile(r"\n[ \t]*\d+[ \t]*\r?\n[ \t]*$")
-_TAG = re.compile(r"</?[A-Za-z][^>]*>|\{\\[^}]*\}")
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
 
 
 @dataclass(frozen=True, slots=True)

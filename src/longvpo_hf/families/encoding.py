@@ -16,17 +16,20 @@ them: no processor samples, decodes or crops. What a processor learns of them:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils.chat_template_utils import mark_control_tokens
 
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import family_of
 from longvpo_hf.families.refused import refusal
 from longvpo_hf.families.templates import prompt_before, thinking_switch
 from longvpo_hf.frames import Frames
+from longvpo_hf.paths import shown
 from longvpo_hf.reasoning import TAG, AnswerReasoning, parts_of, without_reasoning
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_id
 
 #: Molmo2's places of the patches that are pooled into a token, counted from the video's first patch.
 _POOLED_PATCHES = "video_token_pooling"
+#: With what transformers marks the start of a control token that is to be read as text.
+_MARK = mark_control_tokens("x", re.compile("x"))[0]
 
 #: The clock that processors get: `VideoMetadata.frames_indices` are whole numbers.
 _TICKS_PER_SECOND = 1_000_000
@@ -92,8 +97,8 @@ class PromptEncoder:
         self.answer_reasoning = answer_reasoning
         self._family = family_of(processor)
         feature = self._family.feature_token
-        #: Tokens that stand for pictures and videos, and must not be in anybody's text.
-        self.placeholders = (*processor.all_special_multimodal_tokens, *([feature] if feature else []))
+        placeholders = (*processor.all_special_multimodal_tokens, *([feature] if feature else []))
+        self._control_tokens = control_tokens(processor.tokenizer, placeholders)
         self._video_settings = self._family.video_settings(processor.video_processor) or {}
         if not self._family.processor and (reason := _reason_in_trial(self)):
             raise ModelError(
@@ -119,18 +124,27 @@ class PromptEncoder:
         the text that it writes in place of the video is then put into the other prompts, which are only tokenized.
 
         Raises:
-            ModelError: If no message is the user's, or one contains a placeholder of the processor.
+            ModelError: If no message is the user's, or one holds a control token that the tokenizer cannot read as
+                text.
         """
         texts = [
             self._conversations(messages, following, frames is not None)[0]
             for messages, following in zip(prompts, answers or [()] * len(prompts), strict=True)
         ]
-        first = self._process(texts[0], frames)
-        ids = [first["input_ids"][0].tolist()]
-        types = [first["mm_token_type_ids"][0].tolist()] if "mm_token_type_ids" in first else None
+        # Processors count placeholders in what they are given, marked as text or not: they see a prompt without marks.
+        plain = self._turns([{"role": "user", "content": ""}], frames is not None)
+        seen = texts[0] if _MARK not in texts[0] else self._rendered(plain, asking=True)
+        first = self._process(seen, frames)
         video_text = first["text_replacement_offsets"][0][0]["replacement"] if frames is not None else ""
-        for text in texts[1:]:
-            ids.append(self._tokenize(text.replace(self.processor.video_token, video_text)))
+        ids: list[list[int]] = []
+        types: list[list[int]] | None = [] if "mm_token_type_ids" in first else None
+        for text in texts:
+            if text == seen:
+                ids.append(first["input_ids"][0].tolist())
+            else:
+                replacements = [video_text] if frames is not None else []
+                expanded, _ = self.processor.get_text_with_replacements([text], [], replacements, [])
+                ids.append(self._tokenize(expanded[0]))
             if types is not None:
                 types += self.processor.create_mm_token_type_ids(ids[-1:])
         return EncodedPrompts(ids, types, {key: value for key, value in first.items() if key not in _TEXT_KEYS})
@@ -155,8 +169,8 @@ class PromptEncoder:
 
         Raises:
             ModelError: If the template renders the prompt differently once an answer follows, or leaves reasoning out
-                that is to be kept; if an answer ends inside its reasoning; if a text contains a placeholder of the
-                processor; if the tokenizer has no ids for an answer that follow the prompt's.
+                that is to be kept; if an answer ends inside its reasoning; if a text holds a control token that the
+                tokenizer cannot read as text; if it has no ids for an answer that follow the prompt's.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         # Rendered with a video, like the prompt: SmolVLM's processor has another template for texts alone.
@@ -203,7 +217,7 @@ class PromptEncoder:
 
     def _whole(self, turns: Sequence[Mapping[str, Any]], answer: str) -> str:
         """The conversation with an answer, its reasoning kept or dropped."""
-        text, parts = answer, parts_of(answer)
+        text, parts = answer, [self._marked(part) for part in parts_of(answer)]
         if TAG.search(answer):
             text = without_reasoning(answer)
             if not text:
@@ -228,14 +242,25 @@ class PromptEncoder:
         text = self.processor.apply_chat_template(turns, tokenize=False, **more)
         return self._family.written(self.processor, text)  # as the processor would tokenize it
 
+    def holds_control_token(self, text: str) -> bool:
+        """Whether a text holds, by its letters, one of the model's control tokens."""
+        return self._control_tokens.search(text) is not None
+
     def _content(self, text: str) -> list[dict[str, str]]:
-        for token in self.placeholders:
-            if token in text:
+        """A text as a part of a message, its control tokens marked as plain text."""
+        return [{"type": "text", "text": self._marked(text)}]
+
+    def _marked(self, text: str) -> str:
+        marked = mark_control_tokens(text, self._control_tokens)
+        if marked != text:
+            try:
+                self._tokenize(marked)
+            except ValueError as error:
                 raise ModelError(
-                    f"The text {text[:80]!r} contains {token!r}, which {type(self.processor).__name__} would take for "
-                    "a picture or a video; remove it from the text."
-                )
-        return [{"type": "text", "text": text}]
+                    f"The text {shown(text)} holds a control token of {type(self.processor.tokenizer).__name__}, which "
+                    f"cannot read it as plain text: {error}. Remove it from the text."
+                ) from error
+        return marked
 
     def _turns(self, messages: Sequence[Message], with_video: bool) -> list[dict[str, Any]]:
         """The messages as a chat template takes them, with the video before the first text of the user."""
@@ -276,10 +301,27 @@ class PromptEncoder:
         return self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **videos)
 
     def _tokenize(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        marks = {"sanitize_control_tokens": True} if _MARK in text else {}
+        return self.processor.tokenizer(text, add_special_tokens=False, **marks)["input_ids"]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def control_tokens(tokenizer: Any, placeholders: Sequence[str] = ()) -> re.Pattern[str]:
+    """A pattern of the tokens that are no text to a model, the longest first.
+
+    Args:
+        tokenizer: The model's; its special tokens count, and those are left out that are text to it (`<think>`).
+        placeholders: What a processor takes for pictures and videos.
+    """
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = {
+        token
+        for token in (*added, *tokenizer.all_special_tokens, *placeholders)
+        if token.strip() and not TAG.fullmatch(token)
+    }
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
 
 def visual_shapes(visual: Mapping[str, torch.Tensor]) -> Hashable:

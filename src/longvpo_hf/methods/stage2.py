@@ -65,11 +65,12 @@ QUESTION_SCHEMA: Mapping[str, Any] = {
 
 #: "Scene #3", "#3", "scene 3", "#3-#5", "Scenes #3, 4 and #7", "Scenes #3 to #5".
 _CITED = re.compile(
-    r"\bscenes\s+#?\s*\d{1,6}(?:\s*(?:,\s*and\b|,|&|\band\b|\bto\b|\bthrough\b|[-–])\s*(?:scenes?\s*)?#?\s*\d{1,6})*"
+    r"\bscenes\s+(?:#\s*)?\d{1,6}"
+    r"(?:\s*(?:,(?:\s*and\b)?|&|\band\b|\bto\b|\bthrough\b|[-–])\s*(?:scenes?\s*)?(?:#\s*)?\d{1,6})*"
     r"|(?:#\s*|\bscene\s+)\d{1,6}(?:\s*[-–]\s*#?\d{1,6})?",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"(\bto\b|\bthrough\b|[-–])?\s*(?:scenes?\s*)?#?\s*(\d{1,6})", re.IGNORECASE)
+_NUMBER = re.compile(r"(?:(\bto\b|\bthrough\b|[-–])\s*)?(?:scenes?\s*)?(?:#\s*)?(\d{1,6})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

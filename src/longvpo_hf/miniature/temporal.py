@@ -42,7 +42,7 @@ def temporal_rows(workshop: Workshop, output: Path, mode: Literal["localized", "
 
 def _ask_about_a_marker(request: Request) -> str:
     """Writes a question about one of the captioned clips, as a language model would."""
-    markers = re.findall(r"([a-z]+-[a-z]+) , ", request.text)
+    markers = re.findall(r"\b([a-z]+-[a-z]+) , ", request.text)
     if not markers:
         return json.dumps({"question": None})
     drawn = int(hashlib.sha256(request.text.encode()).hexdigest(), 16) % len(markers)

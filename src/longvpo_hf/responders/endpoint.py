@@ -35,6 +35,7 @@ from longvpo_hf.responders.chat import (
     text_part,
     video_part,
 )
+from longvpo_hf.responders.control_tokens import parted
 
 logger = logging.getLogger(__name__)
 
@@ -368,12 +369,12 @@ class EndpointResponder:
         )
 
     def _parts(self, request: Request) -> list[dict[str, Any]]:
-        """A request as the parts of a chat message."""
+        """A request as the parts of a chat message, its control tokens parted: the server would parse them."""
         frames: list[Image.Image] = []
         if request.timeline is not None:
             pixels = self.sampler(request.timeline, request.view).pixels.permute(0, 2, 3, 1)  # [N, H, W, 3]
             frames = [Image.fromarray(frame.numpy()) for frame in pixels]
-        return [*self._seen(frames), text_part(request.text)]
+        return [*self._seen(frames), text_part(parted(request.text))]
 
     def _seen(self, frames: Sequence[Image.Image]) -> list[dict[str, Any]]:
         """Frames as parts of a chat message."""

@@ -20,7 +20,7 @@ from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, vis
 from longvpo_hf.families.templates import may_reason, opened_by_template
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.reasoning import opened_reasoning
-from longvpo_hf.responders import OnResult, OnWait, Request, Result, answered, weights
+from longvpo_hf.responders import NoAnswer, OnResult, OnWait, Request, Result, answered, weights
 from longvpo_hf.responders.generating import generate, seed_of
 from longvpo_hf.responders.replies import probability_text
 
@@ -115,7 +115,8 @@ class LocalResponder:
         """See `Responder.respond`. Requests of similar length are answered together, whatever their order.
 
         Raises:
-            Unanswered: If a request's video cannot be decoded; it holds the others' answers.
+            Unanswered: If a request's video cannot be decoded, or its text holds a control token that the tokenizer
+                cannot read as text; it holds the others' answers.
         """
         results: list[Result] = [""] * len(requests)
 
@@ -132,6 +133,8 @@ class LocalResponder:
                 held_bytes += sum(tensor.nbytes for tensor in held[-1].visual.values())
             except UnreadableVideo as error:
                 keep(index, error)
+            except ModelError as error:
+                keep(index, NoAnswer(str(error)))
             if held_bytes >= _HELD_BYTES or index == len(requests) - 1:
                 for prompt, answer in self._answer(held):
                     keep(prompt.index, answer)

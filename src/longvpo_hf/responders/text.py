@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families.templates import opened_by_template, thinking_switch
-from longvpo_hf.responders import OnResult, OnWait, Request, weights
+from longvpo_hf.paths import shown
+from longvpo_hf.responders import NoAnswer, OnResult, OnWait, Request, Result, answered, weights
 from longvpo_hf.responders.generating import generate, seed_of
 from longvpo_hf.responders.local import yes_probabilities
 
@@ -81,37 +82,53 @@ class TextResponder:
         """See `Responder.respond`. Requests of similar length are answered together, whatever their order.
 
         Raises:
-            ValueError: If a request shows a video.
+            ModelError: If a request shows a video.
+            Unanswered: If a text holds a control token that the tokenizer cannot read as text; it holds the others'
+                answers.
         """
         if any(request.timeline is not None for request in requests):
             raise ModelError(f"{self.name} is a language model and sees no video; ask a vision-language model.")
-        answers = [""] * len(requests)
+        results: list[Result] = [""] * len(requests)
+
+        def keep(index: int, result: Result) -> None:
+            results[index] = result
+            if on_result is not None:
+                on_result(index, result)
+
+        prompts: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                prompts[index] = self._encode(request.text)
+            except ValueError as error:  # a control token in the text, of a tokenizer that has it as a word too
+                keep(index, NoAnswer(f"{self.name} cannot be asked {shown(request.text)}: {error}"))
         for is_verdict in (False, True):
-            alike = [index for index, request in enumerate(requests) if request.is_verdict is is_verdict]
-            alike.sort(key=lambda index: len(requests[index].text))
+            alike = [index for index in prompts if requests[index].is_verdict is is_verdict]
+            alike.sort(key=lambda index: len(prompts[index]))
             for start in range(0, len(alike), self.batch_size):
                 batch = alike[start : start + self.batch_size]
-                asked = [requests[index] for index in batch]
-                for index, answer in zip(batch, self._generate(asked, is_verdict), strict=True):
-                    answers[index] = answer
-                    if on_result is not None:
-                        on_result(index, answer)
-        return answers
+                seeds = [seed_of(requests[index], self.decoding) for index in batch]
+                answers = self._generate([prompts[index] for index in batch], seeds, is_verdict)
+                for index, answer in zip(batch, answers, strict=True):
+                    keep(index, answer)
+        return answered(results)
 
-    def _generate(self, requests: Sequence[Request], is_verdict: bool) -> list[str]:
+    def _encode(self, text: str) -> list[int]:
+        """The prompt's ids. Control tokens in the text are plain text, see `families.encoding`."""
+        encoded = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_dict=True,
+            sanitize_control_tokens=True,
+            **self._switch,
+        )
+        ids: list[int] = encoded["input_ids"]
+        return ids
+
+    def _generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], is_verdict: bool) -> list[str]:
         tokenizer = self.tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        inputs = tokenizer.apply_chat_template(
-            [[{"role": "user", "content": request.text}] for request in requests],
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-            tokenizer_kwargs={"padding_side": "left"},
-            **self._switch,
-        ).to(self.model.device)
+        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.model.device)
         if is_verdict:
             return yes_probabilities(self.model, tokenizer, inputs, self._opened)
-        seeds = [seed_of(request, self.decoding) for request in requests]
         return generate(self.model, tokenizer, inputs, seeds, self.max_new_tokens, self.decoding, self._opened)

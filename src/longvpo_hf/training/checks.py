@@ -188,7 +188,6 @@ class _Checks:
     def __init__(self, collator: VideoPreferenceCollator | None, config: PreTrainedConfig | None) -> None:
         self._collator = collator
         self._tried: set[tuple[str, ...]] = set()
-        self._placeholders = collator.encoder.placeholders if collator is not None else ()
         family = None if config is None else family_of(config)
         is_tiled = family is not None and bool(family.processor) and not family.is_sized_by_frames
         self._shapes = family.frame_shapes(config, 448, 448) if family is not None and is_tiled else None
@@ -223,8 +222,8 @@ class _Checks:
         """What is wrong with the texts beside a video of at least so many tokens.
 
         Rendering and tokenizing takes milliseconds, so a row whose texts hold nothing new is not tokenized: no
-        placeholder, no reasoning, no start of an answer that was not tried after such a prompt, and too few bytes to be
-        too long.
+        control token, no reasoning, no start of an answer that was not tried after such a prompt, and too few bytes to
+        be too long.
         """
         bounds = {"max_length": collator.max_length, "the model's context": collator.context_tokens}
         name, bound = min(bounds.items(), key=lambda item: math.inf if item[1] is None else item[1])
@@ -233,7 +232,7 @@ class _Checks:
         texts = "".join([*(message["content"] for message in preference.prompt), *answers])
         starts = {(*roles, answer[:_START_CHARACTERS]) for answer in answers}
         fits = bound is None or len(texts.encode()) + len(roles) * _TEMPLATE_TOKENS + visual <= bound
-        is_plain = not TAG.search(texts) and not any(token in texts for token in self._placeholders)
+        is_plain = not TAG.search(texts) and not collator.encoder.holds_control_token(texts)
         if fits and starts <= self._tried and is_plain:
             return None
         try:

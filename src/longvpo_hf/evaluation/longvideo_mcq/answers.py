@@ -34,9 +34,9 @@ _REASONING = re.compile(
 
 #: What is the answer whatever is around it; one of the groups holds it.
 _BOX = re.compile(
-    r"\\f?box(?:ed)?\{((?:[^{}]|\{[^{}]*\})*)\}|<(?:final_?)?(?:answer|choice|option)>(.*?)</(?:final_?)?(?:answer"
-    r"|choice|option)>"
-    r"|<\|begin_of_box\|>(.*?)<\|end_of_box\|>"
+    r"\\f?box(?:ed)?\{((?:[^{}]|\{[^{}]*\})*)\}|<(?:final_?)?(?:answer|choice|option)>"
+    r"((?:(?!<(?:final_?)?(?:answer|choice|option)>).)*?)</(?:final_?)?(?:answer|choice|option)>"
+    r"|<\|begin_of_box\|>((?:(?!<\|begin_of_box\|>).)*?)<\|end_of_box\|>"
     r"|[\"']answer[\"']\s*:\s*[\"']([^\"']*)[\"']",
     re.IGNORECASE | re.DOTALL,
 )
@@ -57,7 +57,6 @@ _QUOTED = re.compile(r"['‘]([A-Za-z])['’]")
 #: A letter by itself: not of a word, an elision ("C'est"), a compound ("T-shirt") or an initialism ("A.I.").
 _LATIN = "A-Za-z0-9À-ɏḀ-ỿ"
 _LETTER = re.compile(rf"(?<![{_LATIN}'’])(?<![A-Za-z]-)[A-Za-z](?![{_LATIN}'’]|-[A-Za-z]|\.[A-Za-z]\.)")
-_IN_BRACKETS = re.compile(r"[(\[<]\s*$")
 _CLOSED = re.compile(r"\s*[)\]>]")
 #: Letters that are words in some language: "a", "I", the "e", "o" and "y" of Romance ones.
 _WORDS = "AEIOUY"
@@ -69,14 +68,15 @@ _AFTER_OPTION = re.compile(
 _NEXT_WORD = re.compile(r"\s+[A-Za-zÀ-ɏ]")
 #: Between two letters that are named together.
 _JOINT = re.compile(
-    r"[)\]]\s*[(\[]|[)\]]?\s*(?:[/&|、~→]|->|,?\s*(?:or|and|oder|und|y|et|ou)\b|,?\s*(?:和|或者?|与|與|及|와|과))\s*(?:maybe"
-    r"|perhaps|possibly)?\s*[(\[]?",
+    r"[)\]]\s*[(\[]|[)\]]?\s*(?:[/&|、~→]|->|(?:,\s*)?(?:(?:or|and|oder|und|y|et|ou)\b|和|或者?|与|與|及|와|과))\s*"
+    r"(?:(?:maybe|perhaps|possibly)\s*)?[(\[]?",
     re.IGNORECASE,
 )
 _COMMA = re.compile(r"[)\]]?\s*,\s*[(\[]?")
 
-#: A letter alone: the whole text, its last line or its last sentence.
-_ALONE = re.compile(r"(?:^|\n|[.!?]\s)[\W_]*([^\W\d_])[\W_]*$")
+#: Words and numbers, and what between two of them ends a line or a sentence.
+_RUN = re.compile(r"[^\W_]+")
+_BREAK = re.compile(r"\n|[.!?]\s")
 
 #: Words for "answer", in the languages that models answer in, and what names a choice as the right one.
 _ANSWER = re.compile(
@@ -113,11 +113,11 @@ _OPTION_TEXT = re.compile(r"\s+(?:[A-Z0-9]|[^\x00-\u024f])")
 _ARTICLE = re.compile(r"\s+(?:The|An|This|He|She|It)\b")
 #: After a letter that is called right, in the languages where the verdict comes last.
 _CALLED_RIGHT = re.compile(
-    r"[)\]]?\s*=?\s*(?:(?:(?:is|seems|looks|would be|must be|ist|est|es)\s+)?(?:the\s+|la\s+)?(?:stimmt|passt|most"
+    r"[)\]]?\s*(?:=\s*)?(?:(?:(?:is|seems|looks|would be|must be|ist|est|es)\s+)?(?:the\s+|la\s+)?(?:stimmt|passt|most"
     r"|only|best|better"
     r"|closest|correct\w*|right|richtig|true|answer|one|fits|matches|remains|answers|describes)\b|is what\b|is\s*[.!]?$"
-    r"|[选選]?[项項]?是?(?:正[确確]|更|最)|번|[이가]?\s*(?:정답|맞|옳)|입니다|라고|[를을]\s*(?:선택|고[르를])"
-    r"|[がは]?(?:正し|正解|最も)|です|だと|を選|\s+चुन)"
+    r"|[选選]?[项項]?是?(?:正[确確]|更|最)|번|(?:[이가]\s*)?(?:정답|맞|옳)|입니다|라고|[를을]\s*(?:선택|고[르를])"
+    r"|[がは]?(?:正し|正解|最も)|です|だと|を選|(?<=\s)चुन)"
 )
 #: Before a letter that is chosen, without a word for "answer".
 _CHOSEN = re.compile(
@@ -197,9 +197,8 @@ def letter_of(reply: str, letters: Sequence[str]) -> str:
     text = _STRUCK.sub("", unicodedata.normalize("NFKC", text).translate(_BLACK))
     text = _MARKS.sub("", _QUOTED.sub(r"\1", _ELEMENT.sub(r"\2", text))).strip()
     text = _LOOK_ALIKE.sub(lambda match: _LOOK_ALIKES[match[0]], text)
-    if (alone := _ALONE.search(text)) and not _ALONE.search(text[: alone.start()] or ".."):
-        letter = alone[1].upper()
-        return letter if letter in letters else ""
+    if alone := _alone(text):
+        return alone.upper() if alone.upper() in letters else ""
     mentions = _mentions(text)
     for form in (_by_verdicts, _corrected, _after_answer, _at_start, _called_right, _chosen):
         mention = form(text, mentions, letters)
@@ -265,12 +264,24 @@ def _split(reply: str) -> tuple[str, bool]:
     return ("", True) if is_inside else ("".join([*parts, reply[end:]]).strip(), False)
 
 
+def _alone(text: str) -> str:
+    """The letter that is the whole text, its last line or its last sentence; "" where none is, or two follow."""
+    runs = list(_RUN.finditer(text))
+    alone = []
+    for run, before in zip(runs[:-3:-1], [*runs[-2::-1], None], strict=False):
+        is_letter = run.end() - run.start() == 1 and not run[0].isdecimal()
+        if not is_letter or (before and not _BREAK.search(text, before.end(), run.start())):
+            break
+        alone.append(run[0])
+    return alone[0] if len(alone) == 1 else ""
+
+
 def _mentions(text: str) -> list[_Mention]:
     """The letters of a text that stand by themselves and are no words."""
     mentions = []
     for match in _LETTER.finditer(text):
         letter, start, end = match[0].upper(), match.start(), match.end()
-        in_brackets = bool(_IN_BRACKETS.search(text[:start]) and _CLOSED.match(text, end))
+        in_brackets = bool(text[:start].rstrip().endswith(("(", "[", "<")) and _CLOSED.match(text, end))
         is_word = letter in _WORDS and _NEXT_WORD.match(text, end) and not _AFTER_OPTION.match(text, end)
         if match[0].islower() and letter in _WORDS:  # "option a." but "a, b", "e, poi"
             is_word = not re.match(r"\s*(?:[).:\]]|$)", text[end:])
