@@ -34,6 +34,7 @@ class Counting:
         self.allowed = allowed
         self.steps = 0
         self.text = ""
+        self.groups: dict[int | None, str] = {}
 
     def search(self, text: str, anchored: bool = False) -> int:
         """The steps of finding all matches, or of matching the whole text where `anchored`."""
@@ -79,7 +80,16 @@ class Counting:
 
     def _branches(self, op: Any, value: Any, place: int, then: Then) -> bool:
         if op is c.SUBPATTERN:
-            return self._match(list(value[-1]), 0, place, then)
+
+            def close(end: int) -> bool:
+                self.groups[value[0]] = self.text[place:end]
+                return then(end)
+
+            return self._match(list(value[-1]), 0, place, close)
+        if op is c.GROUPREF:
+            group = self.groups.get(value, "\0")
+            self._step(len(group))
+            return self.text.startswith(group, place) and then(place + len(group))
         if op is c.BRANCH:
             return any(self._match(list(branch), 0, place, then) for branch in value[1])
         if op is c.ATOMIC_GROUP:

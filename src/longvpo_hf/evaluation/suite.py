@@ -143,7 +143,7 @@ def letters_of(text: str) -> str:
     Returns:
         `ABCD…` up to the last one in a row; "" where the text lists fewer than two.
     """
-    listed = set(re.findall(r"^\s*\(?([A-Z])[).:]", text, re.MULTILINE))
+    listed = set(re.findall(r"^[^\S\n]*\(?([A-Z])[).:]", text, re.MULTILINE))
     number = next(i for i in range(len(LETTERS) + 1) if i == len(LETTERS) or LETTERS[i] not in listed)
     return LETTERS[:number] if number > 1 else ""
 

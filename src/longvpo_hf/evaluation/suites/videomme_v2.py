@@ -80,17 +80,16 @@ def _logic(right: Sequence[bool], steps: str) -> float:
     return _REACHED[steps][reached]
 
 
+_LINE = re.compile(r"(?:^|\n)[ \t]*(?:\*\*[ \t]*)?([A-H])(?:[ \t]*\*\*)?(?:[ \t]*[.)])?[ \t]*$", re.IGNORECASE)
+_START = re.compile(r"[ \t]*(?:\*\*[ \t]*)?([A-H])(?:[ \t]*\*\*)?[ \t]*(?:[.)]|\r?\n|$)", re.IGNORECASE)
+
+
 def _official(reply: str, question: Question) -> float:
     """A letter on a line by itself, at the start, after a word for "answer", or in bold; else the only option named."""
     text = reply.strip()
     letter = ""
-    for form in (
-        r"(?:^|\n)[ \t]*(?:\*\*[ \t]*)?([A-H])(?:[ \t]*\*\*)?[ \t]*[.)]?[ \t]*$",
-        r"\A[ \t]*(?:\*\*[ \t]*)?([A-H])(?:[ \t]*\*\*)?[ \t]*(?:[.)]|\r?\n|$)",
-    ):
-        if match := re.search(form, text, re.IGNORECASE):
-            letter = match[1]
-            break
+    if match := _LINE.search(text) or _START.match(text):
+        letter = match[1]
     if not letter:
         said = re.findall(
             r"(?:The (?:best|correct) answer is|The answer is|The answer|The (?:best|correct) option is|Final Answer:"
