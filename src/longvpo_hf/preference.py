@@ -328,6 +328,10 @@ def _indices_of(row: Mapping[str, Any], name: str, where: str) -> tuple[int, ...
     return tuple(indices)
 
 
+#: Of those fields of `Provenance`, and of their members, that are no text.
+_PROVENANCE_KINDS: dict[str, tuple[type, ...]] = {"similarities": (int, float, type(None)), "seed": (int,)}
+
+
 def _provenance_of(stored: Any, where: str) -> Provenance:
     if stored is None:
         return Provenance()
@@ -338,7 +342,13 @@ def _provenance_of(stored: Any, where: str) -> Provenance:
         raise DatasetError(f"{where}: provenance must have no other fields than {known}, got {stored!r}.")
     named: dict[str, Any] = {name: value for name, value in stored.items() if value is not None}
     for name, value in named.items():
-        named[name] = tuple(value) if isinstance(value, list) else value
+        members, kinds = [value], _PROVENANCE_KINDS.get(name, (str,))
+        if name in ("similarities", "verdicts") and isinstance(value, list | tuple):
+            members, named[name] = list(value), tuple(value)
+        elif name in ("similarities", "verdicts"):
+            members = [...]
+        if not all(isinstance(member, kinds) and not isinstance(member, bool) for member in members):
+            raise DatasetError(f"{where}: provenance.{name} is of another type: {reprlib.repr(value)}.")
     return Provenance(**named)
 
 

@@ -19,7 +19,8 @@ from longvpo_hf.commands import app as app_module
 from longvpo_hf.commands.build import stage1, stage2, temporal
 from longvpo_hf.commands.cli import new_app, resumable, run
 from longvpo_hf.errors import ModelError
-from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.frames import Bounds
+from longvpo_hf.intake import CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage1 import Stage1Settings
 from longvpo_hf.methods.stage2 import Stage2Settings
@@ -84,9 +85,12 @@ def test_every_option_has_help_and_shows_its_default(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        ("build stage1", (Stage1Settings, CuttingSettings, MediaSettings)),
-        ("build stage2", (Stage2Settings, CuttingSettings, MediaSettings, CaptioningSettings)),
-        ("build temporal", (TemporalSettings, CuttingSettings, MediaSettings, CaptioningSettings)),
+        ("build stage1", (Stage1Settings, CuttingSettings, MediaSettings, IntakeLimits, Bounds)),
+        ("build stage2", (Stage2Settings, CuttingSettings, MediaSettings, CaptioningSettings, IntakeLimits, Bounds)),
+        (
+            "build temporal",
+            (TemporalSettings, CuttingSettings, MediaSettings, CaptioningSettings, IntakeLimits, Bounds),
+        ),
     ],
 )
 def test_every_setting_is_an_option_with_the_settings_default(command: str, settings: tuple[type, ...]) -> None:

@@ -331,7 +331,7 @@ def test_frames_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(video_module, "Packets", opened)
     (dropped,) = clips_of([Source(path)], WINDOWS, bounds=Bounds(max_frame_px=64 * 96 - 1))
     assert isinstance(dropped, Dropped)
-    assert (dropped.reason, dropped.detail) == ("too_many_pixels", "its frames are 96×64, more than 6143 pixels")
+    assert (dropped.reason, dropped.detail) == ("too_many_pixels", "its frames are 96×64, more than max_frame_px=6143")
 
 
 def test_three_frames_that_declare_hours(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_three_frames_that_declare_hours(tmp_path: Path) -> None:
     (dropped,) = clips_of([Source(path)], CuttingSettings())
     assert isinstance(dropped, Dropped)
     assert dropped.reason == "stretched"
-    assert dropped.detail == "one of its 3 frames is declared to last 39999 s, more than 1800 s"
+    assert dropped.detail == "one of its 3 frames is declared to last 39999 s, more than max_frame_seconds=1800"
     clips = list(clips_of([Source(path)], CuttingSettings(cutting="windows"), bounds=Bounds(max_frame_seconds=50_000)))
     assert len(clips) == 626
 

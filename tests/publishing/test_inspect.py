@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import math
 import random
@@ -326,6 +327,42 @@ def test_clip_without_picture_says_why_and_stops_nothing(tmp_path: Path, clips: 
         "", "unreadable", "missing_file", "beyond_end", "outside", "outside",
     ]  # fmt: skip
     assert len(data["pictures"]) == 1
+
+
+def test_rows_of_any_types_are_rows_and_never_the_end_of_the_page(
+    tmp_path: Path, preferences: list[VideoPreference]
+) -> None:
+    """Every column, and some fields of provenance, as each of many types; the other rows' page is written."""
+    good = preferences[0].to_row(lambda clip: "clips/gone.mp4")
+    not_text = pa.array([b"\xff\xfe<script>"], pa.binary()).view(pa.string())
+    others = [
+        pa.array([None], pa.null()),
+        pa.array([2**63 - 1]),
+        pa.array([1e308]),
+        pa.array([True]),
+        pa.array(["<script>alert(1)</script>"]),
+        pa.array([b"\xff"]),
+        not_text,
+        pa.array([2**62], pa.timestamp("s")),
+        pa.array([[["nested"]]]),
+        pa.array([[None]], pa.list_(pa.string())),
+        pa.array([[{"role": "user", "content": None}]]),
+        pa.array([[{"role": 1, "content": ["x"]}]]),
+        pa.array([{"file_name": 5, "start_seconds": "x"}]),
+        pa.array([[{"video": "a\x00b", "start_seconds": 1.0, "end_seconds": 1e300}]]),
+    ]
+    whole = pa.Table.from_pylist([good])
+    tables = [whole.set_column(i, name, [other]) for i, name in enumerate(whole.column_names) for other in others]
+    for name, value in itertools.product(good["provenance"], ([["x"]], {"a": 1}, 2**63 - 1, "<b>", [None], None)):
+        tables.append(pa.Table.from_pylist([{**good, "provenance": {name: value}}]))
+    for number, table in enumerate(tables):
+        folder = tmp_path / f"rows{number}"
+        folder.mkdir()
+        pq.write_table(table, folder / "train.parquet")
+        data = inspected(folder)
+        assert len(data["rows"]) == 1, table.schema
+        assert data["invalid"] == sum("error" in row for row in data["rows"])
+        assert "<script>alert" not in (folder / "inspect.html").read_text(encoding="utf-8")
 
 
 def test_row_that_is_no_preference_says_why_and_is_counted(tmp_path: Path, preferences: list[VideoPreference]) -> None:

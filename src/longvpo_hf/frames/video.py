@@ -143,7 +143,7 @@ class VideoFile:
                 "stretched",
                 self.path,
                 f"one of its {len(times.starts_seconds)} frames is declared to last {longest:.6g} s, more than "
-                f"{self.bounds.max_frame_seconds:g} s",
+                f"max_frame_seconds={self.bounds.max_frame_seconds:g}",
             )
 
     @property
@@ -446,7 +446,7 @@ class VideoFile:
             raise UnreadableVideo(
                 "too_many_pixels",
                 self.path,
-                f"its frames are {width}×{height}, more than {self.bounds.max_frame_px} pixels",
+                f"its frames are {width}×{height}, more than max_frame_px={self.bounds.max_frame_px}",
             )
 
     def _broken(self) -> UnreadableVideo:

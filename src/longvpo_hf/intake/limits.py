@@ -2,7 +2,7 @@
 
 A corpus may be broken or hostile: a record of gigabytes, an archive of a megabyte that unpacks to terabytes. Each bound
 is far above what real corpora need, is checked before the memory or the disk is used, and costs only what exceeds it:
-a named drop that says which bound to raise.
+a named drop that says which bound to raise. The builders have an option for each (`--max-bad-records`).
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from longvpo_hf.artifacts import locked
 from longvpo_hf.commands.cli import decoded
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.frames import Bounds
 from longvpo_hf.funnel import Funnel, log_folder
-from longvpo_hf.intake import CORPORA, CuttingSettings
+from longvpo_hf.intake import CORPORA, CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.paths import shared_cache
 
@@ -28,7 +29,7 @@ else:
 #: Frames that a model sees of a clip: InternVL's tile of 448 × 448; the paper samples clips at 1 fps, ≤ 64 frames.
 MAX_PIXELS, FPS, FRAMES = 448 * 448, 1.0, 64
 
-ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT = (
+ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT, BOUNDS = (
     Group("Rows", sort_key=0),
     Group("Videos", sort_key=1),
     Group("Captions of scenes", sort_key=2),
@@ -38,6 +39,11 @@ ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT = (
         help="A model is a name or path, `endpoint`, `endpoint:MODEL`, or `scripted`, which rehearses a run.",
     ),
     Group("Output", sort_key=4),
+    Group(
+        "Bounds",
+        sort_key=5,
+        help="What a corpus may ask of this machine. What exceeds one is dropped by name; raise it if you trust it.",
+    ),
 )
 
 
@@ -239,6 +245,8 @@ class Videos:
     cutting: CuttingSettings
     media: MediaSettings
     output: OutputSettings
+    limits: IntakeLimits
+    bounds: Bounds
 
     @property
     def roots(self) -> list[Path]:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from longvpo_hf.commands.build.models import Models, check_models, device_of
 from longvpo_hf.commands.build.options import (
+    BOUNDS,
     FPS,
     FRAMES,
     MODELS,
@@ -32,7 +33,8 @@ from longvpo_hf.commands.build.reports import (
 )
 from longvpo_hf.commands.build.videos import media_root, read_videos
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
-from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.frames import Bounds
+from longvpo_hf.intake import CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1
 from longvpo_hf.timeline import Clip
@@ -66,6 +68,8 @@ def build(
     roles: Annotated[Stage1Models, flat(MODELS)],
     asking: Annotated[JudgeSettings, flat(MODELS)] = JudgeSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
+    limits: Annotated[IntakeLimits, flat(BOUNDS)] = IntakeLimits(),
+    bounds: Annotated[Bounds, flat(BOUNDS)] = Bounds(),
     config: ConfigFile = None,
 ) -> None:
     """LongVPO Stage 1: from a folder of videos or a public corpus to rows that `load_dataset` opens.
@@ -98,7 +102,7 @@ def build(
             embedder=_embedder_name(roles),
         )
     with output.opened() as funnel:
-        videos, facts = read_videos(Videos(corpus, cutting, media, output), funnel)
+        videos, facts = read_videos(Videos(corpus, cutting, media, output, limits, bounds), funnel)
         clips = [clip for video in videos for clip in video.clips]
         rows = rows.fitted(clips)
         if output.dry_run:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from longvpo_hf.building.captioning import CaptioningSettings
 from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import (
+    BOUNDS,
     CAPTIONS,
     MODELS,
     OUTPUT,
@@ -25,7 +26,8 @@ from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
 from longvpo_hf.commands.build.videos import captioned, media_root, scenes_of
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.frames import Bounds
+from longvpo_hf.intake import CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2, most_rows
 
@@ -73,6 +75,8 @@ def build(
     roles: Annotated[Stage2Models, flat(MODELS)] = Stage2Models(),
     asking: Annotated[WriterSettings, flat(MODELS)] = WriterSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
+    limits: Annotated[IntakeLimits, flat(BOUNDS)] = IntakeLimits(),
+    bounds: Annotated[Bounds, flat(BOUNDS)] = Bounds(),
     config: ConfigFile = None,
 ) -> None:
     """LongVPO Stage 2: from long videos to rows that ask about several of their scenes at once.
@@ -107,7 +111,7 @@ def build(
             judge=roles.judge,
         )
     with output.opened() as funnel:
-        source = Videos(corpus, cutting, media, output)
+        source = Videos(corpus, cutting, media, output, limits, bounds)
         timelines, facts = scenes_of(source, scenes, funnel)
         if output.dry_run:
             most = most_rows(timelines, rows, captioning.max_caption_characters)

@@ -11,6 +11,7 @@ from cyclopts.types import PositiveInt
 from longvpo_hf.building.captioning import CaptioningSettings
 from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import (
+    BOUNDS,
     CAPTIONS,
     MODELS,
     OUTPUT,
@@ -25,7 +26,8 @@ from longvpo_hf.commands.build.options import (
 from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
 from longvpo_hf.commands.build.videos import captioned, media_root, scenes_of
 from longvpo_hf.commands.cli import ConfigFile, flat, resumable, script
-from longvpo_hf.intake import CuttingSettings
+from longvpo_hf.frames import Bounds
+from longvpo_hf.intake import CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal, most_rows
 
@@ -72,6 +74,8 @@ def build(
     roles: Annotated[TemporalModels, flat(MODELS)],
     asking: Annotated[WriterSettings, flat(MODELS)] = WriterSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
+    limits: Annotated[IntakeLimits, flat(BOUNDS)] = IntakeLimits(),
+    bounds: Annotated[Bounds, flat(BOUNDS)] = Bounds(),
     config: ConfigFile = None,
 ) -> None:
     """Temporal preferences (TPO): rows about one segment of a video, about all of it, or both.
@@ -106,7 +110,7 @@ def build(
             judge=judge,
         )
     with output.opened() as funnel:
-        source = Videos(corpus, cutting, media, output)
+        source = Videos(corpus, cutting, media, output, limits, bounds)
         timelines, facts = scenes_of(source, scenes, funnel)
         if output.dry_run:
             most = most_rows(timelines, rows)

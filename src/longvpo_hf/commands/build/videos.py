@@ -45,7 +45,7 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     lists = dict(item.split("=", 1) for item in corpus.benchmark_videos)
     benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
     origins: list[str] = []
-    survey = CorpusSurvey(name, source, output.media_folder / "extracted", benchmarks=benchmarks)
+    survey = CorpusSurvey(name, source, output.media_folder / "extracted", videos.limits, benchmarks)
     if output.dry_run:
         print("\n".join(survey.report.lines()))
 
@@ -55,15 +55,15 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
             yield item
 
     def spans() -> Iterator[Clip | Dropped]:
-        for span in clips_of(sources(), cutting, benchmarks, cache=output.cache_folder):
+        for span in clips_of(sources(), cutting, benchmarks, videos.bounds, output.cache_folder):
             origins.append(span.path)  # a cut clip no longer names its video
             yield span
 
     clips: Iterable[Clip | Dropped] = spans()
     if output.media == "embed":
-        clips = cut_clips(clips, output.cache_folder, videos.media, output.num_workers)
+        clips = cut_clips(clips, output.cache_folder, videos.media, output.num_workers, videos.bounds)
     else:
-        clips = check_clips(clips, output.cache_folder, output.num_workers)
+        clips = check_clips(clips, output.cache_folder, output.num_workers, videos.bounds)
     members: dict[str, list[Clip]] = {}
     num_dropped = 0
     for index, clip in enumerate(tqdm(clips, desc="clips", unit="clip")):

@@ -57,7 +57,7 @@ def _checked(name: str, root: Path, cache: Path, limits: IntakeLimits) -> Source
             if bad > limits.max_bad_records:
                 raise CorpusError(
                     f"{_where(item)} More than max_bad_records={limits.max_bad_records} records or archives are bad; "
-                    f"is this {name}, and downloaded whole?"
+                    f"is this {name}, and downloaded whole? If it is, raise --max-bad-records."
                 )
         yield item
     if first is not None and not num_sources:

@@ -32,6 +32,12 @@ from longvpo_hf.publishing.inspect_page.parts import (
 from longvpo_hf.publishing.inspect_page.plots import Summary
 
 _ROWS_PER_READ = 500
+#: What a row of other types, impossible numbers or wrong nesting ends in, wherever that shows.
+_NO_PREFERENCE = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
+
+
+class _Unreadable(DatasetError):
+    """A row that Parquet holds and Python cannot: text that is no text, a date of the year 300,000."""
 
 
 def rows_data(folder: Path, num_rows: int, seed: int, video_root: Path | None) -> dict[str, Any]:
@@ -45,15 +51,19 @@ def rows_data(folder: Path, num_rows: int, seed: int, video_root: Path | None) -
         rows: list[dict[str, Any]] = []
         for number, row in enumerate(tqdm(_rows(file), total=total, desc="inspect", unit="row", leave=False)):
             try:
+                if isinstance(row, _Unreadable):
+                    raise row
                 preference = _preference(row)
-            except (ValueError, TypeError, ArithmeticError) as error:
+                shown = _shown_row(preference, row, pictures, per_row) if number in wanted else {}
+            except _NO_PREFERENCE as error:
                 summary.num_invalid += 1
                 if number in wanted:
-                    rows.append({"number": number, "id": cut(row["id"]), "error": cut(error)})
+                    name = "" if isinstance(row, _Unreadable) else cut(row["id"])
+                    rows.append({"number": number, "id": name, "error": cut(error)})
                 continue
             summary.add(preference)
             if number in wanted:
-                rows.append({"number": number, **_shown_row(preference, row, pictures, per_row)})
+                rows.append({"number": number, **shown})
     log = read_log(folder.with_name(folder.name + ".log"), seed)
     files = [clip["file"] for row in rows for clip in row.get("clips", [])]
     if video_root is None and files and not any(file.startswith("clips/") for file in files):
@@ -86,12 +96,23 @@ def _open_rows(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _rows(file: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+def _rows(file: pq.ParquetFile) -> Iterator[dict[str, Any] | _Unreadable]:
     try:
         for batch in file.iter_batches(batch_size=_ROWS_PER_READ):
-            yield from batch.to_pylist()
+            try:
+                yield from batch.to_pylist()
+            except (ValueError, OverflowError):  # before the first: the list is made whole
+                yield from (_row(batch, index) for index in range(batch.num_rows))
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"train.parquet is broken ({error}); build or download it again.") from error
+
+
+def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | _Unreadable:
+    try:
+        row: dict[str, Any] = batch.slice(index, 1).to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return _Unreadable(f"the row cannot be read: {error}")
+    return row
 
 
 def _preference(row: Mapping[str, Any]) -> VideoPreference:
