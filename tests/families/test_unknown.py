@@ -19,7 +19,7 @@ from cli import longvpo
 from longvpo_hf import LongVPOTrainer
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families import families, family_of
-from longvpo_hf.families.encoding import PromptEncoder, _reason_in_trial
+from longvpo_hf.families.encoding import PromptEncoder, _reason_in_trial, control_tokens
 from longvpo_hf.families.refused import REFUSED, refusal
 from longvpo_hf.responders.checkpoint import load_checkpoint
 
@@ -153,7 +153,7 @@ def test_one_whose_tile_is_none_is_refused() -> None:
     processor.__class__ = type("Unknown", (type(processor),), {})
     encoder = object.__new__(PromptEncoder)
     encoder.processor, encoder._family, encoder._video_settings = processor, family_of("teapot"), {}
-    encoder.placeholders = ()
+    encoder._control_tokens = control_tokens(processor.tokenizer)
     assert "reads like one tile, but larger frames became more pixels" in str(_reason_in_trial(encoder))
 
 
