@@ -343,7 +343,7 @@ def test_rows_of_any_types_are_rows_and_never_the_end_of_the_page(
         pa.array(["<script>alert(1)</script>"]),
         pa.array([b"\xff"]),
         not_text,
-        pa.array([2**62], pa.timestamp("s")),
+        pa.array([2**62], pa.timestamp("us")),
         pa.array([[["nested"]]]),
         pa.array([[None]], pa.list_(pa.string())),
         pa.array([[{"role": "user", "content": None}]]),
