@@ -26,7 +26,7 @@ GRIDDED = [name for name in FAMILIES if family_of(name).video_settings is grid_s
 #: Families that scale every frame to one tile.
 TILED = [name for name in FAMILIES if not family_of(name).is_sized_by_frames]
 NEAR_BOUND_SECONDS = (0.5, 1.5, 4.25, 4.75, 9.0, 61.5)  # not uniform, and past a minute
-QUESTIONS = ["What is it?", "  two spaces", "\n\nlines", "", "Wer weiß?", "Frame3: >img<", "<im_end>?", ":"]
+QUESTIONS = ["What is it?", "  two spaces", "\n\nlines", "", "Wer weiß?", "Frame3: >img<", "<imend>?", ":"]
 
 
 @functools.cache

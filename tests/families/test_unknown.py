@@ -153,7 +153,7 @@ def test_one_whose_tile_is_none_is_refused() -> None:
     processor.__class__ = type("Unknown", (type(processor),), {})
     encoder = object.__new__(PromptEncoder)
     encoder.processor, encoder._family, encoder._video_settings = processor, family_of("teapot"), {}
-    encoder._control_tokens = control_tokens(processor.tokenizer)
+    encoder._control_tokens, encoder.switch = control_tokens(processor.tokenizer), {}
     assert "reads like one tile, but larger frames became more pixels" in str(_reason_in_trial(encoder))
 
 

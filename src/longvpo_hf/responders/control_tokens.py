@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 
 #: The forms of Qwen, Llama 3, GLM, Phi and DeepSeek; those of Llama 2 and Mistral; and by name what Gemma, SmolVLM,
-#: InternVL and LLaVA write like tags, since an answer may well name a tag of HTML.
+#: InternVL, LLaVA and Molmo write like tags, since an answer may well name a tag of HTML.
 _CONTROL_TOKEN = re.compile(
-    r"<(?=[|｜][^|｜<>\n]{1,64}[|｜]>)"
+    r"<(?=[|｜][^|｜<>\n]{1,64}[|｜]?>|[^|｜<>\s]{1,64}[|｜]>)"
     r"|<(?=/?(?:s|bos|eos|pad|unk|mask|sop|eop|img|image|video|audio|image_soft_token|(?:start|end)_of_(?:image|turn|audio)"
-    r"|end_of_utterance|IMG_CONTEXT|image_pad|video_pad|fake_token_around_image|global-img|row_\d{1,3}_col_\d{1,3})>)"
+    r"|end_of_utterance|IMG_CONTEXT|image_pad|video_pad|fake_token_around_image|global-img"
+    r"|(?:low_res_)?im_(?:start|end|patch|col|low)|frame_(?:start|end)|row_\d{1,3}_col_\d{1,3})>)"
     r"|<(?=</?SYS>>)"
     r"|\[(?=/?(?:INST|IMG|IMG_BREAK|IMG_END|gMASK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])",
     re.IGNORECASE,

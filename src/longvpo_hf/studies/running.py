@@ -34,7 +34,7 @@ _PATIENCE_SECONDS = 60 * WATCH_SECONDS
 #: How long a step that is interrupted may take to stop by itself.
 _STOPPING_SECONDS = 10.0
 #: A bar of tqdm: what it counts, how far, of how many, and the time that is left.
-_BAR = re.compile(r"(?:([^\r\n|]*?): +)?\d+%\|[^|\r\n]*\| *([\d.,kM]+)/([\d.,kM]+) \[[\d:]+<([\d:?]+)")
+_BAR = re.compile(r"(?:([^\r\n|:]{1,60}): +)?\d{1,3}%\|[^|\r\n]*\| *([\d.,kM]+)/([\d.,kM]+) \[[\d:]+<([\d:?]+)")
 
 
 class StepFailed(LongVPOError, RuntimeError):
@@ -351,5 +351,5 @@ def _last_words(log: Path, offset: int) -> str:
     with log.open("rb") as file:
         file.seek(offset)
         lines = re.split(r"[\r\n]+", file.read()[-20_000:].decode("utf-8", "replace"))
-    said = [line.strip() for line in lines if line.strip() and not re.search(r"\d+%\||it/s\]", line)]
+    said = [line.strip() for line in lines if line.strip() and not re.search(r"\d%\||it/s\]", line)]
     return said[-1][:600] if said else "it said nothing."
