@@ -92,13 +92,14 @@ def test_a_prompt_has_the_control_tokens_of_its_template_alone(family: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_answer_has_the_end_of_turn_of_its_template_alone(family: str) -> None:
     encoder = encoder_of(family)
-    wanted_prompt, wanted = (specials_in(encoder, ids) for ids in encoder.encode_texts(user("a"), "b"))
+    prompt, (answer,) = encoder.encode_texts(user("a"), ["b"])
+    wanted_prompt, wanted = specials_in(encoder, prompt), specials_in(encoder, answer)
     for text in random_texts(encoder, 20):
-        prompt, answer = encoder.encode_texts(user("a"), text)
+        prompt, (answer,) = encoder.encode_texts(user("a"), [text])
         assert specials_in(encoder, prompt) == wanted_prompt
         assert specials_in(encoder, answer) == wanted, text
         assert text.strip() in decoded(encoder, answer)
-        prompt, answer = encoder.encode_texts(user(text), "b")
+        prompt, (answer,) = encoder.encode_texts(user(text), ["b"])
         assert (specials_in(encoder, prompt), specials_in(encoder, answer)) == (wanted_prompt, wanted), text
 
 
