@@ -132,7 +132,7 @@ def test_a_tokenizer_that_reads_a_control_token_from_plain_text_refuses_it_by_na
 def test_a_thought_of_the_model_stays_a_token(token: str) -> None:
     """`<think>` is a token that models write as text: answers with reasoning keep it."""
     processor: Any = tiny_models.build("internvl")[1]
-    processor.tokenizer.add_tokens(["<think>"])
-    ids = PromptEncoder(processor).encode_answer("Who?", f"<think>{token}")
+    processor.tokenizer.add_tokens(["<think>", "</think>"])
+    ids = PromptEncoder(processor).encode_answer("Who?", f"<think>{token}</think>{token}")
     assert ids[0] == processor.tokenizer.convert_tokens_to_ids("<think>")
     assert ids.count(processor.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
