@@ -8,8 +8,9 @@ import random
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torchcodec.encoders import VideoEncoder
 
 from longvpo_hf.artifacts import file_digest as sha256_of
 from longvpo_hf.errors import ConfigError, CorpusError
+from longvpo_hf.frames.packets import Packets
 from longvpo_hf.funnel import REASONS, Dropped
 from longvpo_hf.intake import BenchmarkVideos, CuttingSettings, Scene, Source, clips_of
 from longvpo_hf.timeline import Clip
@@ -112,6 +114,37 @@ def test_scenes_are_found_where_they_begin(tmp_path: Path) -> None:
     assert ends == pytest.approx([2.0, 5.25, 6.75, 10.75], abs=1 / 8)
     assert [start for start, _ in spans(found)] == [0.0, *ends[:-1]]
     assert list(clips_of([Source(path)], cutting)) == found
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "libx264"), ("avi", "mpeg4"), ("ts", "libx264"), ("flv", "flv1")]
+)
+def test_examining_decodes_a_source_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, codec: str
+) -> None:
+    path = tmp_path / f"v.{suffix}"
+    made = write_scenes(tmp_path / "made.mkv", (2.0, 3.25, 1.5, 4.0))
+    ffmpeg("-i", str(made), "-c:v", codec, "-q:v", "2", "-g", "12", str(path))
+    decoded: list[int] = []
+    frames = Packets.frames
+
+    def counted(packets: Packets, seconds: float | None = None) -> Iterator[tuple[int, Any]]:
+        for item in frames(packets, seconds):
+            decoded.append(1)
+            yield item
+
+    monkeypatch.setattr(Packets, "frames", counted)
+    cutting = CuttingSettings(min_clip_seconds=1.0, max_clip_seconds=5.0)
+    found = list(clips_of([Source(path)], cutting, cache=tmp_path / "cache"))
+    begin = spans(found)[0][0]
+    assert [end - begin for _, end in spans(found)] == pytest.approx([2.0, 5.25, 6.75, 10.75], abs=1 / 8)
+    # Of a file that can be sought, besides, some frames at its start and end.
+    most = {"mp4": 129 + 64}.get(suffix, 129)
+    assert 129 <= len(decoded) <= most
+    decoded.clear()
+    assert list(clips_of([Source(path)], cutting, cache=tmp_path / "cache")) == found
+    assert len(decoded) <= (8 if suffix == "mp4" else 0)
+    assert list(clips_of([Source(path)], cutting)) == found  # found without a cache, in two decodes
 
 
 def test_a_caption_of_the_whole_is_kept_or_counted(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ it is decoded once from start to end and its frames are counted.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -43,6 +44,10 @@ _MAX_VARIABLE_FPS = 60.0
 #: By so much of a frame may a span be longer than whole frames: containers round times, to milliseconds some.
 _ROUNDING_FRAMES = 0.1
 
+#: Is shown a frame: for how many seconds the file says that it lasts, and what gives its pixels, uint8 `[C, H, W]`, of
+#: at most a height.
+Watch = Callable[[float, Callable[[int], "torch.Tensor"]], None]
+
 
 class VideoFile:
     """One video file.
@@ -52,6 +57,7 @@ class VideoFile:
         bounds: What it may ask of this machine.
         times: What an earlier look at the same content found; looking again costs a scan, or a decode of the whole
             file.
+        watch: If all of the file has to be decoded to know its times, each frame is also shown to this, in order.
 
     Attributes:
         times: When its frames are shown.
@@ -65,7 +71,13 @@ class VideoFile:
         UnreadableVideo: If the file is missing, is no video or passes a bound.
     """
 
-    def __init__(self, path: str, bounds: Bounds | None = None, times: FrameTimes | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        bounds: Bounds | None = None,
+        times: FrameTimes | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.path = path
         self.bounds = bounds or Bounds()
         self._source = Source(path)
@@ -80,6 +92,7 @@ class VideoFile:
         self._decoder: VideoDecoder | None = None
         self._walk: Walk | None = None
         self._damaged: set[int] = set()
+        self._watch = watch
         self.times = times if times is not None else self._look(packets)
         self._can_seek = self.times.can_seek
 
@@ -281,8 +294,8 @@ class VideoFile:
         for index in range(self.index_at(clip.start_seconds), last + 1):
             self._decoded(index)
 
-    def shown(self, max_fps: float, size: tuple[int, int]) -> Iterator[tuple[float, torch.Tensor]]:
-        """Every frame, when it starts and as uint8 `[C, *size]`, but those that follow one within 1 / `max_fps` s.
+    def shown(self, max_fps: float, max_height: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Every frame, its number and as uint8 `[C, H, W]`, but those that follow one within 1 / `max_fps` s.
 
         Frames that cannot be decoded are passed over.
         """
@@ -292,13 +305,13 @@ class VideoFile:
             if start < next_seconds:
                 continue
             try:
-                pixels = self._frame(index, size)
+                pixels = self._lowered(self._decoded(index), max_height)
             except UnreadableVideo as error:
                 if error.reason != "unreadable":
                     raise
                 continue
             next_seconds = start + (1 - _ROUNDING_FRAMES) / max_fps
-            yield start, pixels
+            yield index, pixels
 
     def _sought(self, wanted: Sequence[int], canvas: tuple[int, int]) -> torch.Tensor | None:
         """Frames by number, by seeking; None if the decoder fails or gives others than were asked for."""
@@ -339,6 +352,11 @@ class VideoFile:
     def _frame(self, index: int, canvas: tuple[int, int]) -> torch.Tensor:
         """One frame, uint8 `[C, *canvas]`. Ascending calls decode the file once."""
         return self._picture.convert(self._decoded(index), canvas, self._check_pixels)
+
+    def _lowered(self, frame: RawFrame, max_height: int) -> torch.Tensor:
+        height = min(max_height, self.size[0])
+        canvas = (height, max(1, round(self.size[1] * height / self.size[0])))
+        return self._picture.convert(frame, canvas, self._check_pixels)
 
     def _decoded(self, index: int) -> RawFrame:
         try:
@@ -426,7 +444,11 @@ class VideoFile:
             scanned = Packets(self._source).stream.scan()
             ticks, key_ticks = scanned.pts_seconds.tolist(), scanned.key_frame_indices.tolist()
         packets = Packets(self._source)
-        decoded = [(number, frame.pts_seconds, frame.duration_seconds) for number, frame in packets.frames()]
+        decoded = []
+        for number, frame in packets.frames():
+            decoded.append((number, frame.pts_seconds, frame.duration_seconds))
+            if self._watch is not None:
+                self._watch(frame.duration_seconds, functools.partial(self._lowered, frame))
         if not decoded:
             reason = packets.error or "the stream holds no frames"
             raise UnreadableVideo("unreadable", self.path, reason)

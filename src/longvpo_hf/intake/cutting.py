@@ -124,7 +124,7 @@ def _each(
             continue
         seen.add(digest)
         try:
-            video = examine(path, sha256, bounds, cache)
+            video = examine(path, sha256, bounds, cache, find_scenes=_detects(source, cutting))
             if video.num_frames == 1:
                 yield Dropped("single_frame", path, source_id, f"one frame of {video.size[1]}×{video.size[0]}")
                 continue
@@ -150,10 +150,15 @@ def _scenes(source: Source, video: VideoFile, cutting: CuttingSettings, sha256: 
     if source.scenes:
         clamped = (Scene(max(s.start_seconds, begin), min(s.end_seconds, end), s.caption) for s in source.scenes)
         return sorted(clamped, key=lambda scene: (scene.start_seconds, scene.end_seconds))
-    if cutting.cutting == "scenes" and not source.film:  # of a film that the corpus has cut, the file is a scene
+    if _detects(source, cutting):
         cuts = scene_changes(video, sha256, cache)
         return [Scene(*span, "" if cuts else source.caption) for span in itertools.pairwise([begin, *cuts, end])]
     return [Scene(begin, end, source.caption)]
+
+
+def _detects(source: Source, cutting: CuttingSettings) -> bool:
+    """Whether scenes are looked for; of a film that the corpus has cut, the file is a scene."""
+    return cutting.cutting == "scenes" and not source.scenes and not source.film
 
 
 def _clips(source: Source, scenes: list[Scene], video: VideoFile, cutting: CuttingSettings) -> Iterator[Clip | Dropped]:

@@ -10,15 +10,20 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longvpo_hf.artifacts import Fields, digest, file_digest, write_text
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import Bounds, FrameTimes, VideoFile, decoder
 
+if TYPE_CHECKING:
+    import torch
+
 #: Part of what is kept; changes with what is looked for.
-_VERSION = 2
+_VERSION = 3
 #: Where a source is cut: where one of two of PySceneDetect's detectors, with its own thresholds, finds that the scene
 #: changes, on every frame but at most 30 a second. On 13 real films ContentDetector finds all 14 hard cuts, 5 of 6
 #: fades through black and nothing else. AdaptiveDetector finds the same cuts and no fade, but also cuts between scenes
@@ -31,7 +36,9 @@ _DETECTION_HEIGHT_PX = 90
 _MIN_SCENE_SECONDS = 0.5
 
 
-def examine(path: str, sha256: str, bounds: Bounds | None = None, cache: Path | None = None) -> VideoFile:
+def examine(
+    path: str, sha256: str, bounds: Bounds | None = None, cache: Path | None = None, find_scenes: bool = False
+) -> VideoFile:
     """A source file, known to decode at its start or end and to be within bounds.
 
     Args:
@@ -39,9 +46,12 @@ def examine(path: str, sha256: str, bounds: Bounds | None = None, cache: Path | 
         sha256: Hash of its content.
         bounds: What it may ask of this machine.
         cache: Folder of what was found before; None keeps nothing.
+        find_scenes: Whether `scene_changes` is asked next. Of a file that is decoded from start to end to know its
+            times, that decode then finds the scenes too.
 
     Raises:
         UnreadableVideo: If it cannot be used; that is not kept, so that the next run looks again.
+        ConfigError: If PySceneDetect is needed and missing.
     """
     kept = _Kept(cache, "times", sha256)
     found = kept.read()
@@ -49,8 +59,11 @@ def examine(path: str, sha256: str, bounds: Bounds | None = None, cache: Path | 
         video = _as_found(path, bounds, found)
         video.check_declared()
         return video
-    video = VideoFile(path, bounds)
+    detector = _SceneDetector() if find_scenes and cache is not None else None
+    video = VideoFile(path, bounds, watch=detector.watch if detector else None)
     video.probe()
+    if detector is not None and detector.num_watched:
+        _Kept(cache, "cuts", sha256).write({"seconds": detector.changes(video, video.times.given)})
     times = asdict(video.times)
     if video.times.can_seek:  # a scan, which decodes nothing, finds these again
         del times["starts_seconds"], times["key_frames"], times["given"]
@@ -91,31 +104,68 @@ def scene_changes(video: VideoFile, sha256: str, cache: Path | None = None) -> l
 
 
 def _changes(video: VideoFile) -> list[float]:
-    try:
-        from scenedetect import FrameTimecode
-        from scenedetect.detectors import AdaptiveDetector, ContentDetector
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Finding scenes needs PySceneDetect: pip install 'longvpo-hf[scenes]', or cut equal windows with "
-            "cutting=windows."
-        ) from error
-    detectors = (ContentDetector(min_scene_len=1), AdaptiveDetector(min_scene_len=1))
-    height = min(_DETECTION_HEIGHT_PX, video.size[0])
-    size = (height, max(1, round(video.size[1] * height / video.size[0])))
-    shown: list[float] = []
-    found: set[float] = set()
-    for seconds, pixels in video.shown(_MAX_DETECTION_FPS, size):
-        shown.append(seconds)
+    detector = _SceneDetector()
+    for number, pixels in video.shown(_MAX_DETECTION_FPS, _DETECTION_HEIGHT_PX):
+        detector.look(number, pixels)
+    return detector.changes(video)
+
+
+class _SceneDetector:
+    """Finds where scenes change in frames that it is shown in order.
+
+    Attributes:
+        num_watched: How many frames went by, looked at or not.
+
+    Raises:
+        ConfigError: If PySceneDetect is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from scenedetect import FrameTimecode
+            from scenedetect.detectors import AdaptiveDetector, ContentDetector
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "Finding scenes needs PySceneDetect: pip install 'longvpo-hf[scenes]', or cut equal windows with "
+                "cutting=windows."
+            ) from error
+        self._detectors = (ContentDetector(min_scene_len=1), AdaptiveDetector(min_scene_len=1))
+        self._timecode = FrameTimecode
+        self._looked_at: list[int] = []
+        self._found: set[int] = set()
+        self._wait_seconds = 0.0
+        self.num_watched = 0
+
+    def look(self, number: int, pixels: torch.Tensor) -> None:
+        """Looks at a frame, uint8 `[C, H, W]`."""
+        self._looked_at.append(number)
         image = pixels[[2, 1, 0]].permute(1, 2, 0).contiguous().numpy()
         # The detectors count frames; what they are told of the rate decides nothing.
-        number = FrameTimecode(len(shown) - 1, _MAX_DETECTION_FPS)
-        for detector in detectors:
-            found |= {shown[change.frame_num] for change in detector.process_frame(number, image)}
-    changes = [video.begin_seconds]
-    for change in sorted(found):
-        if change - changes[-1] >= _MIN_SCENE_SECONDS:
-            changes.append(change)
-    return changes[1:]
+        counted = self._timecode(len(self._looked_at) - 1, _MAX_DETECTION_FPS)
+        for detector in self._detectors:
+            self._found |= {self._looked_at[change.frame_num] for change in detector.process_frame(counted, image)}
+
+    def watch(self, seconds: float, pixels: Callable[[int], torch.Tensor]) -> None:
+        """Sees the next frame go by, as `VideoFile` shows it, and looks at it unless one has just been looked at."""
+        if self._wait_seconds <= 0:
+            self.look(self.num_watched, pixels(_DETECTION_HEIGHT_PX))
+            self._wait_seconds = 0.9 / _MAX_DETECTION_FPS  # durations are rounded
+        self._wait_seconds -= seconds if seconds > 0 else 1.0
+        self.num_watched += 1
+
+    def changes(self, video: VideoFile, numbers: Sequence[int] = ()) -> list[float]:
+        """When scenes change, in source seconds.
+
+        Args:
+            video: What the frames are of.
+            numbers: The number in the file of each that went by; empty if they are the same.
+        """
+        changes = [video.begin_seconds]
+        for number in sorted(self._found):
+            seconds = video.times.start(numbers[number] if numbers else number)
+            if seconds - changes[-1] >= _MIN_SCENE_SECONDS:
+                changes.append(seconds)
+        return changes[1:]
 
 
 def content_digest(path: str | Path) -> str:
