@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,19 +86,19 @@ def test_every_library_that_writes_is_understood(tmp_path: Path, writer: str) ->
 # -------------------------------------------------------------------------------------------- what is read, not written
 
 
-@pytest.fixture
+@contextmanager
 def no_more_files() -> Iterator[None]:
     """This process may open no further file."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_video_is_not_dropped_because_the_machine_is_out_of_files(
-    clips: dict[str, Clip], no_more_files: None
-) -> None:
-    with pytest.raises(StorageError, match=r"Too many open files\. Raise the limit"):
+def test_a_video_is_not_dropped_because_the_machine_is_out_of_files(clips: dict[str, Clip]) -> None:
+    with pytest.raises(StorageError, match=r"Too many open files\. Raise the limit"), no_more_files():
         Source(clips["red"].path)
 
 

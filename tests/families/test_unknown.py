@@ -66,7 +66,8 @@ def test_check_refuses_in_one_line(outsider: tuple[str, str]) -> None:
     result = longvpo(["check", "internvl3_2b/stage1_lora", "--model_name_or_path", folder])
     assert result.exit_code == 2
     assert reason in result.stderr or "'qwen3' costs is not known" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    # Where there is no network, the first command of a process says that it goes on without.
+    assert len([line for line in result.stderr.splitlines() if " cannot be reached (" not in line]) == 1
 
 
 def test_eval_refuses_in_one_line_before_it_looks_for_data(outsider: tuple[str, str], tmp_path: Path) -> None:

@@ -121,13 +121,13 @@ def needle(
         number: Questions drawn of the world, where no others are given.
         output: Folder of the results.
     """
-    _check_model(checkpoint)
-    from longvpo_hf.evaluation.probes import make_question, read_questions
-
     lengths = whole_numbers("frames", frames)
     questions = None
     if needle is not None and needles is not None:
         raise ConfigError("--needle and --needles exclude each other; give one of them.")
+    _check_model(checkpoint)
+    from longvpo_hf.evaluation.probes import make_question, read_questions
+
     if needle is not None:
         media = output / "media"
         questions = [make_question(needle, question or "", answer or "", option or [], needle_frames, media)]
