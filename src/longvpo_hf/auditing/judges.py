@@ -129,7 +129,7 @@ def all_words(pairs: Sequence[Pair], groups: Sequence[int]) -> Finding:
         said = f"{len(set(groups))} groups of rows are too few to train a classifier on (≥ {MIN_GROUPS})."
         return Finding(name, title, Verdict.UNKNOWN, said)
     try:
-        from sklearn.feature_extraction import FeatureHasher  # noqa: F401
+        from sklearn.feature_extraction import FeatureHasher  # noqa: F401  # whether it is there
     except ImportError:
         said = "Not measured: it needs scikit-learn, `pip install longvpo-hf[audit]`."
         return Finding(name, title, Verdict.UNKNOWN, said)

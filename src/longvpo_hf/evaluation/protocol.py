@@ -11,7 +11,6 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +19,7 @@ from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq import answers
 from longvpo_hf.evaluation.suite import Suite
 from longvpo_hf.evaluation.suites import suites
-from longvpo_hf.record import Sampling
+from longvpo_hf.record import Sampling, installed_versions
 
 _PACKAGES = ("longvpo-hf", "lmms-eval", "transformers", "torch", "torchcodec")
 #: What of a video the model sees: all of it, or what a baseline leaves of it.
@@ -168,13 +167,7 @@ def questions_digest(name: str, root: Path) -> str:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_PACKAGES)
 
 
 # ----------------------------------------------------------------------------------------------------- published ones

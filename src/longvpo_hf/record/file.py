@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,12 +56,12 @@ def read_record(name: str | Path, kind: type[Record], revision: str | None = Non
     return None
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide what rows and weights look like, as far as they are installed."""
+def installed_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of packages, as far as they are installed; by default those that decide what rows and weights are."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
     found = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

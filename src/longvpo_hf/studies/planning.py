@@ -220,7 +220,7 @@ def missing(session: Session, selected: Sequence[Step]) -> list[Missing]:
 
 def _missing_ffmpeg() -> Iterator[Missing]:
     try:
-        import torchcodec.encoders  # noqa: F401
+        import torchcodec.encoders  # noqa: F401  # loads the libraries
     except (RuntimeError, OSError, ImportError):
         yield Missing("FFmpeg's shared libraries (version 4 to 9)", "apt install ffmpeg   # macOS: brew install ffmpeg")
 

@@ -347,7 +347,7 @@ def in_time(seconds: float) -> str:
 
 
 def _last_words(log: Path, offset: int) -> str:
-    """The last line of a log that is none of a bar's."""
+    """The last line of a log that is not a progress bar."""
     with log.open("rb") as file:
         file.seek(offset)
         lines = re.split(r"[\r\n]+", file.read()[-20_000:].decode("utf-8", "replace"))

@@ -156,7 +156,7 @@ def check_models(
 
 
 def _is_asked_elsewhere(name: str) -> bool:
-    """Whether a name is none of a model that is loaded here."""
+    """Whether a name stands for something other than a model that is loaded here."""
     return name in ("none", "scripted") or name.partition(":")[0] == "endpoint"
 
 

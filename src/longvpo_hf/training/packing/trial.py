@@ -51,7 +51,7 @@ def reason_on_batch(model: Any, batch: Batch, is_half: bool) -> str | None:
             padded = plain_forward(model, _padded(rows)).log_probs.float()[:, -_PADDING - expected.shape[1] : -_PADDING]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # a model of no known family may fail in any way
             raise ModelError(
                 f"{name} cannot be trained: its forward pass failed on the first batch ({type(error).__name__}: "
                 f"{error}). docs/families.md lists the families that were run."
@@ -62,7 +62,7 @@ def reason_on_batch(model: Any, batch: Batch, is_half: bool) -> str | None:
             found = tree_forward(model, rows).log_probs.float()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # likewise; training goes on without trees, and says so
             return f"{name} failed on a tree of the first batch ({type(error).__name__}: {error})."
     difference, noise = (float((other - expected).norm() / expected.norm()) for other in (found, padded))
     bound = max(_FLOORS[is_half], _TIMES_NOISE * noise)
