@@ -389,6 +389,12 @@ def test_the_patterns_leave_alone(text: str) -> None:
     assert not MACHINE_PATH.search(text)
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their bare names: of two that share one, the second is not collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_lock_file_is_committed() -> None:
     assert [path.name for path in committed_files() if path.name == "uv.lock"] == []
 
