@@ -94,6 +94,16 @@ def test_a_snapshot_of_the_hub_is_inside(tmp_path: Path) -> None:
         path_inside(root, "out.mp4")
 
 
+def test_a_folder_that_is_only_called_snapshots_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "key").write_bytes(b"x")
+    root = tmp_path / "snapshots" / "2026-01-01"
+    root.mkdir(parents=True)
+    (root / "a.mp4").symlink_to("../../blobs/key")
+    with pytest.raises(OutsideRoot):
+        path_inside(root, "a.mp4")
+
+
 @pytest.mark.parametrize("name", ["x" * 100_000, "y/" * 50_000, "../" * 50_000])
 def test_long_names_end_in_an_error_of_bounded_length(root: Path, name: str) -> None:
     with pytest.raises(OutsideRoot) as raised:

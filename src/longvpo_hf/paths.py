@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from longvpo_hf.errors import LongVPOError
 
+#: How the folders of repositories in Hugging Face's cache are called.
+_REPOSITORIES = ("models--", "datasets--", "spaces--")
 #: PATH_MAX of Linux.
 _MAX_CHARACTERS = 4096
 
@@ -60,7 +62,7 @@ def is_inside(root: str | Path, path: str | Path) -> bool:
     blobs = [
         parent.parent.parent / "blobs"
         for parent in (real_root, *real_root.parents)
-        if parent.parent.name == "snapshots"
+        if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith(_REPOSITORIES)
     ]
     return any(real_path.is_relative_to(folder) for folder in (real_root, *blobs))
 

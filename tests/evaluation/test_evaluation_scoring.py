@@ -21,12 +21,13 @@ import pytest
 import yaml
 
 import benchmark_doubles as doubles
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.differences import Unit, difference
 from longvpo_hf.evaluation.longvideo_mcq.answers import without_reasoning
 from longvpo_hf.evaluation.scoring import Record, headline, official, summary
 from longvpo_hf.evaluation.subtitles import Subtitle, read_srt, shown_at
-from longvpo_hf.evaluation.suite import Question, _rows, letters_of, locate
+from longvpo_hf.evaluation.suite import Question, _rows, letters_of
 from longvpo_hf.evaluation.suites import suites
 
 #: What a model wrote, and what it chose among A, B, C and D, as a person reads it; more of them in test_answers.py.
@@ -443,13 +444,53 @@ def test_letters_of_a_text_that_lists_its_options() -> None:
     assert letters_of("A. Who is A. Smith?") == letters_of("What is it?") == ""
 
 
-@pytest.mark.parametrize("name", ["../secret.mp4", "mlvu/../../secret.mp4", "/etc/hostname"])
-def test_no_file_leads_out_of_the_root(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["../secret.mp4", "mlvu/../../secret.mp4", "/etc/hostname", "mlvu/out.mp4", "mlvu/a\0"]
+)
+def test_no_file_leads_out_of_the_media_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.mp4").write_text("x")
     root = tmp_path / "root"
     (root / "mlvu").mkdir(parents=True)
-    with pytest.raises(ValueError, match="leads elsewhere"):
-        locate(root, name)
+    (root / "mlvu" / "out.mp4").symlink_to(tmp_path / "secret.mp4")
+    with pytest.raises(ConfigError, match=r"mlvu: a row names a file outside .*must name a file inside .*root/mlvu"):
+        suites()["mlvu"].locate(root, name)
+
+
+def test_a_media_folder_may_be_a_link_and_a_snapshot_of_the_hub(tmp_path: Path) -> None:
+    repo = tmp_path / "hub" / "datasets--sy1998--MLVU_dev"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "blobs" / "01").write_text("x")
+    snapshot = repo / "snapshots" / "4567"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.mp4").symlink_to("../../blobs/01")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "mlvu").symlink_to(snapshot)
+    mlvu = suites()["mlvu"]
+    assert mlvu.locate(root, "mlvu/none.mp4", "mlvu/a.mp4") == root / "mlvu" / "a.mp4"
+    assert mlvu.locate(root, "mlvu/none.mp4") is None
+
+
+def test_every_name_of_a_row_is_in_its_suite_s_media_folder() -> None:
+    rows = {
+        "longvideobench": doubles.longvideobench_rows(),
+        "mlvu": doubles.mlvu_rows(),
+        "mlvu_test": doubles.mlvu_test_rows(),
+        "videomme": doubles.videomme_rows(),
+        "videomme_v2": doubles.videomme_v2_rows(),
+        "lvbench": doubles.lvbench_rows(),
+        "timescope": doubles.timescope_rows(),
+        "longtimescope": doubles.timescope_rows(),
+        "videoevalpro": doubles.videoevalpro_rows(),
+        "cgbench": doubles.cgbench_rows(),
+        "mvbench": doubles.mvbench_rows(0),
+        "tvbench": doubles.tvbench_rows(0),
+    }
+    for suite in suites().values():
+        subset = suite.subsets[0] if suite.subsets else ""
+        question = suite.question(rows[suite.asked_with or suite.name][0], subset)
+        assert all(name.startswith(f"{suite.media}/") for name in question.videos), suite.name
+        assert not question.subtitles or question.subtitles.startswith(f"{suite.media}/"), suite.name
 
 
 def test_subtitles_are_those_of_the_instants(tmp_path: Path) -> None:

@@ -559,11 +559,11 @@ def test_a_picture_stands_upright(tmp_path: Path) -> None:
     [
         (
             {"video": "../needle.mp4", "question": "?", "answer": "x"},
-            "line 1: video must name a file inside of the folder",
+            "line 1: .* must name a file inside",
         ),
         (
             {"video": "/etc/passwd", "question": "?", "answer": "x"},
-            "line 1: video must name a file inside of the folder",
+            "line 1: .* must name a file inside",
         ),
         ({"video": "none.mp4", "question": "?", "answer": "x"}, "line 1: missing_file"),
         ({"video": "needle.mp4", "answer": "x"}, "line 1: the field 'question' is missing"),

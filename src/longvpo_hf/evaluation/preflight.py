@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.suite import Suite, locate
+from longvpo_hf.evaluation.suite import Suite
 from longvpo_hf.evaluation.suites import suites
 
 #: Missing files of a suite that are named; the others are only counted.
@@ -96,7 +96,7 @@ def _missing(suite: Suite, root: Path) -> list[Missing]:
         questions += [suite.question(row, subset) for row in rows]
     missing = []
     videos = {question.videos for question in questions}
-    absent = sorted(names[0] for names in videos if locate(root, *names) is None)
+    absent = sorted(names[0] for names in videos if suite.locate(root, *names) is None)
     if absent:
         more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
         named = ", ".join(absent[:_NAMED])
@@ -105,7 +105,7 @@ def _missing(suite: Suite, root: Path) -> list[Missing]:
         )
     subtitles = {question.subtitles for question in questions if question.subtitles}
     # Not every video has subtitles, so a single missing file is no fault; that all are missing is one.
-    if subtitles and not any(locate(root, name) for name in subtitles):
+    if subtitles and not any(suite.locate(root, name) for name in subtitles):
         where = root / suite.subtitles
         missing.append(Missing(f"{suite.name}: subtitles: {where} holds none of {len(subtitles)} .srt files", unpack))
     return missing

@@ -13,13 +13,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from longvpo_hf.artifacts import Fields, Log, whole_file
 from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_cut_off, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
+from longvpo_hf.paths import path_inside
 from longvpo_hf.responders import Request, Responder, Unanswered
 from longvpo_hf.timeline import Clip, Timeline, View
 
@@ -173,7 +174,7 @@ def read_questions(path: Path, num_frames: int, media: Path) -> list[ProbeQuesti
             continue
         try:
             record = json.loads(line)
-            video = _inside(path.parent, record["video"])
+            video = path_inside(path.parent, record["video"])
             question = make_question(
                 video, record["question"], record["answer"], record.get("options") or (), num_frames, media
             )
@@ -390,15 +391,6 @@ def _parts(clip: Clip, number: int) -> list[Clip]:
         raise ConfigError(f"A clip is parted into ≥ 1 parts, got {number}.")
     bounds = [clip.start_seconds + clip.duration_seconds * part / number for part in range(number + 1)]
     return [Clip(clip.path, start, end) for start, end in itertools.pairwise(bounds)]
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The file `name` of a folder, and of no other: names come with a file that may be somebody else's."""
-    path = (folder / name).resolve()
-    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
-    if absolute or not path.is_relative_to(folder.resolve()):
-        raise ConfigError(f"video must name a file inside of the folder of the questions, got {name!r}.")
-    return path
 
 
 def _as_video(image: Path, media: Path) -> Path:

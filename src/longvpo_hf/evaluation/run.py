@@ -33,7 +33,7 @@ from longvpo_hf.evaluation.protocol import BASELINES, THE_VIDEO, Protocol, Publi
 from longvpo_hf.evaluation.results import add_to_checkpoint, stem_of, table_runs, write_results
 from longvpo_hf.evaluation.sampling import trained_sampling
 from longvpo_hf.evaluation.serving import Server
-from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite, locate
+from longvpo_hf.evaluation.suite import DATA_ROOT_VARIABLE, Suite
 from longvpo_hf.evaluation.task_files import task_names, tasks_folder
 from longvpo_hf.families import check_kind
 from longvpo_hf.frames import whole_clip
@@ -314,7 +314,7 @@ def _examples(asked: Sequence[Suite], root: Path) -> list[Request]:
     for suite in asked:
         subset = suite.subsets[0] if suite.subsets else ""
         question = suite.question(suite.rows(root, subset)[0], subset)
-        if (path := locate(root, *question.videos)) is not None:
+        if (path := suite.locate(root, *question.videos)) is not None:
             requests.append(Request(question.text, Timeline((whole_clip(str(path)),))))
     return requests
 

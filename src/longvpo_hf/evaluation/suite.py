@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.paths import OutsideRoot, path_inside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,6 +133,26 @@ class Suite:
                 "revision that lmms-eval 0.7 uses?"
             ) from None
 
+    def locate(self, root: Path, *names: str) -> Path | None:
+        """The first of the files `names` that exists; rows are somebody else's text, so none may lead elsewhere.
+
+        Args:
+            root: The data root. The media folder in it may be a link, e.g. to another disk or to a snapshot in the
+                Hub's cache; links within it must not lead out of it.
+            names: Names under the data root, as a question has them; all are in the media folder.
+
+        Raises:
+            ConfigError: If one leads out of the media folder; the message names it.
+        """
+        for name in names:
+            try:
+                path = path_inside(root / self.media, name.removeprefix(f"{self.media}/"))
+            except OutsideRoot as error:
+                raise ConfigError(f"{self.name}: a row names a file outside of its media folder: {error}") from error
+            if path.is_file():
+                return path
+        return None
+
     def rows(self, root: Path, subset: str = "") -> Dataset:
         """Its rows, from the folder `root / dataset` if there is one, else from the Hub or its cache."""
         return _rows(self.dataset, self.revision, self.split, root, subset or self.config or "")
@@ -154,21 +175,6 @@ def data_root() -> Path:
         if os.environ.get(variable):
             return Path(os.environ[variable]).expanduser()
     return Path("~/.cache/huggingface").expanduser()
-
-
-def locate(root: Path, *names: str) -> Path | None:
-    """The first of the files `names` that exists under `root`.
-
-    Raises:
-        ValueError: If a name leads out of `root`: rows are somebody else's text.
-    """
-    for name in names:
-        path = Path(os.path.normpath(root / name))
-        if not path.is_relative_to(os.path.normpath(root)):
-            raise ConfigError(f"A benchmark's file must lie inside of {root}, got {name!r}, which leads elsewhere.")
-        if path.is_file():
-            return path
-    return None
 
 
 @functools.lru_cache(maxsize=64)

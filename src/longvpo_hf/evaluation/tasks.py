@@ -19,7 +19,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.subtitles import read_srt
-from longvpo_hf.evaluation.suite import Question, Suite, data_root, locate
+from longvpo_hf.evaluation.suite import Question, Suite, data_root
 from longvpo_hf.evaluation.suites import suites
 
 #: Metrics that are better the lower they are.
@@ -88,7 +88,7 @@ class MultipleChoice(ConfigurableMessagesTask):
     def doc_to_visual(self, doc: Mapping[str, Any]) -> list[str]:
         """The path of the video."""
         question = self.question(doc)
-        path = locate(self.root, *question.videos)
+        path = self.suite.locate(self.root, *question.videos)
         if path is None:
             raise FileNotFoundError(f"{self.config.task}: {self.root / question.videos[0]} is missing.")
         return [str(path)]
@@ -102,7 +102,7 @@ class MultipleChoice(ConfigurableMessagesTask):
         question = self.question(doc)
         content: list[dict[str, Any]] = [{"type": "video", "url": path} for path in self.doc_to_visual(doc)]
         if question.subtitles:
-            path = locate(self.root, question.subtitles)
+            path = self.suite.locate(self.root, question.subtitles)
             subtitles = read_srt(path) if path else []
             content += [
                 {"type": "text", "text": "This video's subtitles are listed below: \n"},
