@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import longvpo
 from longvpo_hf.errors import DatasetError, StorageError, advice, check_machine, storage_error
 from longvpo_hf.frames.opening import Source
 from longvpo_hf.timeline import Clip
@@ -29,6 +30,27 @@ def test_a_refusal_is_one_sentence_with_its_remedy(code: int, capsys: pytest.Cap
     assert said.startswith(f"longvpo build stage1: /somewhere/train.parquet: {os.strerror(code)}. ")
     assert said.endswith(". The same command goes on.\n")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["/proc/no/such", "FILE/a", "FILE/a/b"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "build stage1 --corpus videofolder --source FOLDER --responder scripted --output OUT/out",
+        "configs copy internvl3_8b/stage1_full OUT/my.yaml",
+        "run miniature --output OUT/run",
+    ],
+    ids=lambda command: command.partition(" ")[0],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_place_where_no_folder_can_be_is_refused(command: str, where: str, tmp_path: Path) -> None:
+    """Caught: `FileNotFoundError` and `FileExistsError` of `mkdir`, no refusals of a disk, were tracebacks."""
+    (tmp_path / "file").touch()
+    for name, value in {"OUT": where, "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path)}.items():
+        command = command.replace(name, value)
+    result = longvpo(command.split())
+    assert result.exit_code == 2
+    assert "ame another place." in result.stderr
 
 
 def test_what_caused_an_error_is_found(capsys: pytest.CaptureFixture[str]) -> None:

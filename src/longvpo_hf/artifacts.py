@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from longvpo_hf.errors import LongVPOError
+from longvpo_hf.errors import LongVPOError, StorageError
 
 #: A finished piece of work, a remembered answer: JSON.
 Fields = dict[str, Any]
@@ -70,6 +70,23 @@ def sampled_digest(path: str | Path) -> str:
 # ----------------------------------------------------------------------------------------------------- whole artefacts
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those it is in, where there is none.
+
+    Raises:
+        StorageError: If a file has its name, or if it is where the system makes none, as under `/proc`.
+        OSError: If the system refuses for another reason; `storage_error` knows those.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError(
+            f"{error.filename or folder}: a file has the name of this folder. Name another place."
+        ) from error
+    except FileNotFoundError as error:
+        raise StorageError(f"{folder}: the system makes no folder there. Name another place.") from error
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Lets the system's refusal to write in the block name the file, which it does not do of itself."""
@@ -85,7 +102,7 @@ def naming(path: Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write into; it takes the name `path`, flushed to disk, when the block ends without an error."""
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with naming(path):
         try:
             with part.open("wb") as file:
@@ -128,7 +145,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         between.rename(folder)
     for stray in (part, between):
         shutil.rmtree(stray, ignore_errors=True)
-    part.mkdir(parents=True)
+    make_folder(part)
     try:
         with naming(folder):
             yield part
@@ -201,7 +218,7 @@ def locked(output: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = output.with_name(f".{output.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     owner = path.with_name(f"{path.name}.json")
     lock = FileLock(path, is_singleton=True)  # one for this path, which counts who holds it
     is_outermost = not lock.is_locked
@@ -323,7 +340,7 @@ class Journal:
         self.folder = folder
         self._base = digest(follows_from)
         self.num_reused = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_parts(folder)
 
     def piece(self, name: str, inputs: Any, work: Callable[[Log], Sequence[Fields]]) -> list[Fields]:

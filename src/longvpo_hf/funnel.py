@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvpo_hf.artifacts import locked, naming, remove_parts, write_json
+from longvpo_hf.artifacts import locked, make_folder, naming, remove_parts, write_json
 
 #: Why something is dropped, whatever the method; a method has reasons of its own beside these. The names are those in
 #: `dropped.jsonl` and on the dataset card.
@@ -103,7 +103,7 @@ class Funnel:
         self._stages: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
         self.reasons = dict(REASONS)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_parts(folder)
         (folder / "funnel.json").unlink(missing_ok=True)  # of an earlier run: this one may end before its own
         # Half a character (in a file's name) is written as the escape that JSON has for it.

@@ -193,10 +193,12 @@ def sources(videos: Videos) -> Finding:
         verdict = Verdict.FAIL if times > _FAIL_TIMES and share > _FAIL_OF_ALL else Verdict.WARN
     if number == 1:
         verdict = Verdict.WARN
-    said = (
-        f"{number:,} sources hold the answers; the largest gives {share:.1%} of the rows, {times:.1f} times its "
-        f"fair share. They count like {effective:,.1f} sources of equal share."
-    )
+    said = f"one source holds all answers, of {total:,} row{'s' * (total != 1)}."
+    if number > 1:
+        said = (
+            f"{number:,} sources hold the answers; the largest gives {share:.1%} of the rows, {times:.1f} times its "
+            f"fair share. They count like {effective:,.1f} sources of equal share."
+        )
     return Finding(
         name,
         title,

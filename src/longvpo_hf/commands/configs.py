@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from longvpo_hf.artifacts import make_folder
 from longvpo_hf.commands.cli import new_app
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.shipped import find_among, shipped_accelerate_configs, shipped_configs
@@ -42,7 +43,7 @@ def copy(name: str, destination: Path = Path(), /) -> None:
     path = destination / found.name if destination.is_dir() else destination
     if path.exists():
         raise ConfigError(f"{path} is there already and is not replaced; name another file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     shutil.copyfile(found, path)
     print(path)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from longvpo_hf.artifacts import Fields, Log, whole_file
+from longvpo_hf.artifacts import Fields, Log, make_folder, whole_file
 from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_cut_off, is_right, letter_of
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
@@ -318,7 +318,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._log = Log(path)
         self._values: dict[str, Any] = {}
         mine = json.loads(json.dumps(settings))

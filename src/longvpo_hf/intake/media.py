@@ -216,7 +216,6 @@ def _write(video: VideoFile, clip: Clip, path: Path, settings: MediaSettings) ->
             "x264-params": "mbtree=0:rc-lookahead=0",
         },
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     for part in path.parent.glob(f"{path.name}.*{PART}"):  # of a killed run
         if time.time() - part.stat().st_mtime > _STALE_SECONDS:
             part.unlink(missing_ok=True)

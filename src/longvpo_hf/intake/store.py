@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from longvpo_hf.artifacts import file_digest
+from longvpo_hf.artifacts import file_digest, make_folder
 from longvpo_hf.errors import CorpusError, check_machine
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.archives import DAMAGE, Archive, Damaged, Member, TooLarge, archives_under
@@ -107,7 +107,7 @@ class VideoStore:
         self.archives = archives_under(root) if archives is None else list(archives)
         self._problems: list[Dropped] = []
         self._files = cache / "videos"
-        self._files.mkdir(parents=True, exist_ok=True)
+        make_folder(self._files)
         self._parts = cache / "parts"
         self._parts.mkdir(exist_ok=True)
         for part in self._parts.iterdir():

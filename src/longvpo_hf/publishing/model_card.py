@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from longvpo_hf.artifacts import write_text
+from longvpo_hf.artifacts import make_folder, write_text
 from longvpo_hf.public import markdown
 from longvpo_hf.publishing.curves import Logs, save_curves
 from longvpo_hf.publishing.dataset_card import fenced
@@ -41,7 +41,7 @@ def write_model_card(folder: Path, record: ModelRecord, log_history: Logs = ()) 
         record: See `ModelRecord`.
         log_history: As `TrainerState.log_history`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if any("loss" in entry for entry in log_history):
         save_curves(log_history, folder / CURVE_FILE)
     write_record(folder, record)

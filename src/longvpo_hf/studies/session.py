@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from longvpo_hf.artifacts import digest, locked, write_json
+from longvpo_hf.artifacts import digest, locked, make_folder, write_json
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.preflight import Missing
 from longvpo_hf.public import public_name
@@ -149,7 +149,7 @@ class Session:
         """
         from longvpo_hf.studies.report import Report
 
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.run_folder)
         with locked(self.run_folder):
             planning.check_trainings(self, selected)
             self.known_costs()

@@ -131,8 +131,7 @@ def _audit(output: OutputSettings) -> None:
     found = audit_folder(output.output)
     write_audit(found, output.log / "audit.html")
     worst = [finding for finding in found.findings if finding.verdict.is_at_least(Verdict.WARN)]
-    print(
-        f"audit: {len(worst)} items to look at in {output.log / 'audit.html'}" if worst else "audit: nothing stands out"
-    )
+    items = "1 item" if len(worst) == 1 else f"{len(worst)} items"
+    print(f"audit: {items} to look at in {output.log / 'audit.html'}" if worst else "audit: nothing stands out")
     for finding in worst:
         print(f"  {finding.verdict!s:<8}{finding.name}: {finding.said}")
