@@ -21,6 +21,7 @@ from longvpo_hf.evaluation.position import plot_position, probe_position, summar
 from longvpo_hf.evaluation.probes import (
     BlankFiller,
     DoesNotFit,
+    Filler,
     Journal,
     ProbeQuestion,
     Verdict,
@@ -29,6 +30,7 @@ from longvpo_hf.evaluation.probes import (
     make_question,
     read_questions,
 )
+from longvpo_hf.evaluation.protocol import Protocol
 from longvpo_hf.families.vision import vision_tower
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
@@ -309,6 +311,27 @@ def test_names_are_shown_as_they_are(media: Path, tmp_path: Path) -> None:
     probe_position(responder, questions, filler, 4, 1, tmp_path)
     assert (tmp_path / "needle.png").is_file()
     assert (tmp_path / "position.png").is_file()
+
+
+def test_results_carry_their_protocol(media: Path, tmp_path: Path) -> None:
+    """One hash for what may be compared, another for what may not, and the difference by name."""
+    film = VideoFiller(media / "haystack.mp4")
+
+    def protocol(folder: str, frames: int = 9, filler: Filler = film, **facts: Any) -> Protocol:
+        responder, questions = scripted(lambda _: "B"), questions_about(media, 2)
+        probe_position(responder, questions, filler, frames, 3, tmp_path / folder, facts=facts)
+        return Protocol.from_json(json.loads((tmp_path / folder / "position.json").read_text())["protocol"])
+
+    first = protocol("a", weights="a", max_new_tokens=16, dtype="float32", max_pixels=400)
+    assert first == protocol("b", weights="b", max_new_tokens=16, dtype="float32", max_pixels=400)
+    assert "position probe: 9 frames, 400 pixels each; shown: its clips among frames of haystack.mp4" in first.line
+    assert "all questions, 3 times" in first.line
+    assert "greedy, at most 16 tokens; float32" in first.line
+    sampled = {"temperature": 0.5, "top_p": 1.0, "decoding_seed": 3, "thinking": None}
+    other = protocol("c", 13, BlankFiller(tmp_path / "media"), weights="a", max_new_tokens=16, decoding=sampled)
+    assert other.hash != first.hash
+    differing = {line.partition(" ")[0] for line in first.differences(other)}
+    assert differing == {"sampling", "shown", "decoding", "dtype"}
 
 
 # -------------------------------------------------------------------------------------------------- when memory is full

@@ -56,6 +56,7 @@ class AskedModel:
             "max_pixels": max_pixels,
             "max_new_tokens": responder.max_new_tokens,
             "decoding": asdict(self.decoding),
+            "dtype": str(responder.model.dtype).removeprefix("torch."),
         }
 
 
@@ -143,6 +144,7 @@ def needle(
         print(f"Stopped at {result['stopped']['frames']} frames: {result['stopped']['reason']}")
     cells = result["cells"]
     _warn_of_cut_offs(sum(cell["cut_off"] for cell in cells) / max(1, sum(cell["number"] for cell in cells)))
+    _say_protocol(result)
     print(f"Heat map: {output / 'needle.png'}, numbers: {output / 'needle.json'}")
 
 
@@ -195,7 +197,15 @@ def position(
     middle = f"{dip['percent']:.1f} points {dip['band_95']}" if dip["percent"] is not None else "not measured"
     print(f"Video alone {upper['percent']:.1f} %, dip in the middle: {middle}")
     _warn_of_cut_offs(result["cut_off_percent"] / 100)
+    _say_protocol(result)
     print(f"Curve: {output / 'position.png'}, numbers: {output / 'position.json'}")
+
+
+def _say_protocol(result: dict[str, Any]) -> None:
+    from longvpo_hf.evaluation.protocol import Protocol
+
+    protocol = Protocol.from_json(result["protocol"])
+    print(f"protocol {protocol.hash}: {protocol.line}")
 
 
 def _warn_of_cut_offs(share: float) -> None:

@@ -25,6 +25,7 @@ from longvpo_hf.evaluation.probes import (
     ProbeQuestion,
     as_it_is,
     ask,
+    protocol_of,
     settings_of,
 )
 from longvpo_hf.responders import Request, Responder
@@ -83,6 +84,7 @@ def probe_needle(
         "frames": lengths,
         "depths_percent": [round(100 * depth, 2) for depth in depths],
         "stopped": stopped,
+        "protocol": protocol_of(settings, " / ".join(map(str, lengths))).json(),
         "cells": cells,
     }
     write_json(output / "needle.json", result)

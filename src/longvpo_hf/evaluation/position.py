@@ -27,6 +27,7 @@ from longvpo_hf.evaluation.probes import (
     ProbeQuestion,
     as_it_is,
     ask,
+    protocol_of,
     settings_of,
 )
 from longvpo_hf.responders import Request, Responder
@@ -113,6 +114,7 @@ def probe_position(
         **settings,
         **summary(table[:, 0, 1], table[:, 1:, 0] / longest, table[:, 1:, 1], seed),
         "longest_distance_frames": longest,
+        "protocol": protocol_of(settings, str(num_frames), placements).json(),
         "unparsed_percent": round(100 * float(1 - table[:, :, 2].mean()), 2),
         "cut_off_percent": round(100 * float(table[:, :, 3].mean()), 2),
         "alone": [int(right) for right in table[:, 0, 1]],

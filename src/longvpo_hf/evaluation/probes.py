@@ -11,17 +11,22 @@ import hashlib
 import itertools
 import json
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from longvpo_hf.artifacts import Fields, Log, make_folder, whole_file
+from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_cut_off, is_right, letter_of
+from longvpo_hf.evaluation.protocol import PACKAGES, Protocol, parsers
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
 from longvpo_hf.paths import path_inside
+from longvpo_hf.record import installed_versions
 from longvpo_hf.responders import Request, Responder, Unanswered
+from longvpo_hf.responders.generating import SHORT_TOKENS
 from longvpo_hf.timeline import Clip, Timeline, View
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -82,7 +87,7 @@ class ProbeQuestion:
         return Request(self.text, Timeline(clips), View.sparse(budget))
 
 
-class Filler(Protocol):
+class Filler(typing.Protocol):
     """What a question's clips are inserted among."""
 
     @property
@@ -375,6 +380,33 @@ def settings_of(
         "questions_digest": digest,
         **facts,
     }
+
+
+def protocol_of(settings: Mapping[str, Any], frames: str, repeats: int = 1) -> Protocol:
+    """What a probe's numbers depend on besides the model, as `longvpo eval` says it of a benchmark's.
+
+    Args:
+        settings: As `settings_of` made them.
+        frames: How many frames a question is about, in words.
+        repeats: Times that every question was asked, each at another place.
+    """
+    max_pixels, decoding = settings.get("max_pixels"), settings.get("decoding")
+    pixels = "" if max_pixels is None else f", {max_pixels} pixels each"
+    return Protocol(
+        suite=f"{settings['probe']} probe",
+        questions=settings["questions_digest"][:8],
+        limit=None,
+        sampling=f"{frames} frames{pixels}",
+        shown=f"its clips among {settings['filler']}",
+        subtitles="none",
+        parser=parsers()["ours"],
+        decoding=str(GREEDY if decoding is None else Decoding(**decoding)),
+        max_new_tokens=settings.get("max_new_tokens", SHORT_TOKENS),
+        repeats=repeats,
+        dtype=settings.get("dtype", "not said"),
+        backend="transformers",
+        versions=installed_versions(PACKAGES),
+    )
 
 
 def as_it_is(text: str) -> str:

@@ -21,7 +21,8 @@ from longvpo_hf.evaluation.suite import Suite
 from longvpo_hf.evaluation.suites import suites
 from longvpo_hf.record import Sampling, installed_versions
 
-_PACKAGES = ("longvpo-hf", "lmms-eval", "transformers", "torch", "torchcodec")
+#: Those whose versions decide a number.
+PACKAGES = ("longvpo-hf", "lmms-eval", "transformers", "torch", "torchcodec")
 #: What of a video the model sees: all of it, or what a baseline leaves of it.
 Shown: TypeAlias = Literal["the video", "no video", "one frame", "shuffled frames"]
 THE_VIDEO: Shown = "the video"
@@ -167,7 +168,7 @@ def questions_digest(name: str, root: Path) -> str:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    return installed_versions(_PACKAGES)
+    return installed_versions(PACKAGES)
 
 
 # ----------------------------------------------------------------------------------------------------- published ones

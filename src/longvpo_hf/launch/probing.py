@@ -71,7 +71,12 @@ class PositionProbe(TrainerCallback):
                 recipe.probe_frames,
                 recipe.probe_placements,
                 self._folder / f"step-{step}",
-                facts={"step": step, "max_pixels": trainer.args.max_pixels, "max_new_tokens": responder.max_new_tokens},
+                facts={
+                    "step": step,
+                    "max_pixels": trainer.args.max_pixels,
+                    "max_new_tokens": responder.max_new_tokens,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                },
             )
             scores = {"alone": result["upper_bound"], **result["thirds"], "dip": result["dip"]}
             is_due = trainer.control.should_log
