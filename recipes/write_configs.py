@@ -32,6 +32,7 @@ class Base:
         family: Its `model_type`.
         num_frames: Most frames of a LongVPO timeline.
         about: What a user has to know about the repository.
+        modes: Ways to train it that fit their machine.
     """
 
     title: str
@@ -39,7 +40,13 @@ class Base:
     family: str
     num_frames: int = 128
     about: str = ""
+    modes: tuple[str, ...] = ("lora", "full")
 
+
+_QWEN3_5 = (
+    "Two frames share their tokens. Three of four layers are linear attention: install flash-linear-attention and "
+    "causal-conv1d for its kernels on a GPU."
+)
 
 BASES = {
     "internvl2_5_8b": Base(
@@ -75,6 +82,43 @@ BASES = {
         num_frames=64,
         about="64 frames, because its context is 8,192 tokens and each frame also has its time in words. Its processor "
         "needs `pip install num2words`.",
+    ),
+    "qwen3_5_4b": Base("Qwen3.5-4B", "Qwen/Qwen3.5-4B", "qwen3_5", about=_QWEN3_5),
+    "qwen3_5_9b": Base("Qwen3.5-9B", "Qwen/Qwen3.5-9B", "qwen3_5", about=_QWEN3_5),
+    "qwen3_vl_30b_a3b": Base(
+        "Qwen3-VL-30B-A3B",
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3_vl_moe",
+        about="Two frames share their tokens. Each token goes through 8 of 128 experts. LoRA adapts the attention "
+        "alone; `lora_target_parameters` reaches the experts (docs/families.md). There is no configuration for the "
+        "whole model: it needs 83 GiB of each of 8 GPUs.",
+        modes=("lora",),
+    ),
+    "glm4_6v_flash": Base(
+        "GLM-4.6V-Flash",
+        "zai-org/GLM-4.6V-Flash",
+        "glm4v",
+        about="Two frames share their tokens. A model of GLM-4.1V's kind with GLM-4.6V's processor.",
+    ),
+    "video_llama3_7b": Base(
+        "VideoLLaMA3-7B",
+        "lkhl/VideoLLaMA3-7B-Image-HF",
+        "video_llama_3",
+        num_frames=120,
+        about="A base of the paper, which reports for it: LVBench 45.3 → 49.8, LongVideoBench 59.8 → 63.4, MLVU 73.0 → "
+        "74.6, Video-MME 66.2 → 67.2 without and 70.3 → 71.4 with subtitles. The paper's weights, "
+        "DAMO-NLP-SG/VideoLLaMA3-7B, exist with remote code only, which is never run here; this is the one native "
+        "repository of its size that was found, of the same model before its last stage of training, on videos. 120 "
+        "frames, because its context is 32,768 tokens and each frame also has its time in words; tokens that repeat "
+        "are left out, so a video may have fewer.",
+    ),
+    "internvl3_5_8b": Base("InternVL3.5-8B", "OpenGVLab/InternVL3_5-8B-HF", "internvl"),
+    "molmo2_8b": Base(
+        "Molmo2-8B",
+        "allenai/Molmo2-8B",
+        "molmo2",
+        about="Frames attend to one another in both directions, so it is trained without trees: chosen and rejected "
+        "are two sequences, each with its own copy of the video.",
     ),
 }
 
@@ -119,7 +163,7 @@ def texts() -> dict[tuple[str, str, str], str]:
 
 
 def _names() -> list[tuple[str, str, str]]:
-    return [(name, recipe, mode) for name in BASES for recipe in RECIPES[name] for mode in MODES]
+    return [(name, recipe, mode) for name in BASES for recipe in RECIPES[name] for mode in BASES[name].modes]
 
 
 def _text(name: str, recipe: str, mode: str, costs: Costs) -> str:

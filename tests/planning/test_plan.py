@@ -435,7 +435,8 @@ def test_an_adapter_has_the_shapes_of_its_base(recipe: Path, tmp_path: Path) -> 
     assert planning.find_model_config(str(adapter)).to_dict() == planning.find_model_config(base).to_dict()
 
 
-SHIPPED = sorted(shipped("recipes/configs").rglob("*.yaml"))
+#: A base's ways to train see the same frames, so one of them will do.
+SHIPPED = [path for path in sorted(shipped("recipes/configs").rglob("*.yaml")) if not path.stem.endswith("_full")]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -7,6 +7,7 @@ shipped configurations.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +62,7 @@ def starting_point(name: str, path: Path) -> str:
     """
     if Path(name).exists():
         return name
-    runs: dict[str, dict[str, Any]] = {}
-    for file in (*sorted(shipped("recipes/configs").rglob("*.yaml")), *sorted(path.parent.glob("*.yaml")), path):
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(settings, dict) and "output_dir" in settings:
-            runs[str(Path(settings["output_dir"]))] = settings
+    runs = {**_shipped_runs(), **_runs([*sorted(path.parent.glob("*.yaml")), path])}
     passed: set[str] = set()
     while name not in passed and not Path(name).exists():
         passed.add(name)
@@ -73,6 +70,21 @@ def starting_point(name: str, path: Path) -> str:
             return "miniature"
         name = str(runs.get(str(Path(name)), {}).get("model_name_or_path", name))
     return name
+
+
+@cache
+def _shipped_runs() -> dict[str, dict[str, Any]]:
+    return _runs(sorted(shipped("recipes/configs").rglob("*.yaml")))
+
+
+def _runs(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What configurations train, each by its `output_dir`."""
+    runs = {}
+    for file in files:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and "output_dir" in settings:
+            runs[str(Path(settings["output_dir"]))] = settings
+    return runs
 
 
 @cache
