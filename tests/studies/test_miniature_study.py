@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from chromium import Chromium
 from cli import longvpo
+from forked import as_forks
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.record import ModelRecord, read_record
 from longvpo_hf.studies.report import _page, _rendered
@@ -23,7 +24,14 @@ from longvpo_hf.studies.study import shipped_studies
 
 WORLDS = ("pretraining", "stage1", "stage2", "evaluation")
 MODELS = ("base", "stage1-model", "stage2-model")
-CHANGES = {"lengths": [1, 8], "questions_per_length": 12, "pair_lengths": [2, 4], "pair_questions_per_length": 8}
+CHANGES = {
+    "lengths": [1, 8],
+    "questions_per_length": 12,
+    "pair_lengths": [2, 4],
+    "pair_questions_per_length": 8,
+    "steps": 2,
+    "stage2_steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(study: Path) -> Path:
     """Its finished run."""
     folder = study.parent / "run"
-    result = longvpo(["run", str(study), "--output", str(folder)])
+    with as_forks():
+        result = longvpo(["run", str(study), "--output", str(folder)])
     assert result.exit_code == 0, result.output
     return folder
 
@@ -74,13 +83,13 @@ def test_it_is_done_and_a_changed_setting_is_said_first(finished: Path, study: P
     assert again.exit_code == 0
     assert again.stdout.count(": done\n") == 9
     content = yaml.safe_load(study.read_text(encoding="utf-8"))
-    content["miniature"]["stage2_steps"] = 2
+    content["miniature"]["stage2_steps"] = 3
     content["steps"][3]["learning_rate"] = 2e-3
     other = study.with_name("other.yaml")
     other.write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = longvpo(["run", str(other), "--output", str(finished), "--dry-run"])
     assert plan.exit_code == 0
-    assert re.search(r"stage2-model is made anew: .*max_steps: 4 → 2; .*learning_rate: none → 0.002", plan.stdout)
+    assert re.search(r"stage2-model is made anew: .*max_steps: 2 → 3; .*learning_rate: none → 0.002", plan.stdout)
     assert "stage2-model-lengths is made anew: stage2-model changed" in plan.stdout
     assert "stage1-model is made anew" not in plan.stdout
 

@@ -92,6 +92,20 @@ def test_steps_that_do_not_wait_for_one_another_run_at_once(tmp_path: Path) -> N
     assert results(tmp_path / "r", chain()) == results_of_one_slot(tmp_path / "other")
 
 
+def test_what_is_done_is_not_read_again_while_a_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading what steps made may cost seconds: weights and worlds are digested."""
+
+    def reads(seconds: float) -> int:
+        asked: list[str] = []
+        state = Ledger.state
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "state", lambda ledger, name: asked.append(name) or state(ledger, name))
+            run(tmp_path / str(seconds), [step("a", 1, seconds=seconds), step("b", 1, ["a"])], slots=2)
+        return len(asked)
+
+    assert reads(1.5) == reads(0.0)
+
+
 def results_of_one_slot(folder: Path) -> dict[str, object]:
     run(folder, chain())
     return results(folder, chain())
@@ -220,7 +234,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path[:0] = [{str(ROOT / "tests" / "studies")!r}]
 from pathlib import Path
-from test_engine import chain, run
+from test_running import chain, run
 run(Path(sys.argv[1]), chain(seconds=0.05), slots=int(sys.argv[2]))
 """
 

@@ -72,6 +72,15 @@ def test_a_study_is_its_steps_with_measurements_before_and_after(tmp_path: Path)
         assert training[training.index(f"--{option}") + 1] == f"/run/{value}"
 
 
+def test_a_configuration_for_the_processor_is_started_on_it(tmp_path: Path) -> None:
+    trains = [
+        {"train": "stage1", "config": "miniature/stage1"},
+        {"train": "stage1", "config": "internvl3_2b/stage1_lora"},
+    ]
+    found = steps(tmp_path, steps=[PLAIN["steps"][0], *trains], evaluate=None)
+    assert ["cpu" in step.program for step in found if step.kind == "train"] == [True, False]
+
+
 def test_a_second_step_of_a_kind_has_a_name_of_its_own(tmp_path: Path) -> None:
     again = [*PLAIN["steps"], {"build": "stage2"}, {"train": "stage2", "config": "internvl3_2b/stage2_lora"}]
     names = [step.name for step in steps(tmp_path, steps=again, evaluate=None)]
@@ -94,6 +103,7 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
     assert changed(tmp_path, steps=with_step(0, num_rows=21)) == everything
     assert changed(tmp_path, steps=with_step(1, learning_rate=2e-6)) == everything - {"stage1-rows"}
     assert changed(tmp_path, steps=with_step(2, judge="scripted")) == {"stage2-rows", "stage2-model"}
+    assert changed(tmp_path, steps=with_step(2, responder="scripted")) == {"stage2-rows", "stage2-model"}
     assert changed(tmp_path, steps=with_step(3, beta=0.2)) == {"stage2-model"}
     assert changed(tmp_path, seed=1) == everything
     assert changed(tmp_path, base="b2") == everything  # the base's weights

@@ -124,9 +124,10 @@ def run_steps(ledger: Ledger, selected: Sequence[Step], *, slots: int = 1, delet
     waiting = list(selected)
     running: list[_Running] = []
     told = time.monotonic()
+    may_start = True  # only where a step has ended: what is done is found by reading what steps made
     try:
         while waiting or running:
-            for step in list(waiting):
+            for step in list(waiting) if may_start else ():
                 if len(running) == slots:
                     break
                 head = f"[{names.index(step.name) + 1}/{len(names)}] {step.name}"
@@ -136,12 +137,14 @@ def run_steps(ledger: Ledger, selected: Sequence[Step], *, slots: int = 1, delet
                 if isinstance(found, _Running):
                     running.append(found)
                     on_change([found.progress() for found in running])
+            may_start = False
             time.sleep(_POLL_SECONDS if running else 0)
             for one in list(running):
                 one.look()
                 if one.process.poll() is not None:
                     running.remove(one)
                     one.end()
+                    may_start = True
                     on_change([other.progress() for other in running])
             _show(" · ".join(f"{one.head}: {_in_words(one.progress())}" for one in running))
             if time.monotonic() - told > _TELL_SECONDS:

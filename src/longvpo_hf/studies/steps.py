@@ -196,7 +196,9 @@ class _Compiler:
         config = item.config
         if config is None:
             raise ConfigError(f"{name}: `config` is missing: {self._study.base} is no base of a shipped configuration.")
-        accelerate = "cpu" if options.get("use_cpu") else item.accelerate_config or "one_gpu"
+        content = _content(config)
+        on_cpu = {**content, **options}.get("use_cpu")
+        accelerate = "cpu" if on_cpu else item.accelerate_config or "one_gpu"
         processes = str(item.num_processes or "")
         program = ("-m", "longvpo_hf.studies.child", "train", item.train, config, accelerate, processes)
         words = ["--resume_from_checkpoint", "true", "--output_dir", InRun(name), *_recipe_words(options)]
@@ -205,7 +207,7 @@ class _Compiler:
             "train",
             (*program, *words),
             tuple(dict.fromkeys(needs)),
-            {"recipe": item.train, "config": _content(config), "options": _plain(options), **settings},
+            {"recipe": item.train, "config": content, "options": _plain(options), **settings},
             environment=environment,
         )
 
@@ -264,7 +266,6 @@ class _Compiler:
 #: Options of a build that change how it is done, and not what comes of it.
 _LEAVE_ROWS = (
     "output",
-    "responder",
     "source",
     "cache",
     "num_workers",
