@@ -5,7 +5,9 @@
 them, and read 98.2 % of the last third rightly before that was looked at. The second and third round were written
 afterwards, worded otherwise on purpose: 60 % and 91 % were read rightly, two of 226 as a wrong letter and the rest as
 none, before their forms were added. The fourth and fifth, of look-alikes, verdicts, ordinals and more, were read right
-in 80 % and 77 %, 13 of 370 as a wrong letter. Those few that are still misread would cost others.
+in 80 % and 77 %, 13 of 370 as a wrong letter; the sixth and seventh, of
+hedges, comparisons, repetitions and more languages, in 92 % and 84 %, 4 of 276 as a wrong letter (three of their labels
+were mended: "Option 2" is B). Those few that are still misread would cost others.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ def check(read: list[tuple[str, str, str]], most_wrong: float = 0.02) -> None:
 
 
 def test_the_key_is_read_as_its_writer_meant_it() -> None:
-    assert len(KEY) >= 1129
+    assert len(KEY) >= 1405
     assert len({line["style"] for line in KEY}) >= 27
     read = [(line["reply"], line["letter"], letter_of(line["reply"], line["letters"])) for line in KEY]
-    check(read, most_wrong=0.006)  # five do not; whoever adds a form may lose a few of another
+    check(read, most_wrong=0.006)  # eight do not; whoever adds a form may lose a few of another
 
 
 def test_no_letter_is_special() -> None:

@@ -1,7 +1,7 @@
 """What a reply means: which option it names, whether it is right, and how sure a share of right replies is.
 
 Pure Python without imports of this package, so that benchmarks, probes and the metric `longvideo_mcq` share it:
-`evaluate` copies the file together with the metric's. What counts as choosing an option was decided on 1129 replies in
+`evaluate` copies the file together with the metric's. What counts as choosing an option was decided on 1405 replies in
 many styles and languages (tests/evaluation/answers.jsonl), each of them labelled before it was first read.
 """
 
@@ -63,7 +63,10 @@ _WORDS = "AEIOUY"
 #: What follows such a letter where it is an option: "A is …", "A because …"; but "A dog", "I think".
 _AFTER_OPTION = re.compile(
     r"\s+(?:because|as|since|for|which|in|not|but|due|given|based|is|was|or|and|best|matches|fits|seems|remains"
-    r"|answers|describes)\b"
+    r"|answers|describes)\b|\s+(?:rather than|instead of|over)\s+[(\[]?[A-Z]\b"
+)
+_LOWER_OPTION = re.compile(
+    r"\s*(?:[).:\]]|$)|\s+(?:is|was)\s+(?:the\s+)?(?:right|correct|best|answer)\b", re.IGNORECASE
 )
 _NEXT_WORD = re.compile(r"\s+[A-Za-zÀ-ɏ]")
 #: Between two letters that are named together.
@@ -73,6 +76,10 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 _COMMA = re.compile(r"[)\]]?\s*,\s*[(\[]?")
+#: After the second of two letters with a comma between: they are not named together ("not on A, B opens the door").
+_OF_ITS_OWN = re.compile(r"\s+[A-Za-zÀ-ɏ]|(?![都均皆和与與及])[\u4e00-\u9fff]")
+#: Where a reply goes on with a question that nobody asked.
+_RAN_ON = re.compile(r"(?<=\w)\W*\n\s*(?:question|q|user|human)\s*:.*", re.IGNORECASE | re.DOTALL)
 
 #: Words and numbers, and what between two of them ends a line or a sentence.
 _RUN = re.compile(r"[^\W_]+")
@@ -102,21 +109,26 @@ _ELSEWHERE = re.compile(
 #: What denies the letter before it.
 _DENIED = re.compile(
     r"[)\]]?\s*(?:(?:is|are|was|were|can|does|do|did|seems|ist|est|es)\b\s*)?(?:n['’]t\b|(?:not|never|no|incorrect"
-    r"|wrong"
+    r"|wrong|less"
     r"|false|falsch|faux|out|excluded|absent|contradicted|cannot|can be|by)\b|(?:[选選][项項])?(?:都|是)?[错錯不]"
     r"|가 아니|ではな)",
     re.IGNORECASE,
 )
 #: At the start of a reply: what makes a letter an option there ("B. A man", "(B) A man", "B - a man", "B The man").
-_OPTION_MARK = re.compile(r"\s*[)\]>:;、。]|\.(?!\.)|,|\s+[-–—]\s|\s*\n|\s+\(\w{2}")
+_OPTION_MARK = re.compile(
+    r"\s*[)\]>:;、。]|\.(?!\.)|,|/\s|\s+[-–—]\s|\s*\n|\s+\(\w{2}"
+    r"|\s+(?:because|since|rather than|instead of|over|and not|but not)\b"
+)
 _OPTION_TEXT = re.compile(r"\s+(?:[A-Z0-9]|[^\x00-\u024f])")
 _ARTICLE = re.compile(r"\s+(?:The|An|This|He|She|It)\b")
 #: After a letter that is called right, in the languages where the verdict comes last.
 _CALLED_RIGHT = re.compile(
-    r"[)\]]?\s*(?:=\s*)?(?:(?:(?:is|seems|looks|would be|must be|ist|est|es)\s+)?(?:the\s+|la\s+)?(?:stimmt|passt|most"
-    r"|only|best|better"
+    r"[)\]]?\s*(?:=\s*)?(?:(?:(?:is|seems|looks|would be|must be|ist|est|es)\s+)?(?:the\s+|la\s+)?(?:stimmt|passt"
+    r"|more|most|only|best|better"
     r"|closest|correct\w*|right|richtig|true|answer|one|fits|matches|remains|answers|describes)\b|is what\b|is\s*[.!]?$"
-    r"|[选選]?[项項]?是?(?:正[确確]|更|最)|번|(?:[이가]\s*)?(?:정답|맞|옳)|입니다|라고|[를을]\s*(?:선택|고[르를])"
+    r"|[选選]?[项項]?是?(?:正[确確]|更|最|[对對]的)|번|(?:[이가]\s*)?(?:정답|맞|옳)|입니다|라고|[를을]\s*(?:선택|고[르를])"
+    r"|(?:to be|as)\s+(?:the\s+)?(?:most\s+)?(?:right|correct|best|answer|accurate|likely|plausible)\b"
+    r"|(?:rather than|instead of)\b|,?\s*I(?:['’]d)?\s+(?:guess|think|believe|suppose|say)\b|with\s+\d+\s?%"
     r"|[がは]?(?:正し|正解|最も)|です|だと|を選|(?<=\s)चुन)"
 )
 #: Before a letter that is chosen, without a word for "answer".
@@ -124,13 +136,16 @@ _CHOSEN = re.compile(
     r"(?:\b(?:option|choice|alternativ[ae]|variante?|(?:^|choose |pick |select |is )(?:the )?letter|choose|select"
     r"|pick|guess|think|with(?! the letter)|is|are|was|be|['’]s|so|thus|hence|therefore|but|no"
     r"|actually|maybe|perhaps|probably|likely|obviously|only|leaving|say|definitely|certainly|clearly|(?:go|opt"
-    r"|vote) for|(?:described|stated|given|listed) (?:in|by|as)|in my (?:opinion|view)|opción|opção|opzione|letra"
+    r"|vote) for|corresponds? to|leaves"
+    r"|(?:looks?|sounds?|seems) like|pick(?:ing)?|choosing|selecting|supports?|favou?rs?|points? to|indicates|suggests"
+    r"|not\s+[(\[]?[a-z][)\]]?(?=\s*[,;:–—-])"
+    r"|(?:described|stated|given|listed) (?:in|by|as)|in my (?:opinion|view)|opción|opção|opzione|letra"
     r"|вариант|seçenek"
     r"|es(?: la)?|est(?: la)?|ist|sia|é(?: a)?|è(?: la)?|er|är|là|jest|adalah|este|^(?:la|el|le|il|die)"
     r"|(?<!потому )что|думаю|выбираю|это|по-моему|würde|meiner Meinung nach|à mon avis|selon moi|direi|secondo me"
     r"|elijo|choisi\w+|wähle|wybieram|kies|velger|vælger|väljer|lean(?:ing)?(?: towards?)?|answered|escolho|scelgo"
     r"|memilih|chọn|sino|mais|sondern|ma|а)\b"
-    r"|всего,|[→⇒:]|->|=>|[應应](?:為|为|該是|该是)|^\d+[.)]|[选選](?:[择擇项項])?|(?<!不)是|옵션|선택지|선택|選択肢|أختار|الخيار"
+    r"|всего,|[→⇒:]|->|=>|[應应](?:為|为|該是|该是)|^\d+[.)]|(?<!不)[选選](?:[择擇项項])?|(?<!不)是|옵션|선택지|선택|選択肢|أختار|الخيار"
     r"|विकल्प)[\s:,(\[-]*"
     r"(?:(?:it['’]?s|it is|the|option|choice|letter)[\s:(\[]+)*$",
     re.IGNORECASE,
@@ -149,7 +164,10 @@ _VERDICT = re.compile(
     r"|(?P<wrong>[✗✘❌✖☒×]|\b(?:no|not|false|incorrect|wrong|falsch|faux|неверно)\b|[错錯]|不[对對])",
     re.IGNORECASE,
 )
-_DENIED_BEFORE = re.compile(r"\b(?:neither|nor|not)\s*[(\[]?$", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    r"\b(?:neither|nor|not|(?:any|every|all|each)\b[^.!?\n]{0,30}\b(?:but|except(?: for)?|besides))\s*[(\[]?$",
+    re.IGNORECASE,
+)
 #: An option that is named by its place.
 _ORDINAL = re.compile(
     r"\b(?P<word>first|second|third|fourth|fifth|last)\s+(?:option|choice|alternative|answer)\b"
@@ -185,7 +203,8 @@ def letter_of(reply: str, letters: Sequence[str]) -> str:
     that is there decides, and of several of one form the last: a box or an answer tag; a letter alone, as the reply or
     as its last line; the only one that is right in a list of verdicts; after a change of mind ("wait, B"); after a word
     for "answer"; at the start, as options are written ("B. A man", "(B) A man"); called right ("B is correct"); after a
-    word of choice ("option B", "so B"); the only one in brackets, or named by its place ("the second option"). Letters
+    word of choice ("option B", "so B"); the only one in brackets, or named by its place ("the second option");
+    the one that ends the text where all others are denied. Letters
     that are denied ("not A", "A is wrong") and words ("A dog", "I think") do not count. Full-width letters, those in
     circles, and Cyrillic and Greek ones that look alike are Latin ones.
     """
@@ -196,11 +215,11 @@ def letter_of(reply: str, letters: Sequence[str]) -> str:
         text = text[: _MOST_CHARACTERS // 2] + "\n" + text[-_MOST_CHARACTERS // 2 :]
     text = _STRUCK.sub("", unicodedata.normalize("NFKC", text).translate(_BLACK))
     text = _MARKS.sub("", _QUOTED.sub(r"\1", _ELEMENT.sub(r"\2", text))).strip()
-    text = _LOOK_ALIKE.sub(lambda match: _LOOK_ALIKES[match[0]], text)
+    text = _LOOK_ALIKE.sub(lambda match: _LOOK_ALIKES[match[0]], _RAN_ON.sub("", text))
     if alone := _alone(text):
         return alone.upper() if alone.upper() in letters else ""
     mentions = _mentions(text)
-    for form in (_by_verdicts, _corrected, _after_answer, _at_start, _called_right, _chosen):
+    for form in (_by_verdicts, _corrected, _after_answer, _at_start, _called_right, _chosen, _left_over):
         mention = form(text, mentions, letters)
         if mention is not None:
             return mention.letter if mention.letter in letters and not _is_joined(text, mention, mentions) else ""
@@ -267,6 +286,8 @@ def _split(reply: str) -> tuple[str, bool]:
 def _alone(text: str) -> str:
     """The letter that is the whole text, its last line or its last sentence; "" where none is, or two follow."""
     runs = list(_RUN.finditer(text))
+    if len(runs) > 1 and len({run[0] for run in runs}) == 1 and len(runs[0][0]) == 1:  # "B, B"
+        runs = runs[:1]
     alone = []
     for run, before in zip(runs[:-3:-1], [*runs[-2::-1], None], strict=False):
         is_letter = run.end() - run.start() == 1 and not run[0].isdecimal()
@@ -284,7 +305,7 @@ def _mentions(text: str) -> list[_Mention]:
         in_brackets = bool(text[:start].rstrip().endswith(("(", "[", "<")) and _CLOSED.match(text, end))
         is_word = letter in _WORDS and _NEXT_WORD.match(text, end) and not _AFTER_OPTION.match(text, end)
         if match[0].islower() and letter in _WORDS:  # "option a." but "a, b", "e, poi"
-            is_word = not re.match(r"\s*(?:[).:\]]|$)", text[end:])
+            is_word = not _LOWER_OPTION.match(text, end)
         if in_brackets or not is_word or (start == 0 and _ARTICLE.match(text, end)):
             mentions.append(_Mention(letter, start, end, in_brackets))
     return mentions
@@ -343,20 +364,23 @@ def _at_start(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -
     is_marked = first.in_brackets or _OPTION_MARK.match(text, first.end) or _ARTICLE.match(text, first.end)
     if not is_marked and (first.letter in _WORDS or not _OPTION_TEXT.match(text, first.end)):
         return None
-    marked = [each.letter for each in mentions if each.in_brackets or _OPTION_MARK.match(text, each.end)]
+    marked = [
+        each.letter
+        for each in mentions
+        if each.in_brackets or _OPTION_MARK.match(text, each.end) or each.end == len(text)
+    ]
     goes_through_all = first.letter == letters[0] and marked[: min(3, len(letters))] == [
         *letters[: min(3, len(letters))]
     ]
-    return None if goes_through_all or _DENIED.match(text, first.end) else first
+    if goes_through_all or _DENIED.match(text, first.end) or _is_joined(text, first, mentions):
+        return None
+    return first
 
 
 def _called_right(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> _Mention | None:
     """The last one that is called right."""
     right = [
-        mention
-        for mention in mentions
-        if _CALLED_RIGHT.match(text, mention.end)
-        and not _DENIED_BEFORE.search(text[max(0, mention.start - 12) : mention.start])
+        mention for mention in mentions if _CALLED_RIGHT.match(text, mention.end) and not _denied_before(text, mention)
     ]
     return right[-1] if right else None
 
@@ -366,19 +390,36 @@ def _chosen(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> 
     chosen = [
         mention
         for mention in mentions
-        if _CHOSEN.search(text[max(0, mention.start - 40) : mention.start]) and not _DENIED.match(text, mention.end)
+        if _CHOSEN.search(text[max(0, mention.start - 40) : mention.start])
+        and not _DENIED.match(text, mention.end)
+        and not _denied_before(text, mention)
     ]
     return chosen[-1] if chosen else None
+
+
+def _left_over(text: str, mentions: Sequence[_Mention], letters: Sequence[str]) -> _Mention | None:
+    """The one that ends the text, where all others are denied: "since A never happens, C"."""
+    if len(mentions) < 2 or _RUN.search(text, mentions[-1].end):
+        return None
+    *others, last = mentions
+    denied = all(_DENIED.match(text, other.end) or _denied_before(text, other) for other in others)
+    return last if denied and not _denied_before(text, last) else None
+
+
+def _denied_before(text: str, mention: _Mention) -> bool:
+    return bool(_DENIED_BEFORE.search(text[max(0, mention.start - 48) : mention.start]))
 
 
 def _is_joined(text: str, mention: _Mention, mentions: Sequence[_Mention]) -> bool:
     """Whether a letter is named together with another: "A or B", "A, B"."""
     place = mentions.index(mention)
     for first, second in itertools.pairwise(mentions[max(0, place - 1) : place + 2]):
+        if _denied_before(text, first):  # "not A, B"
+            continue
         between = text[first.end : second.start]
         if _JOINT.fullmatch(between):
             return True
-        if _COMMA.fullmatch(between) and (not _NEXT_WORD.match(text, second.end) or _JOINT.match(text, second.end)):
+        if _COMMA.fullmatch(between) and (not _OF_ITS_OWN.match(text, second.end) or _JOINT.match(text, second.end)):
             return True
     return False
 
