@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from corpora import drops, llava_list, llava_record, read, write, write_jsonl
 from longvpo_hf.errors import ConfigError, CorpusError
 from longvpo_hf.funnel import Dropped
-from longvpo_hf.intake import IntakeLimits, Source
+from longvpo_hf.intake import IntakeLimits, Source, parquet
 from longvpo_hf.intake.record_files import read_records
 from longvpo_hf.intake.records import BadRecord, Record
 
@@ -144,6 +146,58 @@ def test_of_a_damaged_parquet_file_the_good_row_groups_are_kept(tmp_path: Path) 
     found = places(path)
     assert [value["n"] for _, value in found if value != "bad_record"] == [*range(100), *range(200, 300)]
     assert [place for place, value in found if value == "bad_record"] == ["rows 100 to 199"]
+
+
+BREAKING = """
+import os, sys
+sys.path.append(sys.argv[1])
+from longvpo_hf.intake import parquet
+rows_of = parquet._group
+def group(file, index, *rest):
+    if index == 1:
+        os.kill(os.getpid(), {signal})
+    return rows_of(file, index, *rest)
+parquet._group = group
+parquet.serve(int(sys.argv[2]))
+"""
+
+
+def read_by(program: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """`places` of a Parquet file of three row groups, where its reading process runs this program."""
+    pq.write_table(pa.table({"n": list(range(6))}), path, row_group_size=2)
+    monkeypatch.setattr(parquet, "_PROGRAM", program)
+    monkeypatch.setattr(parquet._Reader, "_idle", [])
+    return places(path)
+
+
+def test_a_row_group_that_ends_the_process_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_by(BREAKING.format(signal=int(signal.SIGSEGV)), tmp_path / "x.parquet", monkeypatch)
+    assert [place for place, value in found if value == "bad_record"] == ["row group 1"]
+    assert [value["n"] for _, value in found if value != "bad_record"] == [0, 1, 4, 5]
+
+
+def test_a_process_that_is_killed_from_outside_costs_nothing_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CorpusError, match=r"ended from outside \(signal 9\)"):
+        read_by(BREAKING.format(signal=int(signal.SIGKILL)), tmp_path / "x.parquet", monkeypatch)
+
+
+def test_one_process_reads_one_file_after_another_and_ends_when_nobody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"n": list(range(6))}), path, row_group_size=2)
+    list(read_records(path))
+    readers = psutil.Process().children()
+    for _ in range(3):
+        list(read_records(path))
+    assert psutil.Process().children() == readers
+    unfinished = read_records(path)
+    next(unfinished)
+    assert len(psutil.Process().children()) == len(readers)
+    unfinished.close()
+    assert len(psutil.Process().children()) == len(readers) - 1
+    (tmp_path / "y.parquet").write_bytes(b"PAR1 but nothing else PAR1")
+    assert len(places(tmp_path / "y.parquet")) == 1
 
 
 # ------------------------------------------------------------------------------------------- as a reader passes them on

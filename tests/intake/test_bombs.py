@@ -15,17 +15,22 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import pytest
 
 MIB = 1024**2
 #: What each bomb would take where nothing bounds it, and less than which it must take.
 BOMB_BYTES = 120 * MIB
 BOUND_BYTES = 80 * MIB
+ROW_BYTES = 16 * MIB
 #: What unpacks to less than 256 MiB is never too much.
 LARGE_BYTES = 300 * MIB
 #: Python's objects take more than the text of a record that is as long as it may be; of Parquet some rows are held.
@@ -109,25 +114,25 @@ def csv_of_many_lines(root: Path) -> tuple[str, str]:
     return "longva-tpo", "bad_record"
 
 
-def parquet_value(root: Path) -> tuple[str, str]:
+def parquet_value(root: Path, num_bytes: int = LARGE_BYTES) -> tuple[str, str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     root.mkdir()
     path = root / "a.parquet"
     with pq.ParquetWriter(path, pa.schema([("mp4", pa.binary()), ("json", pa.string())]), compression="zstd") as writer:
-        writer.write_table(pa.table({"mp4": [bytes(LARGE_BYTES)], "json": ["x"]}, schema=writer.schema))
+        writer.write_table(pa.table({"mp4": [bytes(num_bytes)], "json": ["x"]}, schema=writer.schema))
     assert path.stat().st_size < MIB
     return "finevideo", "bad_record"
 
 
-def parquet_list(root: Path) -> tuple[str, str]:
+def parquet_list(root: Path, num_members: int = LARGE_BYTES // 16) -> tuple[str, str]:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     root.mkdir()
-    numbers = pa.array(np.zeros(LARGE_BYTES // 16, np.int64))
+    numbers = pa.array(np.zeros(num_members, np.int64))
     rows = pa.ListArray.from_arrays(pa.array([0, len(numbers)], pa.int32()), numbers)
     pq.write_table(pa.table({"json": rows}), root / "a.parquet")
     assert (root / "a.parquet").stat().st_size < MIB
@@ -150,6 +155,67 @@ def parquet_dictionary(root: Path) -> tuple[str, str]:
 
 def parquet_index(root: Path) -> tuple[str, str]:
     sparse(root / "a.parquet", b"PAR1", struct.pack("<I", BOMB_BYTES) + b"PAR1")
+    return "finevideo", "bad_record"
+
+
+def _lie(path: Path, true: int, false: int) -> None:
+    """Changes a number wherever it is in the index of a Parquet file; the length of the index stays the same."""
+    content = bytearray(path.read_bytes())
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    old, new = _varint(true), bytearray(_varint(false))
+    while len(new) < len(old):
+        new[-1] |= 128
+        new.append(0)
+    assert old in content[start:-8]
+    path.write_bytes(content[:start] + content[start:-8].replace(old, new) + content[-8:])
+
+
+def _varint(number: int) -> bytes:
+    """A number as Thrift's compact protocol writes it."""
+    number, out = 2 * number, bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def parquet_lying_bytes(root: Path) -> tuple[str, str]:
+    """A value of which the index says that it is small."""
+    parquet_value(root, BOMB_BYTES)
+    import pyarrow.parquet as pq
+
+    _lie(root / "a.parquet", pq.read_metadata(root / "a.parquet").row_group(0).column(0).total_uncompressed_size, 1000)
+    return "finevideo", "bad_record"
+
+
+def parquet_lying_members(root: Path) -> tuple[str, str]:
+    """A list of which the index says that it has one member."""
+    parquet_list(root, BOMB_BYTES // 8)
+    import pyarrow.parquet as pq
+
+    _lie(root / "a.parquet", pq.read_metadata(root / "a.parquet").row_group(0).column(0).num_values, 1)
+    return "finevideo", "bad_record"
+
+
+def parquet_member(root: Path) -> tuple[str, str]:
+    """A list of 100,000 times the same text, which is in the file once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root.mkdir()
+    members = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * (MIB // 2)]))
+    rows = pa.ListArray.from_arrays(pa.array([0, len(members)], pa.int32()), members)
+    pq.write_table(pa.table({"json": rows}), root / "a.parquet")
+    return "finevideo", "bad_record"
+
+
+def parquet_rows(root: Path) -> tuple[str, str]:
+    """Rows that take no room."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root.mkdir()
+    pq.write_table(pa.table({"json": pa.nulls(4_000_000, pa.int8())}), root / "a.parquet", row_group_size=4_000_000)
     return "finevideo", "bad_record"
 
 
@@ -229,7 +295,8 @@ def tar_record(root: Path) -> tuple[str, str]:
 
 BOMBS: tuple[Callable[[Path], tuple[str, str]], ...] = (
     *(json_line, json_string, json_that_grows, json_nested, csv_field, csv_of_many_lines),
-    *(parquet_value, parquet_list, parquet_dictionary, parquet_index, zip_member, zip_record, zip_index),
+    *(parquet_value, parquet_list, parquet_dictionary, parquet_index),
+    *(parquet_lying_bytes, parquet_lying_members, parquet_member, parquet_rows, zip_member, zip_record, zip_index),
     *(tar_total, tar_name, tar_pax, tar_sparse_map, tar_claims, tar_hole, tar_record),
 )
 
@@ -242,8 +309,10 @@ def defuse(bomb: str, corpus: str, root: Path) -> dict[str, object]:
     from longvpo_hf.intake import IntakeLimits, read_corpus
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    limits = IntakeLimits(max_video_bytes=80 * MIB)
+    limits = IntakeLimits(max_video_bytes=80 * MIB, max_row_bytes=ROW_BYTES)
     reasons, error = set(), ""
+    children = threading.Thread(target=watch_children, daemon=True)
+    children.start()
     try:
         for item in read_corpus(corpus, root, root.parent / "cache", limits):
             reasons.add(item.reason if isinstance(item, Dropped) else "source")
@@ -251,7 +320,20 @@ def defuse(bomb: str, corpus: str, root: Path) -> dict[str, object]:
         error = f"{type(raised).__name__}: {raised}"[:500]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     disk = sum(path.stat().st_size for path in (root.parent / "cache").rglob("*") if path.is_file())
-    return {"bomb": bomb, "reasons": sorted(reasons), "error": error, "kib": peak - before, "disk": disk}
+    found = {"reasons": sorted(reasons), "error": error, "kib": peak - before, "disk": disk}
+    return {"bomb": bomb, **found, "children": max(CHILDREN, default=0)}
+
+
+#: What processes that a reader started were seen to hold.
+CHILDREN: list[int] = []
+
+
+def watch_children() -> None:
+    while True:
+        for process in psutil.Process().children():
+            with suppress(psutil.Error):
+                CHILDREN.append(process.memory_info().rss)
+        time.sleep(0.01)
 
 
 def main(folder: Path) -> None:
@@ -293,6 +375,8 @@ def test_a_bomb_ends_as_a_named_drop_in_bounded_memory(defused: dict[str, dict[s
     assert found["reason"] in found["reasons"] or "None of the videos" in str(found["error"]), found  # type: ignore[operator]
     assert int(found["kib"]) * 1024 < OTHER_BOUND_BYTES.get(bomb, BOUND_BYTES), found  # type: ignore[call-overload]
     assert int(found["disk"]) < BOUND_BYTES, found  # type: ignore[call-overload]
+    # The libraries of a process that reads Parquet are 80 MiB; it may hold six rows.
+    assert int(found["children"]) < 130 * MIB + 6 * ROW_BYTES, found  # type: ignore[call-overload]
 
 
 if __name__ == "__main__":

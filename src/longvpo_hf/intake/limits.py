@@ -26,7 +26,8 @@ class IntakeLimits:
             since the corpus is then hardly what its reader expects. 0 ends it at the first.
         max_record_bytes: Bytes of one record: a line of JSON, a row of CSV, a JSON file of one record. Python needs up
             to 25 times as much memory for it.
-        max_row_bytes: Bytes of one Parquet row with the video it holds; it passes through memory.
+        max_row_bytes: Bytes of one Parquet row with the video it holds. It passes through memory: a process that reads
+            Parquet may hold six times as much, whatever a file claims.
         max_video_bytes: Bytes of one video that is unpacked from an archive.
         max_expansion: How many times its own size an archive or a Parquet row group may unpack to. Videos hardly
             compress, text about tenfold at most; what stays below 256 MiB is never too much.
@@ -36,7 +37,7 @@ class IntakeLimits:
 
     max_bad_records: int = 1_000
     max_record_bytes: int = 16 * MIB
-    max_row_bytes: int = 256 * MIB
+    max_row_bytes: int = 160 * MIB
     max_video_bytes: int = 64 * GIB
     max_expansion: float = 10.0
     max_index_bytes: int = 32 * MIB

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from longvpo_hf.errors import CorpusError
+from longvpo_hf.errors import CorpusError, check_machine
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.limits import MIB, IntakeLimits
-from longvpo_hf.intake.records import BadRecord, Record, shown_value
+from longvpo_hf.intake.parquet import parquet_rows
+from longvpo_hf.intake.records import BadRecord, Record, first_line, shown_value
 
 #: Files that hold records.
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -38,15 +38,6 @@ _SPACE, _BETWEEN = re.compile(r"[ \t\r\n]*"), re.compile(r"[, \t\r\n]*")
 _DECODER = json.JSONDecoder()
 #: `-Infinity` and `\ud83d\ude00` are the longest of what JSON may break off in.
 _LONGEST_TOKEN = 16
-#: A row group that unpacks to more than this is refused if it is that much larger than on disk.
-_SUSPICIOUS_BYTES = 256 * MIB
-_MEMBER_BYTES = 16
-#: What the rows that are held at once may take, if each is as large as its row group.
-_BATCH_BYTES = 64 * MIB
-_ROWS_AT_A_TIME = 1_000
-_MESSAGE_CHARACTERS = 300
-#: Ends of a Parquet file: the length of its own index, and its mark.
-_FOOTER_BYTES = 8
 
 
 def read_records(
@@ -79,6 +70,7 @@ def read_records(
                 problem = f"a record with named fields is expected, got {shown_value(value)}."
                 yield BadRecord(str(path), place, problem).dropped()
     except (BadRecord, OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        check_machine(error)
         bad = error if isinstance(error, BadRecord) else BadRecord(str(path), "", _unreadable(suffix, error))
         yield bad.dropped()
 
@@ -111,7 +103,7 @@ def _json(text: str | bytes, file: str, place: str) -> Any:
     try:
         return json.loads(text.removeprefix(_BOM).decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
-        return BadRecord(file, place, f"{'' if place else 'is '}no readable json: {_first_line(error)}.")
+        return BadRecord(file, place, f"{'' if place else 'is '}no readable json: {first_line(error)}.")
 
 
 def _text_rows(path: Path, suffix: str, limits: IntakeLimits) -> Iterator[tuple[str, Any]]:
@@ -172,7 +164,7 @@ def _member(text: _Text, path: str, place: str, limits: IntakeLimits) -> Any:
             if len(text.buffer) - text.at > limits.max_record_bytes:
                 problem = _too_long(limits)
             elif not (_is_cut_off(error, text.buffer) and text.more()):
-                problem = f"no readable json: {_first_line(error)}."
+                problem = f"no readable json: {first_line(error)}."
         else:
             too_long = end - text.at > limits.max_record_bytes
             text.at = end
@@ -293,7 +285,7 @@ def _csv(file: IO[bytes], path: str, limits: IntakeLimits) -> Iterator[tuple[str
         except csv.Error as error:
             if not names:
                 raise
-            yield "", BadRecord(path, f"line {rows.line_num}", f"no readable csv: {_first_line(error)}.")
+            yield "", BadRecord(path, f"line {rows.line_num}", f"no readable csv: {first_line(error)}.")
             continue
         place = f"line {rows.line_num}"
         if not names:
@@ -308,81 +300,8 @@ def _csv(file: IO[bytes], path: str, limits: IntakeLimits) -> Iterator[tuple[str
 
 
 def _parquet(path: Path, limits: IntakeLimits, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    _check_footer(path, limits)
-    bound = limits.max_index_bytes
-    # Read page by page; but a writer may have put a whole row group into one page.
-    with pq.ParquetFile(
-        path, pre_buffer=False, buffer_size=_READ_BYTES, thrift_string_size_limit=bound,
-        thrift_container_size_limit=bound,
-    ) as file:  # fmt: skip
-        names = [name for name in file.schema_arrow.names if not columns or name in columns]
-        first = 0
-        for index in range(file.num_row_groups):
-            number = file.metadata.row_group(index).num_rows
-            place = f"rows {first} to {first + number - 1}"
-            unpacked, packed = _row_group_bytes(file.metadata.row_group(index), names)
-            if unpacked > max(_SUSPICIOUS_BYTES, limits.max_expansion * packed):
-                problem = f"{packed} bytes unpack to {unpacked}, over max_expansion={limits.max_expansion:g} times."
-                yield place, BadRecord(str(path), place, problem)
-            else:
-                # No value is larger than its row group.
-                rows = max(1, min(_ROWS_AT_A_TIME, _BATCH_BYTES // max(1, unpacked)))
-                try:
-                    yield from _rows(file, index, names, rows, first, str(path), limits)
-                except (pa.ArrowException, OSError) as error:
-                    yield place, BadRecord(str(path), place, _unreadable(".parquet", error))
-            first += number
-
-
-def _check_footer(path: Path, limits: IntakeLimits) -> None:
-    """Refuses a Parquet file whose own index, which is held in memory, is too large."""
-    with path.open("rb") as file:
-        file.seek(-min(_FOOTER_BYTES, path.stat().st_size), 2)
-        length = int.from_bytes(file.read(4), "little")
-    if length > limits.max_index_bytes:
-        problem = f"is no readable .parquet file: its index has {length} bytes, over max_index_bytes="
-        raise BadRecord(str(path), "", f"{problem}{limits.max_index_bytes}.")
-
-
-def _row_group_bytes(group: Any, names: list[str]) -> tuple[int, int]:
-    """How many bytes columns of a row group unpack to, and have on disk."""
-    unpacked = packed = 0
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema.split(".")[0] in names:
-            packed += column.total_compressed_size
-            # Members of lists may take no room in the file: runs of the same are stored once.
-            unpacked += column.total_uncompressed_size + _MEMBER_BYTES * max(0, column.num_values - group.num_rows)
-    return unpacked, packed
-
-
-def _rows(
-    file: pq.ParquetFile, group: int, names: list[str], num_rows: int, first: int, path: str, limits: IntakeLimits
-) -> Iterator[tuple[str, Any]]:
-    for batch in file.iter_batches(batch_size=num_rows, row_groups=[group], columns=names):
-        for index, row in enumerate(_values(batch, limits)):
-            place = f"row {first + index}"
-            yield place, BadRecord(path, place, row) if isinstance(row, str) else row
-        first += batch.num_rows
-
-
-def _values(batch: pa.RecordBatch, limits: IntakeLimits) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch; for one that cannot be read, what is wrong with it."""
-    if batch.nbytes <= limits.max_record_bytes:
-        try:
-            yield from batch.to_pylist()
-            return
-        except (ValueError, OverflowError):
-            pass  # one row is to blame
-    for index in range(batch.num_rows):
-        row = batch.slice(index, 1)
-        if row.nbytes > limits.max_row_bytes:
-            yield f"{row.nbytes} bytes, over max_row_bytes={limits.max_row_bytes}."
-            continue
-        try:
-            yield row.to_pylist()[0]
-        except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates beyond Python's
-            yield f"no readable row: {_first_line(error)}."
+    for place, fields in parquet_rows(path, limits, columns):
+        yield place, BadRecord(str(path), place, fields) if isinstance(fields, str) else fields
 
 
 def _too_long(limits: IntakeLimits) -> str:
@@ -390,9 +309,4 @@ def _too_long(limits: IntakeLimits) -> str:
 
 
 def _unreadable(suffix: str, error: Exception) -> str:
-    return f"is no readable {suffix} file: {_first_line(error)}."
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:_MESSAGE_CHARACTERS]
+    return f"is no readable {suffix} file: {first_line(error)}."

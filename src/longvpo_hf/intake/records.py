@@ -20,6 +20,7 @@ _MAX_SECONDS = 10**9
 MAX_NAME_CHARACTERS = 4096
 _SHOWN_CHARACTERS = 60
 _SHOWN_FIELDS = 12
+_MESSAGE_CHARACTERS = 300
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _SHOWN_CHARACTERS
@@ -39,7 +40,12 @@ class BadRecord(CorpusError):
     def __init__(self, path: str, place: str, problem: str) -> None:
         super().__init__(f"{path}, {place}: {problem}" if place else f"{path} {problem}")
         self.path = path
+        self._place, self._problem = place, problem
         self.detail = f"{place}: {problem}" if place else problem
+
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str, str]]:
+        """Lets the error leave a process unchanged."""
+        return type(self), (self.path, self._place, self._problem)
 
     def dropped(self) -> Dropped:
         """The record as a named drop."""
@@ -237,6 +243,12 @@ def shown_value(value: object) -> str:
 def short_repr(value: object) -> str:
     """`repr` of a value, of bounded length."""
     return _cut(_REPR.repr(value))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, of bounded length and without the full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:_MESSAGE_CHARACTERS]
 
 
 def _cut(text: str, times: int = 1) -> str:
