@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trainer_step
+from _arms import ARMS, MODES, Run, Setup
+from _internvl import CHOSEN_TOKENS, MAX_CLIPS, QUESTION_TOKENS, REJECTED_TOKENS, SCALES, write_rows
+from _processes import one_answer, quiet
 from datasets import Dataset
 from torch import Tensor
-from trainer_step import ARMS, CHOSEN_TOKENS, MODES, QUESTION_TOKENS, REJECTED_TOKENS, SCALES, Run, Setup
 from trl import ModelConfig
 
 from longvpo_hf.miniature.machine import processor_name
@@ -63,9 +64,9 @@ FAMILIES = tuple(tiny_models.ALL)
 
 def internvl(connection: Connection, setup: Setup) -> None:
     """Sends what was planned and measured for one configuration of `trainer_step.py`."""
-    trainer_step._quiet(setup.threads)
+    quiet(setup.threads)
     try:
-        run = Run(setup)
+        run = GradientRun(setup)
         tokens = run.ready()["tokens"]
         estimated = estimate(run.trainer, run.batch, MODES[setup.mode].lora, _rows(setup, tokens))
         first = run.first()
@@ -112,7 +113,7 @@ class GradientRun(Run):
 
 def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     """What is planned and measured for a step of the tests' tiny model of a family."""
-    rows = Dataset.from_list(trainer_step.write_rows(folder, frames, 56)[:1])
+    rows = Dataset.from_list(write_rows(folder, frames, 56)[:1])
     trainer = trainers.make(folder, rows, name, num_frames=frames, fps=1.0, per_device_train_batch_size=1)
     batch = trainers.batch_of(trainer, rows)
     answers = batch["completion_mask"].sum(1).tolist()
@@ -123,7 +124,7 @@ def family(name: str, folder: Path, frames: int) -> dict[str, Any]:
     guessed = Rows(
         question,
         *answers,
-        reference_frames=frames // min(trainer_step.MAX_CLIPS, frames),
+        reference_frames=frames // min(MAX_CLIPS, frames),
         label_tokens=round(beside / units),
         source_px=(56, 56),
     )
@@ -283,9 +284,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=64, help="frames of the families' videos")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where .json and .md go")
     args = parser.parse_args()
-    trainer_step._quiet(threads=1)
-    trainer_step.Run = GradientRun
-    globals()["Run"] = GradientRun
+    quiet(threads=1)
     results: dict[str, Any] = {
         "machine": {"processor": processor_name(), "cores": os.cpu_count(), "platform": platform.platform()},
         "versions": {name: version(name) for name in ("longvpo-hf", "torch", "transformers", "trl", "peft")},
@@ -298,7 +297,7 @@ def main() -> None:
         for size in args.sizes:
             folder = Path(temporary) / str(size)
             folder.mkdir()
-            rows = trainer_step.write_rows(folder, size // scale.tokens_per_frame, scale.frame_px)
+            rows = write_rows(folder, size // scale.tokens_per_frame, scale.frame_px)
             for mode in MODES:
                 for arm in ("all", "all-4") if mode == "full" else ("all",):
                     setup = Setup(size, mode, arm, "small", "cpu", 1, rows)
@@ -318,7 +317,7 @@ def main() -> None:
 
 
 def _answer(setup: Setup, target: Callable[[Connection, Setup], None]) -> Any:
-    answer = trainer_step.one_answer(setup, target)
+    answer = one_answer(target, setup)
     if answer is None:
         raise MemoryError(f"{setup.mode} at {setup.size} tokens ran out of memory")
     return answer
