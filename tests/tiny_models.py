@@ -401,7 +401,13 @@ def _video_llama_3() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def _glm(
-    config_class: Any, model_class: Any, processor_class: Any, image_processor: Any, video_processor: Any
+    config_class: Any,
+    model_class: Any,
+    processor_class: Any,
+    image_processor: Any,
+    video_processor: Any,
+    model_type: str = "glm4v_text",
+    **more: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     marks = [f"<|{side}_of_{kind}|>" for kind in ("image", "video") for side in ("begin", "end")]
     tokenizer = _tokenizer(["<|image|>", "<|video|>", *marks])
@@ -416,7 +422,7 @@ def _glm(
     )
     config = config_class(
         vision_config={
-            "model_type": "glm4v_vision",
+            "model_type": model_type.replace("text", "vision"),
             "depth": 2,
             "hidden_size": 16,
             "num_heads": 2,
@@ -426,8 +432,9 @@ def _glm(
         },
         text_config=_text_config(
             tokenizer,
-            model_type="glm4v_text",
+            model_type=model_type,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+            **more,
         ),
         **{
             f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
@@ -499,11 +506,13 @@ ALL: dict[str, Builder] = {
     "gemma4": _newer("gemma4"),
     "glm46v": _glm46v,
     "glm4v": _glm4v,
+    "glm4v_moe": _newer("glm4v_moe"),
     "lfm3_vl": _newer("lfm3_vl"),
     "llava_next_video": _newer("llava_next_video"),
     "molmo2": _newer("molmo2"),
     "perception_lm": _perception_lm,
     "qwen2_5_omni_thinker": _newer("qwen2_5_omni_thinker"),
+    "qwen2_vl": _newer("qwen2_vl"),
     "qwen3_5": _qwen3_5,
     "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_vl_moe": _qwen3_vl_moe,

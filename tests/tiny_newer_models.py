@@ -9,6 +9,11 @@ from transformers import (
     Gemma4ImageProcessor,
     Gemma4Processor,
     Gemma4VideoProcessor,
+    Glm4vImageProcessor,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     LlavaNextVideoProcessor,
@@ -23,7 +28,10 @@ from transformers import (
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLVideoProcessor,
     WhisperFeatureExtractor,
@@ -244,3 +252,38 @@ def lfm3_vl() -> Parts:
         },
     )
     return Lfm3VlForConditionalGeneration(config), processor
+
+
+def qwen2_vl() -> Parts:
+    tokenizer = tiny_models._qwen_tokenizer()
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=tiny_models._template(
+            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
+        ),
+    )
+    config = Qwen2VLConfig(
+        vision_config={"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2, "hidden_size": HIDDEN},
+        text_config=tiny_models._text_config(
+            tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        ),
+        **tiny_models._qwen_ids(tokenizer),
+    )
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
+def glm4v_moe() -> Parts:
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+    return tiny_models._glm(
+        Glm4vMoeConfig,
+        Glm4vMoeForConditionalGeneration,
+        Glm4vProcessor,
+        Glm4vImageProcessor,
+        Glm4vVideoProcessor,
+        model_type="glm4v_moe_text",
+        partial_rotary_factor=1.0,
+        **experts,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_family_contract import ONE_QUESTION, THREE_QUESTIONS, TWO_TIMELINES, Row, make_batch, separate_forwards
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
@@ -20,7 +20,7 @@ from longvpo_hf.training.packing import enable_tree_packing, experts, forward, p
 
 torch.set_num_threads(1)
 
-NAMES = ["qwen3_vl_moe", "qwen3_5_moe"]
+NAMES = ["glm4v_moe", "qwen3_vl_moe", "qwen3_5_moe"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 BATCHES: dict[str, tuple[list[Row], list[int]]] = {
     "one question": (ONE_QUESTION, [5]),
@@ -37,6 +37,12 @@ def make_model(name: str) -> tuple[Any, Any]:
     return model.train(), processor
 
 
+def expert_layers(model: Any) -> int:
+    """Its layers that have experts; GLM's first ones have none."""
+    text = model.config.text_config
+    return int(text.num_hidden_layers - getattr(text, "first_k_dense_replace", 0))
+
+
 def separate_balance(model: Any, batch: dict[str, Any]) -> Tensor:
     """Switch Transformer's loss (equations 4 to 6) over all layers and tokens, one unpadded sequence after another."""
     text = model.config.text_config
@@ -46,11 +52,11 @@ def separate_balance(model: Any, batch: dict[str, Any]) -> Tensor:
         names = ("input_ids", "attention_mask", "mm_token_type_ids")
         inputs = {name: batch[name][row : row + 1, :length] for name in names}
         logits = model(**inputs, **video, output_router_logits=True).router_logits
-        assert [len(layer) for layer in logits] == [length] * text.num_hidden_layers
+        assert [len(layer) for layer in logits] == [length] * expert_layers(model)
         routed += list(logits)
     probabilities = torch.cat(routed).softmax(-1)
     chosen = torch.zeros_like(probabilities).scatter(1, probabilities.topk(text.num_experts_per_tok).indices, 1.0)
-    return text.num_experts * (chosen.mean(0) * probabilities.mean(0)).sum()
+    return probabilities.shape[1] * (chosen.mean(0) * probabilities.mean(0)).sum()
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
@@ -144,7 +150,7 @@ def test_experts_take_adapters_by_their_parameters_names(name: str, tmp_path: Pa
         if "lora_B" in key:
             torch.nn.init.normal_(weight, std=0.1)
     adapted = [key for key, weight in model.named_parameters() if weight.requires_grad and ".experts." in key]
-    assert len(adapted) == 2 * len(EXPERTS) * model.get_base_model().config.text_config.num_hidden_layers
+    assert len(adapted) == 2 * len(EXPERTS) * expert_layers(model.get_base_model())
     batch = make_batch(processor, *BATCHES["two timelines"])
     weights = torch.linspace(-1, 1, batch["input_ids"][:, 1:].numel()).view_as(batch["input_ids"][:, 1:])
     expected = gradients(model, (separate_forwards(model, batch) * weights).sum())
@@ -153,3 +159,11 @@ def test_experts_take_adapters_by_their_parameters_names(name: str, tmp_path: Pa
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for key, gradient in expected.items():
         assert float((found[key] - gradient).abs().max()) <= 1e-5 * largest, key
+    model.save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(make_model(name)[0], tmp_path)
+    kept = dict(model.named_parameters())
+    assert {key for key, _ in reloaded.named_parameters()} == set(kept)
+    assert all(torch.equal(weight, kept[key]) for key, weight in reloaded.named_parameters())
+    with torch.no_grad():
+        once_more = tree_forward(reloaded, batch).log_probs
+        torch.testing.assert_close(once_more, tree_forward(model, batch).log_probs, rtol=0, atol=1e-6)

@@ -169,6 +169,17 @@ def model_config(name: str, revision: str = "main", local_files_only: bool = Fal
     return config
 
 
+def check_config(config: PreTrainedConfig) -> None:
+    """Looks at the config of a model that is loaded already.
+
+    Raises:
+        ModelError: If its kind of model cannot be used.
+    """
+    reason = refusal(config)
+    if reason is not None:
+        raise ModelError(f"{reason} docs/families.md lists models that can be.")
+
+
 def check_kind(name: str, revision: str | None = None) -> None:
     """Looks at the config of a checkpoint alone, before anything large of it is loaded.
 

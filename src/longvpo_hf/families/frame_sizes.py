@@ -72,7 +72,7 @@ def tile_shapes(vision_config: Any, tokens: int, projected: int | None = None, c
 
 
 def rounded_shapes(
-    vision_config: Any, height_px: int, width_px: int, merge: int, frames: int, layers: int
+    vision_config: Any, height_px: int, width_px: int, merge: int, frames: int, layers: int, mlp: int | None = None
 ) -> FrameShapes:
     """Frames whose sides are rounded to whole merged patches; every layer attends to one unit.
 
@@ -83,6 +83,7 @@ def rounded_shapes(
         merge: Patches along a side of a token.
         frames: Frames of a unit.
         layers: Layers of the tower.
+        mlp: Width inside the tower's MLP, where it is not the config's `intermediate_size`.
     """
     patch_px = vision_config.patch_size
     rows, columns = (max(1, round(side / (patch_px * merge))) * merge for side in (height_px, width_px))
@@ -93,18 +94,18 @@ def rounded_shapes(
         pixels=patches * 3 * frames * patch_px**2,
         patches=patches,
         hidden=vision_config.hidden_size,
-        mlp=vision_config.intermediate_size,
+        mlp=vision_config.intermediate_size if mlp is None else mlp,
         windows=((patches, layers),),
         projected=tokens,
         tokens=tokens,
     )
 
 
-def paired_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
+def paired_shapes(config: Any, height_px: int, width_px: int, mlp: int | None = None) -> FrameShapes:
     """`rounded_shapes` of models whose tower's config has the Qwens' names."""
     vision = config.vision_config
     return rounded_shapes(
-        vision, height_px, width_px, vision.spatial_merge_size, vision.temporal_patch_size, vision.depth
+        vision, height_px, width_px, vision.spatial_merge_size, vision.temporal_patch_size, vision.depth, mlp
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
@@ -11,8 +10,8 @@ from longvpo_hf.families.pieces import by_grid
 
 
 def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
-    shapes = paired_shapes(config, height_px, width_px)
-    return replace(shapes, mlp=config.vision_config.out_hidden_size)  # `intermediate_size` is the merger's
+    # `intermediate_size` is the merger's.
+    return paired_shapes(config, height_px, width_px, mlp=config.vision_config.out_hidden_size)
 
 
 FAMILY = Family(

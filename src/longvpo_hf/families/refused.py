@@ -15,7 +15,7 @@ class Refused:
 
     Args:
         model_type: `config.model_type`.
-        processor: Class name of its processor; "" where transformers has none.
+        processor: Class name of its processor; "" where transformers has none, or a family has the same.
         reason: What is in the way, and what to use instead if anything. Goes on after "cannot be used:".
     """
 
@@ -24,6 +24,16 @@ class Refused:
     reason: str
 
 
+_UNTRIED = (
+    "no test of this package runs it, so it is not known whether it would be trained on the right times and positions"
+)
+_INDEXED = (
+    "its layers attend to tokens that an index over the whole sequence chooses, and no test of this package runs it"
+)
+_SLICED = (
+    "its processor lays the patches of all frames side by side along the last axis and cuts frames into slices, so "
+    "that the videos of a batch cannot be joined"
+)
 _OWN_CODE = "these weights run with their repository's own code only, which is never run here"
 
 REFUSED = (
@@ -38,18 +48,9 @@ REFUSED = (
         "Kimi_K25Processor",
         "in transformers 5.23 it fails on videos whose number of frames is no multiple of four",
     ),
-    Refused(
-        "minicpmv4_6",
-        "MiniCPMV4_6Processor",
-        "its processor lays the patches of all frames side by side along the last axis and cuts frames into slices, so "
-        "that the videos of a batch cannot be joined",
-    ),
-    Refused(
-        "minicpmv4_7",
-        "MiniCPMV4_7Processor",
-        "its processor lays the patches of all frames side by side along the last axis and cuts frames into slices, so "
-        "that the videos of a batch cannot be joined",
-    ),
+    Refused("minicpmv4_6", "MiniCPMV4_6Processor", _SLICED),
+    Refused("minicpmv4_7", "MiniCPMV4_7Processor", _SLICED),
+    Refused("minicpm_ocr", "MiniCPMOcrProcessor", _SLICED),
     Refused(
         "minimax_m3_vl",
         "MiniMaxM3VLProcessor",
@@ -61,6 +62,40 @@ REFUSED = (
         "it speaks too, and only its thinker is trained here: save that alone, with the processor beside it, by "
         "Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(…).save_pretrained(…)",
     ),
+    Refused(
+        "diffusion_gemma",
+        "",
+        "it writes an answer by diffusion and not token after token, so that answers have no log-probabilities",
+    ),
+    Refused(
+        "instructblipvideo",
+        "InstructBlipVideoProcessor",
+        "its Q-Former reads a question together with the frames, so that questions cannot share a video",
+    ),
+    Refused(
+        "video_llava",
+        "VideoLlavaProcessor",
+        "its processor cuts the sides of frames off, and no test of this package runs it in another way",
+    ),
+    Refused(
+        "nemotron_h_omni",
+        "NemotronH_Omni_Reasoning_V3Processor",
+        "its processor writes a video with the tokens of pictures, and no test of this package runs it",
+    ),
+    Refused("dots3_note", "Dots3NoteProcessor", _INDEXED),
+    Refused("glm5_next", "Glm5NextProcessor", _INDEXED),
+    Refused("qwen4_exp", "", _INDEXED),
+    Refused("cohere_compass", "CohereCompassProcessor", _UNTRIED),
+    Refused("cosmos3_edge", "Cosmos3EdgeProcessor", _UNTRIED),
+    Refused("cosmos3_omni", "", _UNTRIED),
+    Refused("exaone4_5", "Exaone4_5_Processor", _UNTRIED),
+    Refused("gemma4_unified", "Gemma4UnifiedProcessor", _UNTRIED),
+    Refused("glmga", "", _UNTRIED),
+    Refused("hyperclovax_vision_v2", "HyperCLOVAXVisionV2Processor", _UNTRIED),
+    Refused("muse_glimmer", "MuseGlimmerProcessor", _UNTRIED),
+    Refused("muse_spark", "MuseSparkProcessor", _UNTRIED),
+    Refused("qwen3_omni_moe", "", f"it speaks too; of its thinker, {_UNTRIED}"),
+    Refused("qwen3_omni_moe_thinker", "Qwen3OmniMoeProcessor", _UNTRIED),
     Refused(
         "llava_qwen",
         "",

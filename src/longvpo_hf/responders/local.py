@@ -16,6 +16,7 @@ import torch
 
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, ModelError
+from longvpo_hf.families import check_config
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
 from longvpo_hf.families.templates import may_reason, opened_by_template
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
@@ -62,7 +63,8 @@ class LocalResponder:
         reasons: Whether answers may begin with reasoning, and need room for it.
 
     Raises:
-        ModelError: If thinking is to be switched and the model's chat template has no switch.
+        ModelError: If the kind of model cannot be used; if thinking is to be switched and the model's chat template
+            has no switch.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class LocalResponder:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}.")
+        check_config(model.config)
         self.model = model
         self.sampler = sampler
         self.decoding = decoding

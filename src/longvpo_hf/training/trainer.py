@@ -25,7 +25,7 @@ from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.families import check_kind, context_tokens, family_of
+from longvpo_hf.families import check_config, check_kind, context_tokens, family_of
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
 from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
@@ -146,9 +146,12 @@ class LongVPOTrainer(SavingTrainer):
         self._throughput = Throughput()
         self._nonfinite = NonFiniteSteps(args.max_nonfinite_steps)
         if self._has_clips:
-            if processing_class is None:
-                revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+            revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+            if not isinstance(model, str):
+                check_config(model.config)
+            if isinstance(model, str) or processing_class is None:
                 check_kind(name, revision)
+            if processing_class is None:
                 processing_class = AutoProcessor.from_pretrained(
                     name, revision=revision, trust_remote_code=args.trust_remote_code
                 )

@@ -22,8 +22,14 @@ Routing = list[tuple[Tensor, ...]]
 
 @contextmanager
 def routing_of(base: PreTrainedModel) -> Iterator[Routing]:
-    """Within, collects the router logits of the model's calls that ask for them."""
+    """Within, collects the router logits of the model's calls that ask for them.
+
+    TRL's head reads the number of experts as `num_experts`, which the configs of some models do not have (GLM-4.5V's
+    calls it `num_local_experts`): within, they do.
+    """
     found: Routing = []
+    text = base.config.get_text_config()
+    is_unnamed = hasattr(text, "num_local_experts") and not hasattr(text, "num_experts")
 
     def collect(_: Any, __: Any, output: Any) -> None:
         logits = getattr(output, "router_logits", None)
@@ -31,10 +37,14 @@ def routing_of(base: PreTrainedModel) -> Iterator[Routing]:
             found.append(logits)
 
     hook = base.base_model.register_forward_hook(collect)
+    if is_unnamed:
+        text.num_experts = text.num_local_experts
     try:
         yield found
     finally:
         hook.remove()
+        if is_unnamed:
+            del text.num_experts
 
 
 def is_routing_wanted(base: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
@@ -53,7 +63,8 @@ def balancing_loss(base: PreTrainedModel, routing: Routing, counts: Sequence[Ten
     text = base.config.get_text_config()
     layers = tuple(torch.cat(calls) for calls in zip(*routing, strict=True))
     weights = torch.cat([count.reshape(-1) for count in counts])
-    loss: Tensor = load_balancing_loss_func(layers, text.num_experts, text.num_experts_per_tok, weights)
+    experts = layers[0].shape[-1]  # configs have more than one name for it
+    loss: Tensor = load_balancing_loss_func(layers, experts, text.num_experts_per_tok, weights)
     return loss
 
 
