@@ -21,6 +21,7 @@ from typing import Any
 from longvpo_hf.evaluation.needle import plot_needle, probe_needle
 from longvpo_hf.evaluation.position import plot_position, probe_position
 from longvpo_hf.evaluation.probes import BlankFiller
+from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.machine import one_thread, processor_name
 from longvpo_hf.miniature.probes import WorldFiller, world_questions
 from longvpo_hf.miniature.world import read_world
@@ -45,9 +46,9 @@ def probe(run: Path, models: list[str], work: Path) -> dict[str, Any]:
     for name in models:
         responder = load_responder(str(run / name), max(*LENGTHS, *FRAMES), None, 64, 4)
         facts = {"weights": weights_digest(str(run / name))}
-        questions = world_questions(clips, NEEDLES, SEED, plain_english=False)
+        questions = world_questions(clips, NEEDLES, SEED, language=WORDS)
         results["needle"][name] = probe_needle(responder, questions, others, LENGTHS, DEPTHS, work / name, facts)
-        questions = world_questions(clips, QUESTIONS, SEED, plain_english=False)
+        questions = world_questions(clips, QUESTIONS, SEED, language=WORDS)
         for label, filler in (("clips", others), ("black", BlankFiller(work / "media"))):
             for frames in FRAMES:
                 output = work / f"{name}-{label}-{frames}"

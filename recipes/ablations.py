@@ -160,14 +160,14 @@ def _single(workshop: Workshop, output: Path) -> Any:
 def _anchored(workshop: Workshop, output: Path, questions_per_timeline: int, filtered: bool) -> Any:
     """As the demo makes its rows, but for these two."""
     responder = workshop.responder("base")
-    describer = Describer(responder)
+    describer = Describer(responder, workshop.language)
     wanted = Stage1Settings(
         num_rows=workshop.settings.num_rows,
         max_clips=workshop.settings.max_clips,
         questions_per_timeline=questions_per_timeline,
         seed=workshop.settings.seed,
     )
-    clips = [replace(item.clip, caption="") for item in workshop.world("stage1")]
+    clips = [item.clip for item in workshop.world("stage1")]
     return build_stage1(clips, describer, responder, output, wanted, describer.embed if filtered else None)
 
 

@@ -33,6 +33,7 @@ from longvpo_hf.evaluation.probes import (
 from longvpo_hf.evaluation.protocol import Protocol
 from longvpo_hf.families.vision import vision_tower
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
+from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
 from longvpo_hf.miniature.world import MARKERS, write_world
 from longvpo_hf.responders import Request, ScriptedResponder, Unanswered
@@ -609,21 +610,21 @@ def test_a_world_s_haystack_never_holds_the_needle_s_marker(tmp_path: Path) -> N
     clips = write_world(tmp_path, 300, seed=1)
     by_clip = {item.clip: item for item in clips}
     filler = WorldFiller(clips, seed=4)
-    for question in world_questions(clips, 20, seed=2, plain_english=False):
+    for question in world_questions(clips, 20, seed=2, language=WORDS):
         asked = by_clip[question.clips[0]]
-        assert (question.text, question.answer) == (asked.question, asked.colour)
+        assert (question.text, question.answer) == (WORDS.question(asked.marker), asked.colour)
         others = filler.clips(question, 100)
         assert asked.marker not in {by_clip[clip].marker for clip in others}
         assert len(set(others)) == 100
         assert list(filler.clips(question, 40)) == list(others)[:40]
         assert question.laid_among(others, 3).view.num_frames == 202
-    english = world_questions(clips, 20, seed=2, plain_english=True, frames_per_clip=1)[0]
+    english = world_questions(clips, 20, seed=2, language=None, frames_per_clip=1)[0]
     asked = by_clip[english.clips[0]]
     assert f"{english.answer}. {asked.colour}\n" in english.text
     assert asked.wall in english.text
     assert english.letters == "ABCDEFGH"
     with pytest.raises(ValueError, match="a larger world"):
-        filler.clips(world_questions(clips, 1, seed=2, plain_english=False)[0], 300)
+        filler.clips(world_questions(clips, 1, seed=2, language=WORDS)[0], 300)
 
 
 def test_enough_clips_are_made(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from longvpo_hf.building.captioning import caption_prompt
 from longvpo_hf.methods import stage2
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
-from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS, answer_to, named_markers, pair_question
+from longvpo_hf.miniature.language import WORDS
+from longvpo_hf.miniature.world import MARKERS
 from longvpo_hf.responders import Request, ScriptedResponder
 from longvpo_hf.responders.replies import json_object, yes_or_no
 from longvpo_hf.timeline import Clip, Timeline, View
@@ -21,7 +22,7 @@ CAPTIONS = ("navy-gold , red", "plum-ash , red", "black-mint , blue", "navy-rose
 
 def asked(captions: Sequence[str], focus: int | None = None, refused: str = "") -> dict[str, str] | None:
     prompt = stage2.question_prompt(list(enumerate(captions)), [], focus, refused)
-    return json_object(write_question(Request(prompt, schema=stage2.QUESTION_SCHEMA)))
+    return json_object(write_question(Request(prompt, schema=stage2.QUESTION_SCHEMA), WORDS))
 
 
 @pytest.mark.parametrize("focus", [None, 0, 1, 3])
@@ -31,11 +32,11 @@ def test_questions_are_about_two_scenes_that_can_be_told_from_the_others(focus: 
         written = asked(CAPTIONS, focus, refused)
         assert written is not None
         cited = [int(word.removeprefix("#")) for word in written["reasoning"].split() if word.startswith("#")]
-        assert named_markers(written["question"]) == [scenes[scene][0] for scene in cited]
+        assert WORDS.named_markers(written["question"]) == [scenes[scene][0] for scene in cited]
         assert set(cited) <= {0, 1, 3}  # 2 and 4 share a marker, 5 is no description
         assert set(cited) != {0, 1}  # of the same colour
         assert focus is None or focus in cited
-        assert written["answer"] == answer_to(written["question"], scenes) != ""
+        assert written["answer"] == WORDS.answer_to(written["question"], scenes) != ""
 
 
 @pytest.mark.parametrize(("captions", "focus"), [(CAPTIONS, 4), (CAPTIONS, 5), (CAPTIONS[:2], None), (("",), None)])
@@ -52,8 +53,8 @@ def test_captions_with_quotes_do_not_break_the_answer() -> None:
 )
 def test_the_judge_goes_by_the_captions(answer: str, verdict: bool) -> None:
     lines = ["Scene #3: plum-ash , blue", "Scene #7: navy-gold , red"]
-    prompt = stage2.support_prompt(pair_question("navy-gold", "plum-ash"), answer, lines)
-    assert yes_or_no(judge(Request(prompt))) is verdict
+    prompt = stage2.support_prompt(WORDS.pair_question("navy-gold", "plum-ash"), answer, lines)
+    assert yes_or_no(judge(Request(prompt), WORDS)) is verdict
 
 
 def test_the_captioner_asks_what_its_model_was_taught() -> None:
@@ -65,14 +66,14 @@ def test_the_captioner_asks_what_its_model_was_taught() -> None:
 
     clips = tuple(Clip("a.mp4", second, second + 1) for second in range(3))
     request = Request(caption_prompt(["Scene #0: x"], 80), Timeline(clips), View.only([1]))
-    assert Captioner(ScriptedResponder("model", answer)).respond([request]) == ["navy-gold , red"]
-    assert got == [replace(request, text=CAPTION_QUESTION)]
+    assert Captioner(ScriptedResponder("model", answer), WORDS).respond([request]) == ["navy-gold , red"]
+    assert got == [replace(request, text=WORDS.caption_question)]
 
 
 def test_the_describer_asks_about_the_marker_it_was_told() -> None:
     told = {0.0: f"{MARKERS[9]} , red", 1.0: "red", 2.0: f"{MARKERS[9]} , blue"}
     responder = ScriptedResponder("model", lambda request: told[request.timeline.clips[0].start_seconds])
-    describer = Describer(responder)
+    describer = Describer(responder, WORDS)
     clips = [Clip("a.mp4", second, second + 1) for second in told]
     questions = describer.respond([Request(json.dumps("any"), Timeline((clip,))) for clip in clips])
     assert questions == [f"what colour in the {MARKERS[9]} clip ?", "", f"what colour in the {MARKERS[9]} clip ?"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, InternVLForConditionalGeneration, InternVLProcessor
 
-from longvpo_hf.miniature.model import MAX_ANSWER_TOKENS, build_model, build_processor
-from longvpo_hf.miniature.world import CAPTION_QUESTION, MARKERS, SHAPE_COLOURS, caption
+from longvpo_hf.miniature.language import WORDS
+from longvpo_hf.miniature.model import build_model, build_processor
+from longvpo_hf.miniature.world import MARKERS, SHAPE_COLOURS
 
 QUESTION = f"what colour in the {MARKERS[9]} clip ?"
 MESSAGES = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
@@ -49,13 +50,13 @@ def test_a_frame_is_one_token_and_carries_no_label(processor: InternVLProcessor,
 
 def test_every_text_of_the_world_is_in_the_vocabulary(processor: InternVLProcessor) -> None:
     texts = [f"what colour in the {marker} clip ?" for marker in MARKERS]
-    texts += [CAPTION_QUESTION, *(caption(MARKERS[0], colour) for colour in SHAPE_COLOURS), *MARKERS]
+    texts += [WORDS.caption_question, *(WORDS.caption(MARKERS[0], colour) for colour in SHAPE_COLOURS), *MARKERS]
     for text in texts:
         ids = processor.tokenizer(text)["input_ids"]
         assert processor.tokenizer.unk_token_id not in ids
         assert processor.decode(ids) == text
         assert len(ids) == len(text.split())
-    assert len(caption(MARKERS[0], "red").split()) + 1 == MAX_ANSWER_TOKENS
+    assert len(WORDS.caption(MARKERS[0], "red").split()) + 1 == WORDS.max_answer_tokens
 
 
 @pytest.mark.parametrize("answer", ["red", [{"type": "text", "text": "red"}]])
@@ -80,7 +81,7 @@ def test_saved_and_loaded_with_auto_classes_it_is_the_same(
     with torch.no_grad():
         torch.testing.assert_close(loaded_model(**after).logits, model(**before).logits, rtol=0, atol=0)
     generated = loaded_model.generate(**after)
-    assert generated.shape[1] - after["input_ids"].shape[1] <= MAX_ANSWER_TOKENS
+    assert generated.shape[1] - after["input_ids"].shape[1] <= WORDS.max_answer_tokens
     assert torch.equal(generated, model.generate(**before))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchcodec.decoders import VideoDecoder
 
+from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.model import build_model, build_processor
 from longvpo_hf.miniature.pretraining import (
     PretrainingSettings,
@@ -21,7 +22,7 @@ from longvpo_hf.miniature.pretraining import (
     pixel_values,
     pretrain,
 )
-from longvpo_hf.miniature.world import CAPTION_QUESTION, WorldClip, write_world
+from longvpo_hf.miniature.world import WorldClip, write_world
 
 SHORT = PretrainingSettings(
     naming_steps=3, naming_clips=8, recall_search_steps=3, recall_videos=4, recall_steps=3, warmup_steps=2
@@ -48,6 +49,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[WorldClip], to
     return clips, torch.cat(frames)
 
 
+def _texts(clip: WorldClip) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The question about the clip's colour and the one for its caption, each with its answer."""
+    asked = f"what colour in the {clip.marker} clip ?"
+    return (asked, clip.colour), (WORDS.caption_question, f"{clip.marker} , {clip.colour}")
+
+
 @pytest.mark.parametrize("num_clips", [1, 2, 5])
 def test_the_fast_path_gives_what_the_processor_gives(
     world: tuple[list[WorldClip], torch.Tensor], num_clips: int
@@ -56,7 +63,7 @@ def test_the_fast_path_gives_what_the_processor_gives(
     processor = build_processor()
     coder = TextCoder(processor)
     video = frames[:num_clips].flatten(0, 1)
-    for question, answer in ((clips[0].question, clips[0].colour), (CAPTION_QUESTION, clips[0].caption)):
+    for question, answer in _texts(clips[0]):
         messages = [
             {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]},
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
@@ -74,7 +81,7 @@ def test_the_loss_is_the_models_own(world: tuple[list[WorldClip], torch.Tensor])
     processor = build_processor()
     model = build_model(processor, seed=1).eval()
     coder = TextCoder(processor)
-    texts = [(clips[0].question, clips[0].colour), (CAPTION_QUESTION, clips[1].caption)]
+    texts = [_texts(clips[0])[0], _texts(clips[1])[1]]
     rows = [(coder.prompt_ids(2, question), coder.answer_ids(answer)) for question, answer in texts]
     with torch.no_grad():
         fast = _answer_losses(model, rows, frame_features(model, processor, frames[:2]))

@@ -21,9 +21,6 @@ from longvpo_hf.miniature.world import (
     TRUTH_FILE,
     WALL_COLOURS,
     WorldClip,
-    answer_to,
-    pair_question,
-    question,
     read_world,
     write_world,
 )
@@ -56,36 +53,18 @@ def test_decoded_frames_show_what_the_truth_says(tmp_path: Path) -> None:
         assert not torch.equal(frames[0], frames[1]), "nothing moves"
 
 
-def test_texts_name_marker_and_colour(tmp_path: Path) -> None:
+def test_a_marker_is_wall_and_frame(tmp_path: Path) -> None:
     clip = write_world(tmp_path, 1, seed=0)[0]
     assert clip.marker == f"{clip.wall}-{clip.frame}"
     assert clip.marker in MARKERS
-    assert clip.question == f"what colour in the {clip.marker} clip ?"
-    assert clip.caption == clip.clip.caption == f"{clip.marker} , {clip.colour}"
-
-
-@pytest.mark.parametrize(
-    ("asked", "answer"),
-    [
-        (question("navy-gold"), "red"),
-        (pair_question("navy-gold", "plum-ash"), "red blue"),
-        (pair_question("plum-ash", "navy-gold"), "blue red"),
-        (question("black-mint"), ""),  # twice in the video
-        (pair_question("navy-gold", "black-mint"), ""),
-        (question("black-rust"), ""),  # not in it
-        ("what is this ?", ""),
-    ],
-)
-def test_the_answer_to_a_question(asked: str, answer: str) -> None:
-    scenes = [("navy-gold", "red"), ("black-mint", "pink"), ("plum-ash", "blue"), ("black-mint", "cyan")]
-    assert answer_to(asked, scenes) == answer
+    assert clip.clip.caption == ""  # nobody is told the truth by the way
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:
     first, again, other = (write_world(tmp_path / name, 8, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert Path(first[0].clip.path).read_bytes() == Path(again[0].clip.path).read_bytes()
-    assert [clip.caption for clip in first] == [clip.caption for clip in again]
-    assert [clip.caption for clip in first] != [clip.caption for clip in other]
+    truths = [[(clip.marker, clip.colour) for clip in clips] for clips in (first, again, other)]
+    assert truths[0] == truths[1] != truths[2]
 
 
 def test_a_written_world_is_read_back_and_may_be_moved(tmp_path: Path) -> None:
@@ -93,7 +72,7 @@ def test_a_written_world_is_read_back_and_may_be_moved(tmp_path: Path) -> None:
     assert read_world(tmp_path / "here") == written
     (tmp_path / "here").rename(tmp_path / "there")
     moved = read_world(tmp_path / "there")
-    assert [clip.caption for clip in moved] == [clip.caption for clip in written]
+    assert [(clip.marker, clip.colour) for clip in moved] == [(clip.marker, clip.colour) for clip in written]
     assert decode(moved[-1]).shape[0] == FRAMES_PER_CLIP
 
 

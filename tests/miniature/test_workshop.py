@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longvpo_hf.miniature.evaluation import Score, make_pair_questions, make_questions
+from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.world import WorldClip, write_world
 
 
@@ -16,7 +17,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[WorldClip]:
 
 def test_questions_are_answerable_and_anchors_spread(clips: list[WorldClip]) -> None:
     by_clip = {item.clip: item for item in clips}
-    questions = make_questions(clips, num_clips=8, number=40, seed=1)
+    questions = make_questions(clips, num_clips=8, number=40, seed=1, language=WORDS)
     anchors = [question.asked[0] for question in questions]
     assert {anchors.count(place) for place in range(8)} == {5}
     for question in questions:
@@ -29,7 +30,7 @@ def test_questions_are_answerable_and_anchors_spread(clips: list[WorldClip]) -> 
 
 def test_pair_questions_are_answerable_and_ask_in_either_order(clips: list[WorldClip]) -> None:
     by_clip = {item.clip: item for item in clips}
-    questions = make_pair_questions(clips, num_clips=8, number=60, seed=1)
+    questions = make_pair_questions(clips, num_clips=8, number=60, seed=1, language=WORDS)
     assert 15 < sum(question.asked[0] < question.asked[1] for question in questions) < 45
     assert {place for question in questions for place in question.asked} == set(range(8))
     for question in questions:
@@ -40,7 +41,7 @@ def test_pair_questions_are_answerable_and_ask_in_either_order(clips: list[World
         assert question.answer == f"{first.colour} {second.colour}"
         assert first.colour != second.colour
     with pytest.raises(ValueError, match="need num_clips ≥ 2, got 1"):
-        make_pair_questions(clips, num_clips=1, number=1, seed=1)
+        make_pair_questions(clips, num_clips=1, number=1, seed=1, language=WORDS)
 
 
 def test_interval_is_wilsons() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
-from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip, pair_question
+from longvpo_hf.miniature.language import Language
+from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip
 from longvpo_hf.responders import Request, Responder
 from longvpo_hf.timeline import Timeline
 
@@ -44,7 +45,9 @@ class Question:
         return POSITIONS[min(2, int(self.timeline.centre(self.asked[0]) * 3))]
 
 
-def make_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed: int) -> list[Question]:
+def make_questions(
+    clips: Sequence[WorldClip], num_clips: int, number: int, seed: int, language: Language
+) -> list[Question]:
     """`number` questions about one clip of `num_clips`; these clips are spread evenly over the positions.
 
     Raises:
@@ -58,11 +61,15 @@ def make_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed
         asked = clips[order[0]]
         position = int(place * num_clips)
         timeline = _timeline(clips, order[1:].tolist(), num_clips, {position: asked})
-        questions.append(Question(timeline, (position,), asked.question, asked.colour))
+        questions.append(
+            Question(timeline, (position,), language.question(asked.marker), language.answer(asked.colour))
+        )
     return questions
 
 
-def make_pair_questions(clips: Sequence[WorldClip], num_clips: int, number: int, seed: int) -> list[Question]:
+def make_pair_questions(
+    clips: Sequence[WorldClip], num_clips: int, number: int, seed: int, language: Language
+) -> list[Question]:
     """`number` questions about two clips of `num_clips`, at random positions, of different colours.
 
     Raises:
@@ -79,8 +86,8 @@ def make_pair_questions(clips: Sequence[WorldClip], num_clips: int, number: int,
             continue
         places = tuple(int(place) for place in rng.choice(num_clips, size=2, replace=False))
         timeline = _timeline(clips, order[2:].tolist(), num_clips, dict(zip(places, (first, second), strict=True)))
-        text = pair_question(first.marker, second.marker)
-        questions.append(Question(timeline, places, text, f"{first.colour} {second.colour}"))
+        text = language.pair_question(first.marker, second.marker)
+        questions.append(Question(timeline, places, text, language.pair_answer(first.colour, second.colour)))
     return questions
 
 

@@ -24,17 +24,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from longvpo_hf.miniature.world import (
-    CAPTION_QUESTION,
-    FRAME_PIXELS,
-    MARKERS,
-    SHAPE_COLOURS,
-    caption,
-    pair_question,
-    question,
-)
-
-MAX_ANSWER_TOKENS = 4  # "navy-gold , red" and the end of sequence.
+from longvpo_hf.miniature.language import WORDS
+from longvpo_hf.miniature.world import FRAME_PIXELS, MARKERS, SHAPE_COLOURS
 
 _PAD, _EOS, _UNKNOWN = "<pad>", "<eos>", "<unk>"
 _USER, _ASSISTANT = "<user>", "<assistant>"
@@ -108,7 +99,7 @@ def build_model(processor: InternVLProcessor, seed: int) -> InternVLForCondition
         model = InternVLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=MAX_ANSWER_TOKENS,
+        max_new_tokens=WORDS.max_answer_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -119,10 +110,10 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
     texts = (
         *MARKERS,
         *SHAPE_COLOURS,
-        CAPTION_QUESTION,
-        caption(MARKERS[0], next(iter(SHAPE_COLOURS))),
-        question(MARKERS[0]),
-        pair_question(*MARKERS[:2]),
+        WORDS.caption_question,
+        WORDS.caption(MARKERS[0], next(iter(SHAPE_COLOURS))),
+        WORDS.question(MARKERS[0]),
+        WORDS.pair_question(*MARKERS[:2]),
     )
     words = dict.fromkeys((*_SPECIAL, *(word for text in texts for word in text.split())))
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=_UNKNOWN))

@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from transformers import InternVLForConditionalGeneration, InternVLProcessor
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.settings import PretrainingSettings
-from longvpo_hf.miniature.world import CAPTION_QUESTION, SHAPE_COLOURS, WorldClip, pair_question
+from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip
 
 _IGNORED_LABEL = -100  # torch's cross-entropy skips it.
 _RUNNING_MEAN_WEIGHT = 0.05  # Of the newest loss: the mean of about the last 20 steps.
@@ -142,7 +143,7 @@ def _train_naming(
         for index in drawn:
             clip = clips[index]
             wants_caption = rng.random() < settings.caption_share
-            question, answer = (CAPTION_QUESTION, clip.caption) if wants_caption else (clip.question, clip.colour)
+            question, answer = _ask_for_caption(clip) if wants_caption else _ask_one(clip)
             rows.append((coder.prompt_ids(frames.shape[1], question), coder.answer_ids(answer)))
         pixels = pixel_values(processor, frames[torch.from_numpy(drawn)])
         stepper.step(torch.cat(_answer_losses(model, rows, model.get_image_features(pixels).pooler_output)).mean())
@@ -170,7 +171,7 @@ def _train_recall(
             if is_single:
                 indices = [int(rng.integers(0, len(clips)))]
                 clip = clips[indices[0]]
-                asked = [("single", clip.question, clip.colour), ("single", CAPTION_QUESTION, clip.caption)]
+                asked = [("single", *_ask_one(clip)), ("single", *_ask_for_caption(clip))]
             else:
                 indices = pairs.draw(settings.hard_share if stepper.is_decaying else 0.0)
                 asked = _ask_two(clips[indices[0]], clips[indices[1]], "both" in running_losses, rng)
@@ -202,18 +203,29 @@ def _train_recall(
     return stepper.losses
 
 
+def _ask_one(clip: WorldClip) -> tuple[str, str]:
+    """The question about a clip's colour, and its answer."""
+    return WORDS.question(clip.marker), WORDS.answer(clip.colour)
+
+
+def _ask_for_caption(clip: WorldClip) -> tuple[str, str]:
+    """The question about all that a clip shows, and its answer."""
+    return WORDS.caption_question, WORDS.caption(clip.marker, clip.colour)
+
+
 def _ask_two(
     first: WorldClip, second: WorldClip, also_both: bool, rng: np.random.Generator
 ) -> list[tuple[str, str, str]]:
     """Two questions about a video of two clips, as kind, question and answer."""
     if rng.random() < 0.5:
         first, second = second, first
-    one = ("one", first.question, first.colour)
+    one = ("one", *_ask_one(first))
     if not also_both:
-        return [one, ("one", second.question, second.colour)]
+        return [one, ("one", *_ask_one(second))]
     if rng.random() < 0.5:
         first, second = second, first
-    return [one, ("both", pair_question(first.marker, second.marker), f"{first.colour} {second.colour}")]
+    both = WORDS.pair_question(first.marker, second.marker), WORDS.pair_answer(first.colour, second.colour)
+    return [one, ("both", *both)]
 
 
 class _PairSampler:

@@ -1,7 +1,7 @@
 """Questions and distractors of the miniature's world for the needle and the position probe.
 
-The miniature's models know the world's own words and no others; any other model is asked in plain English, with eight
-options.
+The miniature's models are asked in the language they were trained in; any other model is asked in plain English, with
+eight options.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS
 from longvpo_hf.evaluation.probes import ProbeQuestion
+from longvpo_hf.miniature.language import Language
 from longvpo_hf.miniature.settings import FRAMES_PER_CLIP
 from longvpo_hf.miniature.world import MARKERS, SHAPE_COLOURS, WorldClip
 from longvpo_hf.timeline import Clip
@@ -23,7 +24,7 @@ def world_questions(
     number: int,
     seed: int,
     *,
-    plain_english: bool,
+    language: Language | None,
     frames_per_clip: int = FRAMES_PER_CLIP,
 ) -> list[ProbeQuestion]:
     """A question about each of `number` clips, drawn at random.
@@ -32,7 +33,8 @@ def world_questions(
         clips: The world's clips.
         number: Number of questions.
         seed: Draws the clips.
-        plain_english: Ask in sentences with options, instead of in the words of the miniature's models.
+        language: That of the miniature's model that is asked; None for any other model, asked in plain English with
+            options.
         frames_per_clip: 1 where the clips come among other things than clips of a world.
 
     Raises:
@@ -41,9 +43,13 @@ def world_questions(
     if not 1 <= number <= len(clips):
         raise ConfigError(f"A world of {len(clips)} clips gives 1 to {len(clips)} questions, got {number}.")
     drawn = [clips[i] for i in np.random.default_rng([seed, 2]).permutation(len(clips))[:number]]
-    if not plain_english:
-        return [ProbeQuestion((i.clip,), i.question, i.colour, frames_per_clip=frames_per_clip) for i in drawn]
-    return [_in_plain_english(item, frames_per_clip) for item in drawn]
+    if language is None:
+        return [_in_plain_english(item, frames_per_clip) for item in drawn]
+    asked = [(language.question(item.marker), language.answer(item.colour)) for item in drawn]
+    return [
+        ProbeQuestion((item.clip,), *texts, frames_per_clip=frames_per_clip)
+        for item, texts in zip(drawn, asked, strict=True)
+    ]
 
 
 def _in_plain_english(item: WorldClip, frames_per_clip: int) -> ProbeQuestion:

@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from longvpo_hf.captions import CaptionedVideo
-from longvpo_hf.miniature.world import WorldClip, answer_to, named_markers
+from longvpo_hf.miniature.language import Language
+from longvpo_hf.miniature.world import WorldClip
 from longvpo_hf.preference import VideoPreference
 
 
 def row_truth(
-    scenes: Sequence[WorldClip], captioned: Sequence[CaptionedVideo], rows: Sequence[VideoPreference], drops_file: Path
+    scenes: Sequence[WorldClip],
+    captioned: Sequence[CaptionedVideo],
+    rows: Sequence[VideoPreference],
+    drops_file: Path,
+    language: Language,
 ) -> dict[str, dict[str, int]]:
     """Counts right answers among Stage-2 rows, and among all pairs before agreeing and judged ones were dropped.
 
@@ -23,6 +28,7 @@ def row_truth(
         captioned: The videos that were asked about.
         rows: The rows.
         drops_file: `dropped.jsonl` of the build.
+        language: In which they ask and answer.
 
     Returns:
         `before filters` and `rows`: pairs, right chosen answers, wrong rejected answers; of rows also those whose
@@ -38,7 +44,7 @@ def row_truth(
         for drop in drops
         if "rejected" in drop
     ]
-    answers = [answer_to(asked, [truth[clip.source_id] for clip in clips]) for clips, asked, _, _ in pairs]
+    answers = [language.answer_to(asked, [truth[clip.source_id] for clip in clips]) for clips, asked, _, _ in pairs]
     right = [chosen == answer for answer, (_, _, chosen, _) in zip(answers, pairs, strict=True)]
     wrong = [rejected != answer for answer, (_, _, _, rejected) in zip(answers, pairs, strict=True)]
     return {
@@ -47,13 +53,13 @@ def row_truth(
             "pairs": len(rows),
             "chosen_right": sum(right[: len(rows)]),
             "rejected_wrong": sum(wrong[: len(rows)]),
-            "evidence_exact": sum(_is_exact(row, truth) for row in rows),
+            "evidence_exact": sum(_is_exact(row, truth, language) for row in rows),
         },
     }
 
 
-def _is_exact(row: VideoPreference, truth: Mapping[str, tuple[str, str]]) -> bool:
+def _is_exact(row: VideoPreference, truth: Mapping[str, tuple[str, str]], language: Language) -> bool:
     """Whether the evidence is exactly the scenes that the question asks about."""
-    asked = named_markers(row.question)
+    asked = language.named_markers(row.question)
     needed = [index for index, clip in enumerate(row.timeline.clips) if truth[clip.source_id][0] in asked]
     return sorted(row.evidence) == needed and len(needed) == len(asked)

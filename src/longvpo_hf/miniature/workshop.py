@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
 from longvpo_hf.miniature.evaluation import Score, make_pair_questions, make_questions, score
-from longvpo_hf.miniature.model import MAX_ANSWER_TOKENS, build_model, build_processor
+from longvpo_hf.miniature.language import WORDS, Language
+from longvpo_hf.miniature.model import build_model, build_processor
 from longvpo_hf.miniature.pretraining import pretrain
 from longvpo_hf.miniature.settings import MiniatureSettings
 from longvpo_hf.miniature.truth import row_truth
@@ -55,6 +55,7 @@ class Workshop:
     def __init__(self, folder: Path, settings: MiniatureSettings) -> None:
         self.folder = folder
         self.settings = settings
+        self.language: Language = WORDS
         self.sampler = FrameSampler(settings.num_frames, fps=FRAMES_PER_SECOND)
         # Only the large setting has work for a GPU; the others give the same numbers wherever they run.
         self.on_gpu = settings.scale == "large" and torch.cuda.is_available()
@@ -121,9 +122,8 @@ class Workshop:
     def stage1_rows(self, rows: str, model: str = "base") -> dict[str, dict[str, int]]:
         """Makes Stage-1 rows in folder `rows`, asked about and answered by the one in `model`; returns the funnel."""
         responder = self.responder(model)
-        describer = Describer(responder)
-        # Without captions, the builder knows of the world only what the model sees.
-        clips = [replace(item.clip, caption="") for item in self.world("stage1")]
+        describer = Describer(responder, self.language)
+        clips = [item.clip for item in self.world("stage1")]
         settings = Stage1Settings(
             num_rows=self.settings.num_rows,
             max_clips=self.settings.max_clips,
@@ -137,11 +137,13 @@ class Workshop:
         videos = _videos(self.world("stage2"), *self.settings.stage2_scenes, self.settings.seed)
         captioned = caption_videos(
             videos,
-            Captioner(self.responder(captioner)),
+            Captioner(self.responder(captioner), self.language),
             ScriptedResponder("rule", lambda request: ""),  # Histories this short are never summed up.
             self.folder / scenes,
         )
-        truth = {scene.clip.source_id: scene.caption for scene in self.world("stage2")}
+        truth = {
+            scene.clip.source_id: self.language.caption(scene.marker, scene.colour) for scene in self.world("stage2")
+        }
         clips = [clip for video in captioned for clip in video.timeline.clips]
         right = sum(clip.caption == truth[clip.source_id] for clip in clips)
         return {"videos": len(captioned), "scenes": len(clips), "captions_right": right}
@@ -155,15 +157,17 @@ class Workshop:
         captions = read_captions_as_written(self.folder / scenes)
         funnel = build_stage2(
             captions,
-            ScriptedResponder("rule over captions", write_question),
+            ScriptedResponder("rule over captions", lambda request: write_question(request, self.language)),
             self.responder(answerer),
             self.folder / rows,
             Stage2Settings(num_rows=self.settings.stage2_rows, seed=self.settings.seed),
-            judge=ScriptedResponder("rule over captions", judge) if self.settings.stage2_judge else None,
+            judge=ScriptedResponder("rule over captions", lambda request: judge(request, self.language))
+            if self.settings.stage2_judge
+            else None,
         )
         made = [VideoPreference.from_row(row) for row in self.rows(rows)]
         drops = log_folder(self.folder / rows) / "dropped.jsonl"
-        return {"funnel": funnel, "truth": row_truth(self.world("stage2"), captions, made, drops)}
+        return {"funnel": funnel, "truth": row_truth(self.world("stage2"), captions, made, drops, self.language)}
 
     def evaluate(self, model: str) -> dict[str, Any]:
         """Accuracy of the model in a folder about one clip, by number of clips and its position, and about two."""
@@ -172,7 +176,9 @@ class Workshop:
         measured: dict[str, Any] = {"accuracy": {}, "interval": {}, "positions": {}}
         pairs: dict[str, Any] = {"accuracy": {}, "interval": {}}
         for length in tqdm(self.settings.lengths, desc=f"evaluating {model}", unit="length"):
-            questions = make_questions(clips, length, self.settings.questions_per_length, self.settings.seed)
+            questions = make_questions(
+                clips, length, self.settings.questions_per_length, self.settings.seed, self.language
+            )
             result = score(responder, questions)
             _record(measured, str(length), result.overall)
             measured["positions"][str(length)] = {
@@ -181,7 +187,7 @@ class Workshop:
             }
         for length in tqdm(self.settings.pair_lengths, desc=f"evaluating {model}: pairs", unit="length"):
             number = self.settings.pair_questions_per_length
-            questions = make_pair_questions(clips, length, number, self.settings.seed)
+            questions = make_pair_questions(clips, length, number, self.settings.seed, self.language)
             _record(pairs, str(length), score(responder, questions).overall)
         return {**measured, "pairs": pairs}
 
@@ -196,7 +202,7 @@ class Workshop:
             AutoModelForImageTextToText.from_pretrained(path).eval().to("cuda" if self.on_gpu else "cpu"),
             AutoProcessor.from_pretrained(path),
             self.sampler,
-            max_new_tokens=MAX_ANSWER_TOKENS,
+            max_new_tokens=self.language.max_answer_tokens,
             batch_size=64,
             name=f"miniature-{path.name}",
         )
@@ -207,8 +213,7 @@ def _videos(scenes: Sequence[WorldClip], shortest: int, longest: int, seed: int)
     rng = np.random.default_rng(seed)
     videos = []
     for _, in_file in groupby(scenes, key=lambda scene: scene.clip.path):
-        # Without captions, the builder knows of the world only what the model sees.
-        clips = [replace(scene.clip, caption="") for scene in in_file]
+        clips = [scene.clip for scene in in_file]
         while len(clips) >= shortest:
             length = int(rng.integers(shortest, longest + 1))
             videos.append(Timeline(tuple(clips[:length])))

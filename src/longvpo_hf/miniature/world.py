@@ -9,7 +9,7 @@ are nuisance variables.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +61,6 @@ SHAPE_COLOURS: Mapping[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
 }
 MARKERS: tuple[str, ...] = tuple(f"{wall}-{frame}" for wall in WALL_COLOURS for frame in FRAME_COLOURS)
-_MARKERS = frozenset(MARKERS)
-CAPTION_QUESTION = "describe the clip ?"
 
 _BORDER_PIXELS = 4
 _SHAPE_RADIUS_PIXELS = 6.0
@@ -96,49 +94,6 @@ class WorldClip:
     def marker(self) -> str:
         """The one word that names the clip, as in `navy-gold`."""
         return f"{self.wall}-{self.frame}"
-
-    @property
-    def question(self) -> str:
-        """The question about this clip; its answer is `colour`. Unambiguous where no other clip has the same marker."""
-        return question(self.marker)
-
-    @property
-    def caption(self) -> str:
-        """The answer to `CAPTION_QUESTION`."""
-        return caption(self.marker, self.colour)
-
-
-def question(marker: str) -> str:
-    """The question about the clip with this marker."""
-    return f"what colour in the {marker} clip ?"
-
-
-def pair_question(first: str, second: str) -> str:
-    """The question about the clips with these two markers; its answer is their colours in this order: `red blue`.
-
-    It has as many words as `question`. With more, a model that saw few lengths of video told from the position of its
-    answer how many colours to give (seed 31), and failed in longer videos and after Stage 1.
-    """
-    return f"what colours in {first} then {second} ?"
-
-
-def named_markers(asked: str) -> list[str]:
-    """The markers a question names, in order."""
-    return [word for word in asked.split() if word in _MARKERS]
-
-
-def answer_to(asked: str, scenes: Sequence[tuple[str, str]]) -> str:
-    """The answer to either of the questions above, for a video whose clips have these markers and colours.
-
-    It is empty if a marker that the question names is in no clip, or in several.
-    """
-    colours = [[colour for marker, colour in scenes if marker == named] for named in named_markers(asked)]
-    return " ".join(found[0] for found in colours) if all(len(found) == 1 for found in colours) else ""
-
-
-def caption(marker: str, colour: str) -> str:
-    """What `CAPTION_QUESTION` asks for, as in `navy-gold , red`."""
-    return f"{marker} , {colour}"
 
 
 def write_world(folder: str | Path, num_clips: int, seed: int) -> list[WorldClip]:
@@ -204,7 +159,6 @@ def read_world(folder: str | Path) -> list[WorldClip]:
                 path=str(folder / record["file_name"]),
                 start_seconds=record["start_seconds"],
                 end_seconds=record["end_seconds"],
-                caption=caption(f"{record['wall']}-{record['frame']}", record["colour"]),
                 source_id=f"{record['file_name']}#{record['start_seconds']:g}",
             ),
             wall=record["wall"],
