@@ -44,7 +44,7 @@ GO_ON = "The same command goes on."
 #: What the system may say to an operation, and how it is told.
 REFUSALS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EMFILE, errno.EDQUOT)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile", "ctypes.dlopen")
+_OPERATIONS = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile", "ctypes.dlopen")
 
 
 @functools.cache

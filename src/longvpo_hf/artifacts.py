@@ -8,13 +8,17 @@ run could mistake for either.
 from __future__ import annotations
 
 import ctypes
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +33,11 @@ Fields = dict[str, Any]
 _PIECES, _PIECE_BYTES = 64, 1024**2
 #: Ends the name of a file or folder that is being written.
 PART = ".part"
+#: After so long nobody on another machine is still writing a part of a file.
+_STALE_SECONDS = 24 * 3600
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+#: How a file system says that it has no hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 
 
 class Locked(LongVPOError, RuntimeError):
@@ -101,7 +110,7 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write into; it takes the name `path`, flushed to disk, when the block ends without an error."""
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    part = _part_of(path)
     make_folder(path.parent)
     with naming(path):
         try:
@@ -115,11 +124,84 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
 
 
-def remove_parts(folder: Path, name: str = "") -> None:
-    """Removes what a killed run left half-written in a folder: of the files whose names start with `name`."""
-    for part in folder.glob(f"{glob.escape(name)}*{PART}"):
-        if part.is_file():
+def first_file(path: Path, content: bytes, lasting: bool = True) -> bool:
+    """Writes a file whole, unless one has its name by then: of several writers, on whatever machines, the first wins.
+
+    Args:
+        path: The file.
+        content: What it is to hold.
+        lasting: Whether it is flushed to disk, so that a power cut does not cost it.
+
+    Returns:
+        Whether it holds this content; else it holds that of the first.
+    """
+    part = _part_of(path)
+    with naming(path):
+        try:
+            with _opened(part) as file:
+                _write_all(file, content)
+                if lasting:
+                    os.fsync(file.fileno())
+            if not _linked(part, path):
+                return False
+        finally:
             part.unlink(missing_ok=True)
+        if lasting:
+            _sync_folder(path.parent)
+    return True
+
+
+def _opened(part: Path) -> IO[bytes]:
+    """A file to write into, whose folder is made if it is not there."""
+    try:
+        return part.open("wb", buffering=0)
+    except FileNotFoundError:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        return part.open("wb", buffering=0)
+
+
+def _linked(part: Path, path: Path) -> bool:
+    """Gives a file a second name, unless that is taken."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():  # without links, two that look in the same instant both write, and the last one stays
+            return False
+        part.replace(path)
+    return True
+
+
+def _part_of(path: Path) -> Path:
+    """What a file is called while it is written: a name of this process, on this machine, and of this one try."""
+    return path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}{PART}")
+
+
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Removes what killed runs left half-written in a folder: of the files whose names start with `name`.
+
+    Others may be writing there. Parts of this machine's living processes stay, and so do those of another machine
+    until they are a day old.
+    """
+    for part in folder.glob(f"{glob.escape(name)}*{PART}"):
+        if part.is_file() and not _is_written(part):
+            part.unlink(missing_ok=True)
+
+
+def _is_written(part: Path) -> bool:
+    """Whether somebody may still be writing a part of a file."""
+    import psutil
+
+    _, host, pid, _, _ = ("." * 4 + part.name).rsplit(".", 4)
+    if host == _HOST and pid.isdecimal():
+        return psutil.pid_exists(int(pid))
+    try:
+        return time.time() - part.stat().st_mtime < _STALE_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -326,22 +408,28 @@ class Journal:
     A piece is one file that appears whole, under the digest of all it follows from: other settings, clips or models ask
     for other files and never meet stale ones. Each file carries the digest of its content, so that a torn one is
     recognised and its work done again. While a piece is under way its answers are in a `Log` beside it, which goes when
-    the piece is there. One run at a time may use a folder: what another one left half-written is removed.
+    the piece is there. Any number of processes and machines may work in one folder; of two that do the same piece, the
+    first to end gives it.
 
     Args:
         folder: Where the pieces are; made if absent.
         follows_from: All that every piece's result follows from besides its own inputs, e.g. settings and models; JSON.
 
     Attributes:
+        base: The digest of `follows_from`.
         num_reused: How many pieces an earlier run had finished.
     """
 
     def __init__(self, folder: Path, follows_from: Any) -> None:
         self.folder = folder
-        self._base = digest(follows_from)
+        self.base = digest(follows_from)
         self.num_reused = 0
         make_folder(folder)
         remove_parts(folder)
+
+    def finished(self, name: str, inputs: Any) -> list[Fields] | None:
+        """What a piece gave, if it is there; see `piece`."""
+        return _read_piece(self._path(name, inputs))
 
     def piece(self, name: str, inputs: Any, work: Callable[[Log], Sequence[Fields]]) -> list[Fields]:
         """What `work` returns, done now or in an earlier run.
@@ -351,7 +439,7 @@ class Journal:
             inputs: What this piece follows from; JSON.
             work: Does it; returns JSON. It gets the log of the piece, with what a killed run had appended.
         """
-        path = self.folder / f"{name}-{digest([self._base, inputs])}.jsonl"
+        path = self._path(name, inputs)
         finished = _read_piece(path)
         log = Log(path.with_suffix(".log"))
         if finished is not None:
@@ -362,14 +450,22 @@ class Journal:
             lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in work(log)]
         finally:
             log.close()
+        # As a later run will read it: what JSON changes (tuples, keys) is changed in both.
+        given: list[Fields] = [json.loads(line) for line in lines]
         if log.is_final:
             body = "".join(lines).encode("utf-8", "surrogatepass")
-            with whole_file(path) as file:
-                file.write(body)
-                file.write(json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+            content = body + json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
+            if not first_file(path, content):
+                others = _read_piece(path)
+                if others is None:  # a torn one
+                    with whole_file(path) as file:
+                        file.write(content)
+                given = given if others is None else others
             log.remove()
-        # As a later run will read it: what JSON changes (tuples, keys) is changed in both.
-        return [json.loads(line) for line in lines]
+        return given
+
+    def _path(self, name: str, inputs: Any) -> Path:
+        return self.folder / f"{name}-{digest([self.base, inputs])}.jsonl"
 
 
 def _read_piece(path: Path) -> list[Fields] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from longvpo_hf.errors import LongVPOError
@@ -83,6 +84,23 @@ def shared_cache() -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "longvpo"
+
+
+def common_folder(paths: Iterable[str]) -> str:
+    """The innermost folder that holds all files; empty where they have none in common."""
+    try:
+        folder = os.path.commonpath({os.path.dirname(path) for path in paths})
+    except ValueError:  # none, or some absolute and some not
+        return ""
+    return folder.rstrip(os.sep)
+
+
+def below(folder: str, path: str) -> str:
+    """A file as it is named below a folder, with forward slashes; unchanged where it is elsewhere.
+
+    Finished work is found by such names, so that it is found again when the folder has moved.
+    """
+    return path[len(folder) + 1 :].replace(os.sep, "/") if folder and path.startswith(folder + os.sep) else path
 
 
 def _problem(name: str, allow_absolute: bool) -> str | None:

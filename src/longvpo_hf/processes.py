@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
@@ -37,21 +37,32 @@ def _watch(parent: int) -> None:
     os._exit(1)  # no clean-up: whatever is written here appears whole or not at all
 
 
-def ready_worker() -> None:
-    """Readies a worker process: it ends with its parent, leaves Ctrl-C to it, and computes in one thread."""
+def ready_worker(prepare: Callable[[], object] | None = None) -> None:
+    """Readies a worker process: it ends with its parent, leaves Ctrl-C to it, and computes in one thread.
+
+    Args:
+        prepare: What else is done before its first work.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     import torch
 
     torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
 
 
 @contextmanager
-def workers(number: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes, which is stopped at once where the block ends with an error or an interrupt."""
+def workers(number: int, prepare: Callable[[], object] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes, which is stopped at once where the block ends with an error or an interrupt.
+
+    Args:
+        number: How many.
+        prepare: See `ready_worker`.
+    """
     # Spawned, not forked: a fork inherits torch's locks but not its threads.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(number, context, initializer=ready_worker)
+    pool = ProcessPoolExecutor(number, context, initializer=ready_worker, initargs=(prepare,))
     try:
         yield pool
     except BaseException:

@@ -18,7 +18,7 @@ import pytest
 import trainers
 from conftest import make_dataset
 from longvpo_hf.artifacts import Log
-from longvpo_hf.building.asking import Asker, answer_from_json
+from longvpo_hf.building.asking import Asker, Remembered
 from longvpo_hf.building.engine import build
 from longvpo_hf.building.method import Draft, Drop, Method, Part, QuestionFilter, evidence, whole, without_evidence
 from longvpo_hf.building.rehearsal import rehearsal
@@ -411,10 +411,9 @@ def test_randomness_follows_from_the_draft(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- asking
 
 
-def asker(folder: Path, piece: str, earlier: Asker | None = None) -> Asker:
-    """Who asks in a piece of work, knowing what an earlier piece asked to be remembered."""
-    stored = json.loads(json.dumps(earlier.remembered)) if earlier else {}
-    return Asker(Log(folder / f"{piece}.log"), {key: answer_from_json(value) for key, value in stored.items()})
+def asker(folder: Path, piece: str) -> Asker:
+    """Who asks in a piece of work of a build."""
+    return Asker(Log(folder / f"{piece}.log"), Remembered(folder / "answers"))
 
 
 def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path: Path) -> None:
@@ -437,9 +436,9 @@ def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path
     assert ask(Scripted(lambda request: "else", "other"), [Request("a")], "x", remember=True) == ["else"]
     assert ask(responder, [Request("a")], "x") != [first[0]], "not remembered, not looked up"
 
-    later = asker(tmp_path, "later", ask)
+    later = asker(tmp_path, "later")
     assert later(responder, asked, "x", remember=True) == first
-    assert later.remembered == {}
+    assert len(responder.requests) == 6
 
     class Silent(Scripted):
         def respond(self, requests: Sequence[Request], *callbacks: Any) -> list[str]:
@@ -448,7 +447,7 @@ def test_what_is_remembered_is_asked_once(videos: list[CaptionedVideo], tmp_path
     silent = Silent(lambda request: "")
     drop = Drop("no_answer", "status 500")
     assert ask(silent, [Request("c")], "x", remember=True) == [drop]
-    assert asker(tmp_path, "latest", ask)(responder, [Request("c")], "x", remember=True) == [drop]
+    assert asker(tmp_path, "latest")(responder, [Request("c")], "x", remember=True) == [drop]
 
 
 def test_answers_that_were_cut_off_make_no_row(videos: list[CaptionedVideo], tmp_path: Path) -> None:
@@ -466,7 +465,7 @@ def test_answers_that_were_cut_off_make_no_row(videos: list[CaptionedVideo], tmp
     ask = asker(tmp_path, "first")
     (first,) = ask(Scripted(lambda request: CutOff("<think>so</think> a ")), [Request("?")], "x", remember=True)
     assert first == "a"
-    later = asker(tmp_path, "later", ask)
+    later = asker(tmp_path, "later")
     for again in (first, *later(Scripted(lambda request: CutOff()), [Request("?")], "x", remember=True)):
         assert isinstance(again, CutOff)
         assert again == "a"

@@ -22,6 +22,7 @@ from longvpo_hf.commands.build import stage1
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.intake.formats import from_reference
 from longvpo_hf.preference import VideoPreference, undecoded
+from scenes import same_files
 
 SCRIPTS = Path(__file__).parents[2] / "dataset_scripts"
 
@@ -140,3 +141,39 @@ def test_killed_while_cutting_it_goes_on_with_the_same_result(videos: Path, tmp_
     stage1.main(cut)
     assert {path.name: path.stat().st_mtime_ns for path in clips.rglob("*.mp4")}.items() >= before.items()
     assert (tmp_path / "cut" / "train.parquet").read_bytes() == (tmp_path / "whole" / "train.parquet").read_bytes()
+
+
+def test_shards_and_a_merge_write_what_one_run_writes(videos: Path, tmp_path: Path, capsys) -> None:
+    stage1.main(arguments(videos, tmp_path / "one", "--cache", str(tmp_path / "cache")))
+    sharded = arguments(videos, tmp_path / "many", "--cache", str(tmp_path / "cache"))
+    for shard in ("1", "0"):
+        assert not (tmp_path / "many").exists()
+        stage1.main([*sharded, "--num-shards", "2", "--shard", shard])
+    assert "Shard 0 of 2 has done its part" in capsys.readouterr().out
+    stage1.main([*sharded, "--merge"])
+    same_files(tmp_path / "one", tmp_path / "many")
+    stage1.main([*arguments(videos, tmp_path / "two", "--cache", str(tmp_path / "cache")), "--executor", "processes",
+                 "--num-workers", "1"])  # fmt: skip
+    same_files(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_merge_of_nothing_says_what_is_missing(videos: Path, tmp_path: Path) -> None:
+    result = result_of(lambda: stage1.main(arguments(videos, tmp_path / "rows", "--merge")))
+    assert result.exit_code == 2, result.stderr
+    assert "missing: 0-00-00000 (piece" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard", "1"], "--num-shards and --shard belong together"),
+        (["--num-shards", "2", "--shard", "2"], "shard must be in [0, num_shards=2), got 2"),
+        (["--num-shards", "2", "--shard", "1", "--merge"], "leave out --shard"),
+        (["--executor", "processes"], "--executor processes needs --num-workers ≥ 1, got 0"),
+        (["--executor", "processes", "--merge"], "starts its own workers"),
+    ],
+)
+def test_who_works_is_said_once(videos: Path, tmp_path: Path, options: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        stage1.main(arguments(videos, tmp_path / "rows", *options))
+    assert message in capsys.readouterr().err

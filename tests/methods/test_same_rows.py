@@ -54,7 +54,7 @@ def _embed(clips: Sequence[Clip]) -> NDArray[np.float64]:
     [
         ("stage1", "712ff0b80e769a2d"),
         ("stage1-embedded", "1c8323c56e1c28f6"),
-        ("stage2", "1124b59a35d01b32"),
+        ("stage2", "d7c9a6b6221c4995"),
         ("temporal", "2b7bb09a6bf84b64"),
     ],
 )

@@ -12,9 +12,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeAlias
 
-from longvpo_hf.artifacts import Fields, Log
+from longvpo_hf.artifacts import Log, digest, first_file
 from longvpo_hf.building.method import Drop, spans_of
 from longvpo_hf.errors import EndpointError
 from longvpo_hf.reasoning import CutOff, without_reasoning
@@ -33,21 +34,63 @@ class GivenUp(Drop):
     __slots__ = ()
 
 
+class Remembered:
+    """Answers that are the same in the whole build, whoever asks: of several answers to a request, the first stays.
+
+    Each is a small file, so that processes and machines that work different pieces have the same one. A power cut may
+    cost the last seconds of them; a torn one is asked for again.
+
+    Args:
+        folder: Where they are, in folders of the first two digits of their keys; made with the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        #: Of this run alone.
+        self._given_up: dict[str, GivenUp] = {}
+
+    def get(self, key: str) -> Answer | None:
+        """The answer to a request; None if nobody has asked."""
+        try:
+            text = self._path(key).read_text(encoding="utf-8")
+            value, seal = json.loads(text)
+        except FileNotFoundError:
+            return self._given_up.get(key)
+        except ValueError:
+            return None
+        return answer_from_json(value) if seal == digest(value) else None
+
+    def keep(self, key: str, answer: Answer) -> Answer:
+        """Keeps an answer, unless there is one; returns the one that is kept."""
+        if isinstance(answer, GivenUp):
+            return self._given_up.setdefault(key, answer)
+        value = answer_to_json(answer)
+        content = json.dumps([value, digest(value)]).encode()
+        if first_file(self._path(key), content, lasting=False):
+            return answer
+        first = self.get(key)
+        if first is None:  # a torn one
+            self._path(key).unlink(missing_ok=True)
+            return self.keep(key, answer)
+        return first
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+
 class Asker:
     """Asks models for one piece of work; one bad video costs no other request its answer.
 
     Args:
         log: Gets each answer at once, and holds those that a killed run got for the same piece.
-        known: Answers that the build remembers, by key; those of this piece are added.
-
-    Attributes:
-        remembered: What this piece added to `known`, as JSON.
+        remembered: Answers of the whole build.
+        root: Folder below which requests are told apart by their files, see `paths.below`.
     """
 
-    def __init__(self, log: Log, known: dict[str, Answer]) -> None:
-        self.remembered: Fields = {}
+    def __init__(self, log: Log, remembered: Remembered, root: str = "") -> None:
         self._log = log
-        self._known = known
+        self._remembered = remembered
+        self._root = root
         self._logged = {
             entry["request"]: answer_from_json(entry["answer"]) for entry in log.entries if "answer" in entry
         }
@@ -69,19 +112,25 @@ class Asker:
         Raises:
             EndpointError: If the model was not reached. What it answered is kept.
         """
-        names = [self._name(_key(responder, request), remember) for request in requests]
-        missing = {name: request for name, request in zip(names, requests, strict=True) if self._answer(name) is None}
+        names = [self._name(_key(responder, request, self._root), remember) for request in requests]
+        found = {name: self._remembered.get(name) for name in set(names)} if remember else {}
+        missing = {
+            name: request
+            for name, request in zip(names, requests, strict=True)
+            if found.get(name) is None and self._answer(name) is None
+        }
         self._ask(responder, missing, what)
-        if remember:
-            for name in names:
-                answer = self._answer(name)
-                if name not in self._known and answer is not None:
-                    self._known[name] = answer
-                    self.remembered[name] = answer_to_json(answer)
-        answers = [answer for name in names if (answer := self._answer(name)) is not None]
-        if any(isinstance(answer, GivenUp) for answer in answers):
+        answers: dict[str, Answer] = {}
+        for name in dict.fromkeys(names):
+            answer = found.get(name)
+            if answer is None and (answer := self._answer(name)) is not None and remember:
+                answer = self._remembered.keep(name, answer)
+            if answer is not None:
+                answers[name] = answer
+        given = [answers[name] for name in names if name in answers]
+        if any(isinstance(answer, GivenUp) for answer in given):
             self._log.is_final = False
-        return answers
+        return given
 
     def _name(self, key: str, remember: bool) -> str:
         """What the request's answer is kept under: where nothing is remembered, each time the same is asked counts."""
@@ -91,7 +140,8 @@ class Asker:
         return f"{key}-{self._times[key]}"
 
     def _answer(self, name: str) -> Answer | None:
-        return self._known.get(name, self._logged.get(name, self._given_up.get(name)))
+        """What this piece was answered."""
+        return self._logged.get(name, self._given_up.get(name))
 
     def _ask(self, responder: Responder, requests: Mapping[str, Request], what: str) -> None:
         """Asks, and logs what becomes of each request as soon as that is final."""
@@ -162,9 +212,9 @@ def answer_from_json(value: Any) -> Answer:
     return CutOff(text) if is_cut_off else str(text)
 
 
-def _key(responder: Responder, request: Request) -> str:
+def _key(responder: Responder, request: Request, root: str) -> str:
     """The same for requests that show a model the same and ask the same."""
-    shown = None if request.timeline is None else spans_of(request.view.of(request.timeline))
+    shown = None if request.timeline is None else spans_of(request.view.of(request.timeline), root)
     schema = None if request.schema is None else dict(request.schema)
     content = [responder.name, request.text, shown, request.view.num_frames, schema]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:20]

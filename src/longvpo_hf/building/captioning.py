@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from longvpo_hf.artifacts import Fields, Journal, Log
-from longvpo_hf.building.asking import Answer, Asker
+from longvpo_hf.building.asking import Answer, Asker, Remembered
 from longvpo_hf.building.filters import check_caption
-from longvpo_hf.building.method import Drop
+from longvpo_hf.building.method import Drop, spans_of
 from longvpo_hf.captions import (
     FACTS_FILE,
     FORMAT,
@@ -34,6 +34,7 @@ from longvpo_hf.captions import (
 )
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, in_one_line, log_folder, open_log
+from longvpo_hf.paths import common_folder
 from longvpo_hf.reasoning import CutOff
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Timeline, View
@@ -247,11 +248,14 @@ class _Run:
             output.with_name(output.name + ".job"),
             [FORMAT, PROMPT_VERSION, asdict(settings), identity(captioner), identity(summariser)],
         )
+        self._remembered = Remembered(self.job.folder)  # nothing is
+        self._root = ""
 
     def videos(self, timelines: Sequence[Timeline]) -> list[CaptionedVideo]:
         """The videos that got a caption, in order."""
         from tqdm.auto import tqdm
 
+        self._root = common_folder(clip.path for timeline in timelines for clip in timeline.clips)
         videos = [_Video(timeline) for timeline in timelines]
         self.funnel.count("videos", len(videos))
         self.funnel.count("scenes", sum(len(timeline) for timeline in timelines))
@@ -287,9 +291,8 @@ class _Run:
     def _inputs(self, video: _Video) -> list[Any]:
         """All that the next scenes of a video follow from."""
         start = len(video.captions)
-        scenes = video.timeline.clips[start : start + _SCENES_PER_PIECE]
-        places = [[clip.path, clip.start_seconds, clip.end_seconds] for clip in scenes]
-        return [start, places, [node.line for node in video.history]]
+        scenes = Timeline(video.timeline.clips[start : start + _SCENES_PER_PIECE])
+        return [start, spans_of(scenes, self._root), [node.line for node in video.history]]
 
     def _add(self, video: _Video, caption: _Caption) -> None:
         scene = len(video.captions)
@@ -312,7 +315,7 @@ class _Run:
 
     def _work(self, videos: Sequence[_Video], log: Log) -> list[Fields]:
         """Captions the next scenes of each video, one after the other; the first of all videos are asked at once."""
-        ask = Asker(log, {})
+        ask = Asker(log, self._remembered, self._root)
         histories = [video.history for video in videos]
         captions: list[_Caption] = []
         for step in range(_SCENES_PER_PIECE):

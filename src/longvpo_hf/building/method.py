@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from longvpo_hf.artifacts import Fields
+from longvpo_hf.paths import below
 from longvpo_hf.timeline import Timeline, View
 
 if TYPE_CHECKING:
@@ -67,10 +68,14 @@ class Draft:
         digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
-    def to_fields(self) -> Fields:
-        """All that the draft consists of, as JSON."""
+    def to_fields(self, root: str) -> Fields:
+        """All that the draft consists of, as JSON, its files named below a folder."""
         fields = {name: getattr(self, name) for name in self.__slots__ if name != "timeline"}
-        return {"clips": spans_of(self.timeline), "captions": [clip.caption for clip in self.timeline.clips], **fields}
+        return {
+            "clips": spans_of(self.timeline, root),
+            "captions": [clip.caption for clip in self.timeline.clips],
+            **fields,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +143,14 @@ class Lost:
         question: Its question, if that passed its checks.
         chosen: Its chosen answer, if that passed its checks.
         rejected: Its rejected answer, if that passed its checks.
+        question_id: See `rows.question_id`; empty where it came to no question.
     """
 
     drop: Drop
     question: str = ""
     chosen: str = ""
     rejected: str = ""
+    question_id: str = ""
 
     def to_fields(self) -> Fields:
         """What a piece of work stores of it."""
@@ -155,9 +162,9 @@ class Lost:
         return cls(**{**fields, "drop": Drop(**fields["drop"])})
 
 
-def spans_of(timeline: Timeline) -> list[list[Any]]:
-    """Path, start and end of each clip, as JSON."""
-    return [[clip.path, clip.start_seconds, clip.end_seconds] for clip in timeline.clips]
+def spans_of(timeline: Timeline, root: str = "") -> list[list[Any]]:
+    """Path (below the folder `root`, if one is given), start and end of each clip, as JSON."""
+    return [[below(root, clip.path), clip.start_seconds, clip.end_seconds] for clip in timeline.clips]
 
 
 def _view(fields: Mapping[str, Any]) -> View:
@@ -170,9 +177,10 @@ ViewOf: TypeAlias = "Callable[[Draft, np.random.Generator], View]"
 #: Writes the questions of a batch of drafts: each comes back with its question (and evidence, type and reasoning, as
 #: far as the writer decides them), or is dropped.
 QuestionWriter: TypeAlias = "Callable[[Sequence[Draft], Asker], Sequence[Draft | Drop]]"
-#: Gives drafts, a list for each timeline (an empty one where a timeline came to nothing), for a round (0, 1, …) that
-#: is to make so many more rows. It is called once for each round, in order, and what it gives then is always the same.
-DraftSource: TypeAlias = Callable[[int, int], Iterator[list[Draft]]]
+#: Gives drafts, a list for each timeline (an empty one, or a `Drop`, where a timeline came to nothing), for a round
+#: (0, 1, …) that is to make so many more rows. It is called once for each round, in order, and what it gives then is
+#: always the same, on every machine, whoever works the drafts.
+DraftSource: TypeAlias = Callable[[int, int], Iterator[list[Draft] | Drop]]
 
 
 def whole(draft: Draft, rng: np.random.Generator) -> View:

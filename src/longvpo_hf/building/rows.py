@@ -68,10 +68,16 @@ def row_of(method: Method, pair: Answered, answer_model: str, seed: int) -> Vide
     )
 
 
-def question_id(timeline: Timeline, question: str) -> str:
-    """The same for questions that say the same about the same timeline."""
-    content = [spans_of(timeline), normalise(question)]
+def question_id(timeline: Timeline, question: str, root: str) -> str:
+    """The same for questions that say the same about the same timeline, its files named below the folder `root`."""
+    content = [spans_of(timeline, root), normalise(question)]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def question_of(method: Method, draft: Draft, seed: int, root: str) -> str:
+    """The `question_id` that a draft's question has in its row, whose timeline is what the policy sees."""
+    policy = method.policy(draft, draft.random(seed, "policy"))
+    return question_id(policy.of(draft.timeline), draft.question, root)
 
 
 def degradation(view: View, draft: Draft) -> str:

@@ -15,7 +15,7 @@ from longvpo_hf.building.asking import Answer, Asker
 from longvpo_hf.building.filters import check_answer, check_pair, check_question
 from longvpo_hf.building.judging import Watch
 from longvpo_hf.building.method import Answered, Asked, Draft, Drop, Lost, Method, PairFilter, QuestionFilter
-from longvpo_hf.building.rows import question_id
+from longvpo_hf.building.rows import question_of
 from longvpo_hf.responders import CutOff, Request, Responder
 from longvpo_hf.timeline import Timeline, View
 
@@ -31,21 +31,23 @@ def work(
     seed: int,
     ask: Asker,
     watch: Watch,
+    root: str,
 ) -> list[Answered | Lost]:
     """What becomes of the drafts of a piece, in order.
 
     Args:
         method: How its rows are made.
         drafts: The drafts.
-        known: Questions of earlier rows about the drafts' timelines, as `question_id`: nobody answers them again.
+        known: Questions about the drafts' timelines that earlier rows ask, as `question_id`: nobody answers them again.
         answerer: Gives both answers.
         seed: Decides every random choice.
         ask: Asks the models.
         watch: Is told what the method's filters drop.
+        root: Folder below which `known` names files.
     """
-    steps = _Steps(method, answerer, seed, ask, watch)
-    written = _then(drafts, steps.write_questions)
-    written = _then(written, partial(steps.drop_known, known))
+    steps = _Steps(method, answerer, seed, ask, watch, root)
+    asking = _then(drafts, steps.write_questions)
+    written = _then(asking, partial(steps.drop_known, known))
     for question_filter in method.question_filters:
         written = _then(written, partial(steps.filter_questions, question_filter))
     asked = _then(written, steps.choose_views)
@@ -53,7 +55,12 @@ def work(
     answered = _then(answered, steps.drop_agreeing)
     for pair_filter in method.pair_filters:
         answered = _then(answered, partial(steps.filter_pairs, pair_filter))
-    return answered
+    return [
+        replace(outcome, question_id=steps.question_id(draft))
+        if isinstance(outcome, Lost) and isinstance(draft, Draft)
+        else outcome
+        for draft, outcome in zip(asking, answered, strict=True)
+    ]
 
 
 def _then(items: Sequence[T | Lost], step: Callable[[list[T]], list[U | Lost]]) -> list[U | Lost]:
@@ -69,6 +76,7 @@ class _Steps:
     seed: int
     ask: Asker
     watch: Watch
+    root: str
 
     def write_questions(self, drafts: list[Draft]) -> list[Draft | Lost]:
         """The drafts with their questions, unless these are none."""
@@ -98,15 +106,15 @@ class _Steps:
         outcomes: list[Draft | Lost] = []
         for draft in drafts:
             questions = known.get(draft.timeline, ())
-            if questions and self._question_id(draft) in questions:
+            if questions and self.question_id(draft) in questions:
                 outcomes.append(Lost(Drop("duplicate_question"), draft.question))
             else:
                 outcomes.append(draft)
         return outcomes
 
-    def _question_id(self, draft: Draft) -> str:
-        policy = self.method.policy(draft, draft.random(self.seed, "policy"))
-        return question_id(policy.of(draft.timeline), draft.question)
+    def question_id(self, draft: Draft) -> str:
+        """The id that the question has in the draft's row."""
+        return question_of(self.method, draft, self.seed, self.root)
 
     def filter_questions(self, question_filter: QuestionFilter, drafts: list[Draft]) -> list[Draft | Lost]:
         """Applies one of the method's filters of questions."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
+from longvpo_hf.paths import below, common_folder
 from longvpo_hf.timeline import Clip, Timeline
 
 #: LongVPO's similarity filter uses DINOv2; the paper names no size.
@@ -70,17 +70,22 @@ class VisionEmbedder:
             longvpo_hf.frames.UnreadableVideo: If a clip cannot be decoded; see `intake.media.check_clips`.
         """
         pieces = []
+        root = common_folder(clip.path for clip in clips)
         with tqdm(total=len(clips), desc="embedding", unit="clip") as bar:
             for start in range(0, len(clips), _CLIPS_PER_PIECE):
                 piece = clips[start : start + _CLIPS_PER_PIECE]
-                pieces.append(self._piece(piece))
+                pieces.append(self._piece(piece, root))
                 bar.update(len(piece))
         return np.concatenate(pieces)
 
-    def _piece(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+    def _piece(self, clips: Sequence[Clip], root: str) -> NDArray[np.float32]:
         if self.cache is None:
             return self._embed(clips)
-        follows_from = [self.name, self.sampler.num_frames, [astuple(clip)[:3] for clip in clips]]
+        follows_from = [
+            self.name,
+            self.sampler.num_frames,
+            [[below(root, clip.path), clip.start_seconds, clip.end_seconds] for clip in clips],
+        ]
         path = self.cache / f"{hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()[:16]}.npy"
         if not path.exists():
             vectors = self._embed(clips)

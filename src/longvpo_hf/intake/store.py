@@ -23,7 +23,7 @@ from longvpo_hf.errors import CorpusError, check_machine
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.archives import DAMAGE, Archive, Damaged, Member, TooLarge, archives_under
 from longvpo_hf.intake.limits import MIB, IntakeLimits
-from longvpo_hf.paths import OutsideRoot, is_inside, leads_out, path_inside, shown
+from longvpo_hf.paths import OutsideRoot, below, is_inside, leads_out, path_inside, shown
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"}
@@ -115,7 +115,7 @@ class VideoStore:
                 part.unlink(missing_ok=True)
         self._index = sqlite3.connect(cache / "index.sqlite", timeout=60)
         self._index.executescript(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+            "PRAGMA journal_mode = DELETE; PRAGMA synchronous = NORMAL;"
             "CREATE TABLE IF NOT EXISTS archives (archive TEXT PRIMARY KEY, problem TEXT);"
             "CREATE TABLE IF NOT EXISTS unpacked (archive TEXT, number INTEGER, name TEXT, base TEXT, file TEXT,"
             " problem TEXT, PRIMARY KEY (archive, number)) WITHOUT ROWID;"
@@ -196,7 +196,8 @@ class VideoStore:
     def _key(self, archive: Archive) -> str:
         """Tells an archive from others and from a changed one of its name, unpacked within the same limits."""
         if archive not in self._keys:
-            stats = [(str(file.resolve()), file.stat()) for file in archive.files]
+            # Below the corpus, so that what was unpacked is found again when the corpus has moved.
+            stats = [(below(str(self.root), str(file)), file.stat()) for file in archive.files]
             limits = [self.limits.max_video_bytes, self.limits.max_expansion, self.limits.max_index_bytes]
             facts = [limits, *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
             self._keys[archive] = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()

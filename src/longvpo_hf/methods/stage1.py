@@ -30,12 +30,15 @@ from longvpo_hf.building.rehearsal import thing_of
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
+from longvpo_hf.paths import common_folder
 from longvpo_hf.responders import Request, Responder, identity
 from longvpo_hf.timeline import Clip, Timeline
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from longvpo_hf.building.executors import Executor
 
 NAME = "longvpo-stage1"
 #: Version of the prompt texts below; a change of wording is a new version.
@@ -188,6 +191,7 @@ def build_stage1(
     media_root: Path | None = None,
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, dict[str, int]]:
     """Builds a Stage-1 dataset; see `building.engine.build` for how it resumes.
 
@@ -202,6 +206,7 @@ def build_stage1(
         media_root: See `publishing.dataset.DatasetWriter`: None publishes the media, a folder names them by reference.
         facts: What else the card should say of how the clips came about.
         funnel: One that has counted what came before the clips; it is closed here. None starts with the clips.
+        executor: Who works the pieces, see `building.executors`; None: this process.
 
     Returns:
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
@@ -211,7 +216,9 @@ def build_stage1(
         DatasetError: If no row came out.
     """
     from longvpo_hf.building.engine import build
+    from longvpo_hf.building.executors import HERE
 
+    executor = executor or HERE
     settings = settings.fitted(clips)
     most = settings.max_clips or 0
     if len(clips) < most:
@@ -224,9 +231,9 @@ def build_stage1(
             "All clips are of one video, and clips of one video are not distractors of each other unless their "
             "similarity is measured: add videos, or give an embedder."
         )
-    with open_log(output, funnel) as funnel:
+    with open_log(executor.place(output), funnel) as funnel:
         funnel.count("clips", len(clips))
-        timelines = _Timelines(clips, settings, most, funnel, _unit(embed(clips), len(clips)) if embed else None)
+        timelines = _Timelines(clips, settings, most, _unit(embed(clips), len(clips)) if embed else None)
         return build(
             [Part(method(question_writer, judge), timelines, settings.num_rows)],
             answerer,
@@ -239,6 +246,8 @@ def build_stage1(
             funnel=funnel,
             media_root=media_root,
             settings=settings,
+            root=common_folder(clip.path for clip in clips),
+            executor=executor,
             models={"questions": question_writer, "judge": judge},
             facts={
                 "method": NAME,
@@ -270,19 +279,17 @@ class _Timelines:
         clips: Sequence[Clip],
         settings: Stage1Settings,
         max_clips: int,
-        funnel: Funnel,
         vectors: NDArray[np.floating] | None,
     ) -> None:
         self.clips = clips
         self.settings = settings
         self.max_clips = max_clips
-        self.funnel = funnel
         self.vectors = vectors
         #: What cannot be told apart without embeddings: clips of one video look alike.
         self.videos = [clip.source_id or clip.path for clip in clips]
 
-    def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft]]:
-        """Timelines that could give `missing` rows, each as its drafts; an empty one where distractors are lacking."""
+    def __call__(self, round_index: int, missing: int) -> Iterator[list[Draft] | Drop]:
+        """Timelines that could give `missing` rows, each as its drafts; a drop where distractors are lacking."""
         import numpy as np
 
         rng = np.random.default_rng([self.settings.seed, round_index])
@@ -295,8 +302,7 @@ class _Timelines:
             num_anchors = min(per_timeline, length)
             members = self._members(rng, length, num_anchors)
             if members is None:
-                self.funnel.drop("no_distractors", clips=length)
-                yield []
+                yield Drop("no_distractors", f"for a timeline of {length} clips")
                 continue
             # Further anchors of the timeline are spread evenly from the first, so that they balance too.
             positions = [int(((place + j / num_anchors) % 1.0) * length) for j in range(num_anchors)]

@@ -34,6 +34,7 @@ from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
+from longvpo_hf.paths import common_folder
 from longvpo_hf.reasoning import without_reasoning
 from longvpo_hf.responders import CutOff, Request, Responder
 from longvpo_hf.responders.replies import json_object
@@ -42,6 +43,7 @@ from longvpo_hf.timeline import Timeline, View
 if TYPE_CHECKING:
     import numpy as np
 
+    from longvpo_hf.building.executors import Executor
     from longvpo_hf.captions import CaptionedVideo
 
 LOCALIZED = "temporal-localized"
@@ -276,6 +278,7 @@ def build_temporal(
     media_root: Path | None = None,
     facts: Mapping[str, object] | None = None,
     funnel: Funnel | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, dict[str, int]]:
     """Builds a dataset of temporal preferences; see `building.engine.build` for how it resumes.
 
@@ -290,6 +293,7 @@ def build_temporal(
         media_root: See `publishing.dataset.DatasetWriter`: None publishes the media, a folder names them by reference.
         facts: What else the card should say of how the videos came about.
         funnel: One that has counted what came before the videos; it is closed here. None starts with the videos.
+        executor: Who works the pieces, see `building.executors`; None: this process.
 
     Returns:
         The funnel: what came through each stage, what was dropped for which reason. Every draft is a row or a drop.
@@ -299,8 +303,10 @@ def build_temporal(
         DatasetError: If no row came out.
     """
     from longvpo_hf.building.engine import build
+    from longvpo_hf.building.executors import HERE
 
-    with open_log(output, funnel) as funnel:
+    executor = executor or HERE
+    with open_log(executor.place(output), funnel) as funnel:
         usable = with_captions(videos, 2, funnel)
         segments = _Segments(usable, settings.seed)
         wholes = _Typed(usable, settings.seed)
@@ -321,6 +327,8 @@ def build_temporal(
             funnel=funnel,
             media_root=media_root,
             settings=settings,
+            root=common_folder(clip.path for video in usable for clip in video.timeline.clips),
+            executor=executor,
             models={"questions": question_writer, "judge": judge},
             facts={
                 "mode": settings.mode,

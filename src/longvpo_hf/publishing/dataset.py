@@ -144,19 +144,33 @@ class DatasetWriter:
     def _store(self, clip: Clip) -> str:
         if clip.path not in self._names:
             source = Path(clip.path)
-            if not source.is_file():
-                raise UnreadableVideo("missing_file", clip, "no such file")
+            check_media(clip, self._media_root)
             if self._media_root is not None:
                 self._names[clip.path] = _relative(source, self._media_root)
                 return self._names[clip.path]
-            if not is_whole(source):  # whatever names the file, only video is published
-                raise UnreadableVideo("unreadable", clip, "it is not a whole video of a known container")
             digest = file_digest(source)[:20]
             name = f"clips/{digest[:2]}/{digest}{source.suffix.lower() or '.mp4'}"
             (self._part / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, self._part / name)
             self._names[clip.path] = name
         return self._names[clip.path]
+
+
+def check_media(clip: Clip, media_root: Path | None) -> None:
+    """Makes sure that a dataset can hold a clip's file.
+
+    Args:
+        clip: The clip.
+        media_root: See `DatasetWriter`.
+
+    Raises:
+        UnreadableVideo: If the file is missing, or is to be published and is not a video.
+    """
+    source = Path(clip.path)
+    if not source.is_file():
+        raise UnreadableVideo("missing_file", clip, "no such file")
+    if media_root is None and not is_whole(source):  # whatever names the file, only video is published
+        raise UnreadableVideo("unreadable", clip, "it is not a whole video of a known container")
 
 
 def add_preview(folder: Path) -> None:

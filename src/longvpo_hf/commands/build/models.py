@@ -7,7 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longvpo_hf.commands.build.options import FPS, FRAMES, MAX_PIXELS, JudgeSettings, ModelSettings, WriterSettings
+from longvpo_hf.commands.build.options import (
+    FPS,
+    FRAMES,
+    MAX_PIXELS,
+    JudgeSettings,
+    ModelSettings,
+    WriterSettings,
+    is_asked_elsewhere,
+)
 from longvpo_hf.errors import ModelError
 
 if TYPE_CHECKING:
@@ -133,7 +141,7 @@ def check_models(
     """
     from longvpo_hf.hub import go_offline_if_unreachable
 
-    local = [name for name in (*seeing, *reading, embedder) if name and not _is_asked_elsewhere(name)]
+    local = [name for name in (*seeing, *reading, embedder) if name and not is_asked_elsewhere(name)]
     go_offline_if_unreachable(local)
     models = Models(settings, FRAMES, seed=0)
     by_probability = isinstance(settings, JudgeSettings) and settings.judge_yes_from is not None
@@ -153,11 +161,6 @@ def check_models(
         from longvpo_hf.responders.checkpoint import check_checkpoint
 
         check_checkpoint(embedder)
-
-
-def _is_asked_elsewhere(name: str) -> bool:
-    """Whether a name stands for something other than a model that is loaded here."""
-    return name in ("none", "scripted") or name.partition(":")[0] == "endpoint"
 
 
 def _check_processor(name: str, gives_probabilities: bool) -> None:

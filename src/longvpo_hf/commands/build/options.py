@@ -22,6 +22,8 @@ from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.paths import shared_cache
 
 if TYPE_CHECKING:
+    from longvpo_hf.building.executors import Executor
+
     Corpus = str
 else:
     Corpus = Literal[CORPORA]
@@ -29,7 +31,7 @@ else:
 #: Frames that a model sees of a clip: InternVL's tile of 448 × 448; the paper samples clips at 1 fps, ≤ 64 frames.
 MAX_PIXELS, FPS, FRAMES = 448 * 448, 1.0, 64
 
-ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT, BOUNDS = (
+ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT, MACHINES, BOUNDS = (
     Group("Rows", sort_key=0),
     Group("Videos", sort_key=1),
     Group("Captions of scenes", sort_key=2),
@@ -39,9 +41,10 @@ ROWS, VIDEOS, CAPTIONS, MODELS, OUTPUT, BOUNDS = (
         help="A model is a name or path, `endpoint`, `endpoint:MODEL`, or `scripted`, which rehearses a run.",
     ),
     Group("Output", sort_key=4),
+    Group("Machines", sort_key=5, help="Whoever works, the rows are the same: see docs/scaling.md."),
     Group(
         "Bounds",
-        sort_key=5,
+        sort_key=6,
         help="What a corpus may ask of this machine. What exceeds one is dropped by name; raise it if you trust it.",
     ),
 )
@@ -223,18 +226,79 @@ class OutputSettings:
             prepare_push(self.push_to_hub, private=self.private, revision=self.revision)
 
     @contextmanager
-    def opened(self) -> Iterator[Funnel]:
-        """The run's log, while no other run may write the output, nor cut or caption for it.
+    def opened(self, executor: Executor) -> Iterator[Funnel]:
+        """The run's log, while no other run may write the output, nor cut or caption for it; shards of one build may.
 
         Raises:
             artifacts.Locked: At once, if another run does.
         """
-        with locked(self.output):  # before the log is opened: that of the other run stays
-            yield Funnel(self.log)
+        place = executor.place(self.output)
+        with locked(place):  # before the log is opened: that of the other run stays
+            yield Funnel(self.log if self.dry_run else log_folder(place))
 
     def beside(self, suffix: str) -> Path:
         """A folder next to the output's."""
         return self.output.with_name(self.output.name + suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSettings:
+    """Who makes the rows.
+
+    Args:
+        executor: `local`: this process. `processes`: --num-workers processes of this machine, each with --concurrency
+            requests under way; for endpoints.
+        num_shards: Runs of this command that share the work, on one machine or many, e.g. of a scheduler's array. All
+            of them see --output and --cache.
+        shard: Which of them this is, from 0. It writes no dataset.
+        merge: Write the dataset of what the shards have made, or name what is missing.
+    """
+
+    executor: Literal["local", "processes"] = "local"
+    num_shards: PositiveInt | None = None
+    shard: NonNegativeInt | None = None
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.num_shards is None) != (self.shard is None) and not self.merge:
+            raise ConfigError("--num-shards and --shard belong together: how many runs there are, and which one it is.")
+        if self.merge and self.shard is not None:
+            raise ConfigError("--merge writes what all shards have made: leave out --shard.")
+        if self.executor != "local" and (self.merge or self.shard is not None):
+            raise ConfigError(f"--executor {self.executor} starts its own workers: leave out --shard and --merge.")
+
+    def made(self, num_workers: int, names: Iterable[str | None]) -> Executor:
+        """The executor.
+
+        Args:
+            num_workers: Processes of this machine.
+            names: Of the models; None is left alone.
+
+        Raises:
+            ConfigError: If it cannot run these models.
+        """
+        from longvpo_hf.building.executors import HERE, Merge, Processes, Shard
+
+        if self.merge:
+            return Merge()
+        if self.shard is not None and self.num_shards is not None:
+            return Shard(self.shard, self.num_shards)
+        if self.executor == "local":
+            return HERE
+        local = [name for name in names if name and not is_asked_elsewhere(name)]
+        if local:
+            raise ConfigError(
+                f"--executor processes would load {local[0]} once in each process: use an endpoint, or a shard for "
+                "each GPU (CUDA_VISIBLE_DEVICES)."
+            )
+        if num_workers < 1:
+            raise ConfigError(f"--executor processes needs --num-workers ≥ 1, got {num_workers}.")
+        return Processes(num_workers)
+
+
+def is_asked_elsewhere(name: str) -> bool:
+    """Whether a name stands for something other than a model that is loaded here."""
+    return name in ("none", "scripted") or name.partition(":")[0] == "endpoint"
 
 
 @dataclass(frozen=True, slots=True)

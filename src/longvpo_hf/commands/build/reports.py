@@ -6,10 +6,14 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longvpo_hf.artifacts import write_json
 from longvpo_hf.commands.build.options import FPS, FRAMES, OutputSettings, SceneSettings
 from longvpo_hf.timeline import Clip, Timeline
+
+if TYPE_CHECKING:
+    from longvpo_hf.building.executors import Executor
 
 #: Rough sizes for --dry-run: visual tokens of a frame of 448 × 448 in InternVL, and of a question with its answer.
 TOKENS_PER_FRAME, TOKENS_PER_TEXT = 256, 200
@@ -104,12 +108,15 @@ def estimate_over_scenes(
     return Estimate(text, num_rows, calls, round(tokens), disk_bytes(clips))
 
 
-def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings) -> None:
+def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings, executor: Executor) -> None:
     """Shows what came through each stage and what was dropped for which reason; pushes if that was asked for."""
     for title, numbers in counts.items():
         print(title)
         for name, number in numbers.items():
             print(f"  {number:>8} {name}")
+    if not executor.joins:
+        print(f"{str(executor).capitalize()} has done its part. When all have, write the dataset with --merge.")
+        return
     print(f"{counts['stages']['rows']} rows in {output.output}; look at them with: longvpo inspect {output.output}")
     print(f"Train on them: longvpo train RECIPE --config NAME --dataset_name {output.output}; names: longvpo configs")
     if output.preview:

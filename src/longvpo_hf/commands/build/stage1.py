@@ -13,6 +13,7 @@ from longvpo_hf.commands.build.options import (
     BOUNDS,
     FPS,
     FRAMES,
+    MACHINES,
     MODELS,
     OUTPUT,
     ROWS,
@@ -22,6 +23,7 @@ from longvpo_hf.commands.build.options import (
     ModelSettings,
     OutputSettings,
     Videos,
+    WorkSettings,
 )
 from longvpo_hf.commands.build.reports import (
     TOKENS_PER_FRAME,
@@ -68,6 +70,7 @@ def build(
     roles: Annotated[Stage1Models, flat(MODELS)],
     asking: Annotated[JudgeSettings, flat(MODELS)] = JudgeSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
+    work: Annotated[WorkSettings, flat(MACHINES)] = WorkSettings(),
     limits: Annotated[IntakeLimits, flat(BOUNDS)] = IntakeLimits(),
     bounds: Annotated[Bounds, flat(BOUNDS)] = Bounds(),
     config: ConfigFile = None,
@@ -92,7 +95,9 @@ def build(
 
     The same command goes on where a killed run stopped. `--dry-run` says what a run would cost before it asks a model.
     """
-    asking.check([roles.responder, roles.writer, roles.judge])
+    names = [roles.responder, roles.writer, roles.judge]
+    asking.check(names)
+    executor = work.made(output.num_workers, names)
     output.check()
     if not output.dry_run:
         check_models(
@@ -101,7 +106,7 @@ def build(
             judge=roles.judge,
             embedder=_embedder_name(roles),
         )
-    with output.opened() as funnel:
+    with output.opened(executor) as funnel:
         videos, facts = read_videos(Videos(corpus, cutting, media, output, limits, bounds), funnel)
         clips = [clip for video in videos for clip in video.clips]
         rows = rows.fitted(clips)
@@ -121,8 +126,9 @@ def build(
             media_root=root,
             facts=facts,
             funnel=funnel,
+            executor=executor,
         )
-        finish(counts, output)
+        finish(counts, output, executor)
 
 
 def _embedder_name(roles: Stage1Models) -> str | None:

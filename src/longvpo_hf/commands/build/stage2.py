@@ -12,6 +12,7 @@ from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import (
     BOUNDS,
     CAPTIONS,
+    MACHINES,
     MODELS,
     OUTPUT,
     ROWS,
@@ -20,6 +21,7 @@ from longvpo_hf.commands.build.options import (
     OutputSettings,
     SceneSettings,
     Videos,
+    WorkSettings,
     WriterSettings,
 )
 from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
@@ -75,6 +77,7 @@ def build(
     roles: Annotated[Stage2Models, flat(MODELS)] = Stage2Models(),
     asking: Annotated[WriterSettings, flat(MODELS)] = WriterSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
+    work: Annotated[WorkSettings, flat(MACHINES)] = WorkSettings(),
     limits: Annotated[IntakeLimits, flat(BOUNDS)] = IntakeLimits(),
     bounds: Annotated[Bounds, flat(BOUNDS)] = Bounds(),
     config: ConfigFile = None,
@@ -101,7 +104,9 @@ def build(
     The same command goes on where a killed run stopped. Captions stay in `<output>.scenes`: `longvpo inspect` shows
     them, `--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
     """
-    asking.check([roles.answerer, roles.captioner, roles.writer, roles.judge])
+    names = [roles.answerer, roles.captioner, roles.writer, roles.judge]
+    asking.check(names)
+    executor = work.made(output.num_workers, names)
     output.check()
     if not output.dry_run:
         check_models(
@@ -110,7 +115,7 @@ def build(
             reading=[roles.writer, roles.judge],
             judge=roles.judge,
         )
-    with output.opened() as funnel:
+    with output.opened(executor) as funnel:
         source = Videos(corpus, cutting, media, output, limits, bounds)
         timelines, facts = scenes_of(source, scenes, funnel)
         if output.dry_run:
@@ -137,8 +142,9 @@ def build(
             media_root=root,
             facts={**facts, **by},
             funnel=funnel,
+            executor=executor,
         )
-        finish(counts, output)
+        finish(counts, output, executor)
 
 
 main = script(build, "stage2.py")

@@ -13,6 +13,7 @@ from longvpo_hf.commands.build.models import Models, check_models
 from longvpo_hf.commands.build.options import (
     BOUNDS,
     CAPTIONS,
+    MACHINES,
     MODELS,
     OUTPUT,
     ROWS,
@@ -21,6 +22,7 @@ from longvpo_hf.commands.build.options import (
     OutputSettings,
     SceneSettings,
     Videos,
+    WorkSettings,
     WriterSettings,
 )
 from longvpo_hf.commands.build.reports import estimate_over_scenes, finish
@@ -74,6 +76,7 @@ def build(
     roles: Annotated[TemporalModels, flat(MODELS)],
     asking: Annotated[WriterSettings, flat(MODELS)] = WriterSettings(),
     output: Annotated[OutputSettings, flat(OUTPUT)],
+    work: Annotated[WorkSettings, flat(MACHINES)] = WorkSettings(),
     limits: Annotated[IntakeLimits, flat(BOUNDS)] = IntakeLimits(),
     bounds: Annotated[Bounds, flat(BOUNDS)] = Bounds(),
     config: ConfigFile = None,
@@ -100,7 +103,9 @@ def build(
     them, `--captions` uses them again. `--dry-run` says what a run would cost before it asks a model.
     """
     judge = roles.judge or roles.writer or roles.responder
-    asking.check([roles.responder, roles.captioner, roles.writer, judge])
+    names = [roles.responder, roles.captioner, roles.writer, judge]
+    asking.check(names)
+    executor = work.made(output.num_workers, names)
     output.check()
     if not output.dry_run:
         check_models(
@@ -109,7 +114,7 @@ def build(
             reading=[roles.writer, judge],
             judge=judge,
         )
-    with output.opened() as funnel:
+    with output.opened(executor) as funnel:
         source = Videos(corpus, cutting, media, output, limits, bounds)
         timelines, facts = scenes_of(source, scenes, funnel)
         if output.dry_run:
@@ -132,8 +137,9 @@ def build(
             media_root=root,
             facts={**facts, **by},
             funnel=funnel,
+            executor=executor,
         )
-        finish(counts, output)
+        finish(counts, output, executor)
 
 
 main = script(build, "temporal.py")
