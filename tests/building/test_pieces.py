@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from longvpo_hf.artifacts import Locked, first_file, locked, remove_parts
-from longvpo_hf.building import engine
+from longvpo_hf.building import captioning, engine
 from longvpo_hf.building.asking import Remembered
 from longvpo_hf.building.executors import HERE, Executor, Merge, Processes, Shard, Unfinished
 from longvpo_hf.building.method import Drop
@@ -135,6 +135,32 @@ def test_a_model_that_answers_at_random_asks_one_question_of_an_anchor(tmp_path:
         asked.setdefault(key, set()).add(f"{row.question} {row.chosen}")
     assert len(rows_of(tmp_path / "a" / "rows")) == 40 > len(asked)
     assert max(map(len, asked.values())) == 1
+
+
+def test_shards_share_the_captioning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioning, "_VIDEOS_PER_GROUP", 3)
+    timelines = [video.timeline for video in unfilmed(tmp_path / "media", [3, 9, 4, 6, 2, 4, 7, 3])]
+    asked: Counter[str] = Counter()
+
+    def caption(name: str, executor: Executor = HERE) -> Any:
+        def answer(request: Request) -> str:
+            asked[name] += 1
+            return fickle(request)
+
+        model = ScriptedResponder("fickle", answer)
+        return captioning.caption_videos(timelines, model, model, tmp_path / name / "scenes", executor=executor)
+
+    whole = caption("one")
+    with pytest.raises(Unfinished, match=r"captioning .*: 1 of 3 pieces are missing: 00001\."):
+        caption("many", Shard(0, 2))
+    assert not (tmp_path / "many" / "scenes").exists()
+    with pytest.raises(Unfinished, match="00001"):
+        caption("many", Merge())
+    assert caption("many", Shard(1, 2)) == whole
+    assert caption("many", Merge()) == whole
+    assert asked["many"] == asked["one"]
+    for name in ("scenes/captions.json", "scenes.log/dropped.jsonl", "scenes.log/funnel.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
 def test_processes_give_the_rows_of_one(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_shards_and_a_merge_write_what_one_run_writes(videos: Path, tmp_path: Pa
 def test_a_merge_of_nothing_says_what_is_missing(videos: Path, tmp_path: Path) -> None:
     result = result_of(lambda: stage1.main(arguments(videos, tmp_path / "rows", "--merge")))
     assert result.exit_code == 2, result.stderr
-    assert "missing: 0-00-00000 (piece" in result.stderr
+    assert "cutting 16 videos at a time: 1 of 1 pieces are missing: cut-00000" in result.stderr
+    assert not list(tmp_path.rglob("*.mp4"))
 
 
 @pytest.mark.parametrize(

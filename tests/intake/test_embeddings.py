@@ -10,7 +10,10 @@ import torch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from conftest import write_clip
+from longvpo_hf.building.executors import Merge, Shard, Unfinished
+from longvpo_hf.commands.build.sharing import Embedding
 from longvpo_hf.frames import FrameSampler
+from longvpo_hf.intake import embeddings
 from longvpo_hf.intake.embeddings import VisionEmbedder
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -53,6 +56,22 @@ def test_finished_vectors_are_kept_and_stale_ones_never_met(clips, dinov2, tmp_p
     np.testing.assert_array_equal(again(clips), first)
     other_frames = VisionEmbedder(model, processor, num_frames=1, cache=tmp_path)(clips)
     assert not np.array_equal(other_frames, first)
+
+
+def test_shards_share_the_pieces(clips, dinov2, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(embeddings, "_CLIPS_PER_PIECE", 2)
+    model, processor = dinov2
+    whole = VisionEmbedder(model, processor)(clips)
+    for shard in (0, 1):
+        embedder = VisionEmbedder(model, processor, cache=tmp_path)
+        by_shard = Embedding(embedder, Shard(shard, 2))
+        if shard == 0:
+            with pytest.raises(Unfinished, match="1 of 2 pieces are missing: 00001"):
+                by_shard(clips)
+        else:
+            np.testing.assert_array_equal(by_shard(clips), whole)
+        assert len(list(tmp_path.glob("*.npy"))) == shard + 1
+    np.testing.assert_array_equal(Embedding(VisionEmbedder(model, processor, cache=tmp_path), Merge())(clips), whole)
 
 
 def test_by_name(clips, dinov2, tmp_path: Path) -> None:

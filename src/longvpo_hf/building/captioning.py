@@ -10,16 +10,17 @@ than one for each, so that the cost grows linearly. A killed run goes on where i
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from longvpo_hf.artifacts import Fields, Journal, Log
 from longvpo_hf.building.asking import Answer, Asker, Remembered
+from longvpo_hf.building.executors import HERE, Executor, carry_out
 from longvpo_hf.building.filters import check_caption
 from longvpo_hf.building.method import Drop, spans_of
 from longvpo_hf.captions import (
@@ -44,6 +45,8 @@ PROMPT_VERSION = "captions-1"
 
 #: Videos under way at once: scenes of one wait for each other, so these are a batch.
 _VIDEOS_AT_ONCE = 64
+#: Videos that one worker captions: as some end, others of them take their place.
+_VIDEOS_PER_GROUP = 128
 #: Scenes of each of them per piece of work; 64 × 4 captions are what a kill can cost.
 _SCENES_PER_PIECE = 4
 #: More than "Scenes #100000 to #100000: " and a line break.
@@ -127,6 +130,7 @@ def caption_videos(
     output: Path,
     settings: CaptioningSettings | None = None,
     funnel: Funnel | None = None,
+    executor: Executor = HERE,
 ) -> list[CaptionedVideo]:
     """Captions every scene of every video and writes the result to a folder.
 
@@ -141,18 +145,23 @@ def caption_videos(
         output: The folder; an earlier one there is replaced.
         settings: See `CaptioningSettings`.
         funnel: One that goes on counting after this; None logs to `<output>.log`.
+        executor: Who captions. A shard writes no folder.
 
     Returns:
         The videos in the order they came, as `read_captions` gives them.
 
     Raises:
         ConfigError: If `output` is a folder of another kind, or no video got a caption.
+        Unfinished: If some videos are for other shards to caption.
     """
     if output.exists() and any(output.iterdir()) and not (output / FACTS_FILE).is_file():
         raise ConfigError(f"{output} is not a captions folder and would be replaced; name another folder.")
     settings = settings or CaptioningSettings()
-    with open_log(output, funnel) as log:
-        captioned = _Run(captioner, summariser, output, settings, log).videos(list(videos))
+    timelines = list(videos)
+    root = common_folder(clip.path for timeline in timelines for clip in timeline.clips)
+    with open_log(executor.place(output), funnel) as log:
+        bench = _Bench(captioner, summariser, output.with_name(output.name + ".job"), settings, root)
+        captioned = _account(timelines, _captions_of(timelines, bench, executor), log)
         counts = None if funnel else log.close()
         if not captioned:
             why = f"; dropped: {in_one_line(counts)}. See {log_folder(output)} for each." if counts else "."
@@ -168,7 +177,8 @@ def caption_videos(
             "captions": sum(len(video.captioned_scenes) for video in captioned),
             "summaries": sum(len(video.summaries) for video in captioned),
         }
-        write_captions(output, captioned, facts)
+        if executor.joins:
+            write_captions(output, captioned, facts)
     return captioned
 
 
@@ -234,84 +244,135 @@ class _Video:
         )
 
 
-class _Run:
-    """One run's models, settings and finished work."""
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A piece of work: videos that are captioned together, so that models are asked for many scenes at once."""
+
+    number: int
+    timelines: tuple[Timeline, ...]
+
+    @property
+    def name(self) -> str:
+        """How its files' names start."""
+        return f"{self.number:05d}"
+
+
+def _captions_of(timelines: Sequence[Timeline], bench: _Bench, executor: Executor) -> list[list[_Caption]]:
+    """The captions of every video, in order."""
+    starts = range(0, len(timelines), _VIDEOS_PER_GROUP)
+    groups = [
+        _Group(number, tuple(timelines[start : start + _VIDEOS_PER_GROUP])) for number, start in enumerate(starts)
+    ]
+    given = carry_out(executor, bench, groups, f"captioning {_VIDEOS_PER_GROUP} videos at a time")
+    return [[_Caption.from_fields(fields) for fields in video["captions"]] for group in given for video in group]
+
+
+def _account(
+    timelines: Sequence[Timeline], captions: Sequence[Sequence[_Caption]], funnel: Funnel
+) -> list[CaptionedVideo]:
+    """The videos that got a caption, in order; counts what they went through."""
+    funnel.count("videos", len(timelines))
+    funnel.count("scenes", sum(len(timeline) for timeline in timelines))
+    captioned = []
+    for timeline, scenes in zip(timelines, captions, strict=True):
+        video = _Video(timeline)
+        for caption in scenes:
+            _count(video, caption, funnel)
+            video.add(caption)
+        if any(video.captions):
+            captioned.append(video.captioned())
+        else:
+            clip = timeline.clips[0]
+            funnel.drop("no_captions", path=clip.path, source_id=clip.source_id, scenes=len(timeline))
+    funnel.count("captioned videos", len(captioned))
+    return captioned
+
+
+def _count(video: _Video, caption: _Caption, funnel: Funnel) -> None:
+    """Counts what became of a video's next scene."""
+    scene = len(video.captions)
+    clip = video.timeline.clips[scene]
+    if caption.drop is None:
+        funnel.count("captions")
+    else:
+        funnel.drop(
+            caption.drop.reason,
+            detail=caption.drop.detail,
+            scene=scene,
+            path=clip.path,
+            source_id=clip.source_id,
+            start_seconds=clip.start_seconds,
+        )
+    for stage, number in (("summaries", len(caption.summaries)), ("summaries cut together", caption.num_cut)):
+        if number:
+            funnel.count(stage, number)
+
+
+class _Bench:
+    """Captions groups of videos: the models, settings and finished work."""
 
     def __init__(
-        self, captioner: Responder, summariser: Responder, output: Path, settings: CaptioningSettings, funnel: Funnel
+        self, captioner: Responder, summariser: Responder, folder: Path, settings: CaptioningSettings, root: str
     ) -> None:
         self.captioner = captioner
         self.summariser = summariser
         self.settings = settings
-        self.funnel = funnel
-        self.job = Journal(
-            output.with_name(output.name + ".job"),
-            [FORMAT, PROMPT_VERSION, asdict(settings), identity(captioner), identity(summariser)],
+        self._root = root
+        self._journal = Journal(
+            folder, [FORMAT, PROMPT_VERSION, asdict(settings), identity(captioner), identity(summariser)]
         )
-        self._remembered = Remembered(self.job.folder)  # nothing is
-        self._root = ""
+        self._remembered = Remembered(folder)  # nothing is
 
-    def videos(self, timelines: Sequence[Timeline]) -> list[CaptionedVideo]:
-        """The videos that got a caption, in order."""
+    def work(self, piece: _Group) -> list[Fields]:
+        """The captions of each video of a group."""
         from tqdm.auto import tqdm
 
-        self._root = common_folder(clip.path for timeline in timelines for clip in timeline.clips)
-        videos = [_Video(timeline) for timeline in timelines]
-        self.funnel.count("videos", len(videos))
-        self.funnel.count("scenes", sum(len(timeline) for timeline in timelines))
+        total = sum(len(timeline) for timeline in piece.timelines)
+        with tqdm(total=total, desc="captions", unit="scene") as bar:
+
+            def next_scenes(name: str, videos: Sequence[_Video]) -> list[Fields]:
+                captions = self._journal.piece(name, self._inputs(videos), partial(self._work, videos))
+                bar.update(len(captions))
+                return captions
+
+            records = self._through(piece, next_scenes)
+        assert records is not None
+        return records
+
+    def finished(self, piece: _Group) -> list[Fields] | None:
+        """The same, if all of it is there."""
+        return self._through(piece, lambda name, videos: self._journal.finished(name, self._inputs(videos)))
+
+    def _through(
+        self, group: _Group, next_scenes: Callable[[str, Sequence[_Video]], list[Fields] | None]
+    ) -> list[Fields] | None:
+        """Goes through the scenes of a group, some of each video at a time."""
+        videos = [_Video(timeline) for timeline in group.timelines]
+        captions: dict[int, list[Fields]] = {id(video): [] for video in videos}
         waiting = iter(videos)
         active: list[_Video] = []
-        piece_index = 0
-        with tqdm(total=sum(len(timeline) for timeline in timelines), desc="captions", unit="scene") as bar:
-            while True:
-                active = [video for video in active if not video.is_done]
-                active += islice(waiting, _VIDEOS_AT_ONCE - len(active))
-                if not active:
-                    break
-                for caption in self._piece(f"{piece_index:06d}", active):
-                    self._add(active[caption.video], caption)
-                    bar.update()
-                piece_index += 1
-        captioned = []
+        for step in itertools.count():
+            active = [video for video in active if not video.is_done]
+            active += itertools.islice(waiting, _VIDEOS_AT_ONCE - len(active))
+            if not active:
+                break
+            given = next_scenes(f"{group.name}-{step:06d}", active)
+            if given is None:
+                return None
+            for fields in given:
+                caption = _Caption.from_fields(fields)
+                active[caption.video].add(caption)
+                captions[id(active[caption.video])].append(fields)
+        return [{"captions": captions[id(video)]} for video in videos]
+
+    def _inputs(self, videos: Sequence[_Video]) -> list[Any]:
+        """All that the next scenes of some videos follow from."""
+        inputs = []
         for video in videos:
-            if any(video.captions):
-                captioned.append(video.captioned())
-            else:
-                clip = video.timeline.clips[0]
-                self.funnel.drop("no_captions", path=clip.path, source_id=clip.source_id, scenes=len(video.timeline))
-        self.funnel.count("captioned videos", len(captioned))
-        return captioned
-
-    def _piece(self, name: str, videos: Sequence[_Video]) -> list[_Caption]:
-        """The next scenes of each video, captioned now or by an earlier run."""
-        inputs = [self._inputs(video) for video in videos]
-        records = self.job.piece(name, inputs, partial(self._work, videos))
-        return [_Caption.from_fields(fields) for fields in records]
-
-    def _inputs(self, video: _Video) -> list[Any]:
-        """All that the next scenes of a video follow from."""
-        start = len(video.captions)
-        scenes = Timeline(video.timeline.clips[start : start + _SCENES_PER_PIECE])
-        return [start, spans_of(scenes, self._root), [node.line for node in video.history]]
-
-    def _add(self, video: _Video, caption: _Caption) -> None:
-        scene = len(video.captions)
-        clip = video.timeline.clips[scene]
-        if caption.drop is None:
-            self.funnel.count("captions")
-        else:
-            self.funnel.drop(
-                caption.drop.reason,
-                detail=caption.drop.detail,
-                scene=scene,
-                path=clip.path,
-                source_id=clip.source_id,
-                start_seconds=clip.start_seconds,
-            )
-        for stage, number in (("summaries", len(caption.summaries)), ("summaries cut together", caption.num_cut)):
-            if number:
-                self.funnel.count(stage, number)
-        video.add(caption)
+            start = len(video.captions)
+            scenes = Timeline(video.timeline.clips[start : start + _SCENES_PER_PIECE])
+            inputs.append([start, spans_of(scenes, self._root), [node.line for node in video.history]])
+        return inputs
 
     def _work(self, videos: Sequence[_Video], log: Log) -> list[Fields]:
         """Captions the next scenes of each video, one after the other; the first of all videos are asked at once."""

@@ -20,9 +20,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from longvpo_hf.artifacts import Fields, locked
-from longvpo_hf.building.executors import HERE, Executor, Unfinished, Worked
+from longvpo_hf.building.executors import HERE, Executor, Unfinished, Worked, named
 from longvpo_hf.building.method import Answered, Draft, Drop, Lost, Part
-from longvpo_hf.building.pieces import Bench, Piece, outcomes_of
+from longvpo_hf.building.pieces import Piece, RowBench, outcomes_of
 from longvpo_hf.building.rows import Shares, question_id, row_of
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.frames import UnreadableVideo
@@ -35,8 +35,6 @@ from longvpo_hf.timeline import Clip, Timeline
 
 #: Timelines per piece of work: what a kill can cost, and what is asked for at once.
 _TIMELINES_PER_PIECE = 64
-#: A message names so many pieces, and counts the others.
-_NAMED_PIECES = 8
 
 
 def build(
@@ -95,7 +93,7 @@ def build(
     bar = tqdm(total=num_rows, desc=f"{name} rows", unit="row")
     with locked(executor.place(output)), bar:
         methods = [part.method for part in parts]
-        bench = Bench(methods, answerer, seed, output.with_name(output.name + ".job"), follows_from, root)
+        bench = RowBench(methods, answerer, seed, output.with_name(output.name + ".job"), follows_from, root)
         run = _Build(parts, bench, funnel)
         if not executor.joins:
             with executor.opened(bench) as worked:
@@ -148,15 +146,13 @@ def _look_only(media_root: Path | None) -> Callable[[VideoPreference], None]:
 def _what_is_missing(absent: Sequence[Piece]) -> str:
     """Which pieces have to be worked before the dataset can be written."""
     first = absent[0]
-    names = ", ".join(piece.name for piece in absent[:_NAMED_PIECES])
-    more = f" and {len(absent) - _NAMED_PIECES} more" if len(absent) > _NAMED_PIECES else ""
     of_round = [piece for piece in absent if (piece.part, piece.round) == (first.part, first.round)]
     if first.round and [piece.number for piece in of_round] == list(range(len(of_round))):
         why = f"Round {first.round + 1} is needed, to make up for drafts that were dropped"
     else:
         why = "Some shards have not worked their pieces"
     return (
-        f"{why}; missing: {names}{more} (piece P-RR-NNNNN is shard NNNNN mod N's, of N shards). Run these shards, or "
+        f"{why}; missing: {named(absent)} (piece P-RR-NNNNN is shard NNNNN mod N's, of N shards). Run these shards, or "
         "all of them, and then --merge again."
     )
 
@@ -179,7 +175,7 @@ class _Build:
         shares: Counts the rows.
     """
 
-    def __init__(self, parts: Sequence[Part], bench: Bench, funnel: Funnel) -> None:
+    def __init__(self, parts: Sequence[Part], bench: RowBench, funnel: Funnel) -> None:
         self.parts = parts
         self.bench = bench
         self.funnel = funnel
@@ -194,7 +190,9 @@ class _Build:
         self._known: defaultdict[tuple[int, Timeline], list[str]] = defaultdict(list)
         self._new: list[tuple[tuple[int, Timeline], str]] = []
 
-    def make(self, worked: Worked, add: Callable[[VideoPreference], None], max_rounds: int, bar: tqdm[Any]) -> None:
+    def make(
+        self, worked: Worked[Piece], add: Callable[[VideoPreference], None], max_rounds: int, bar: tqdm[Any]
+    ) -> None:
         """Makes the rows of all parts, round by round.
 
         Where pieces are absent, how many rows the next round has to make is not known yet; the first round of the other
@@ -216,7 +214,7 @@ class _Build:
                 if self.absent:
                     break
 
-    def _round(self, part: int, round_index: int, missing: int, worked: Worked) -> Iterator[VideoPreference]:
+    def _round(self, part: int, round_index: int, missing: int, worked: Worked[Piece]) -> Iterator[VideoPreference]:
         """At most `missing` rows from the drafts of one round."""
         made = 0
         with closing(worked(self._plan(part, round_index, missing))) as pieces:

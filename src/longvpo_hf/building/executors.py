@@ -1,26 +1,62 @@
 """Who works the pieces of a build: this process, processes beside it, or one of many shards that any scheduler starts.
 
-Whoever works them, a build gives the same rows: the plan, the pieces and the join know nothing of it.
+Whoever works them, a build gives the same rows: the plan, the pieces and the join know nothing of it. Pieces are of
+several kinds (videos to cut, clips to embed, scenes to caption, rows); each kind has its *bench*, which does one piece
+and keeps what it gave.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from longvpo_hf.artifacts import Fields
-from longvpo_hf.building.pieces import Bench, Piece
 from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.processes import workers
 
-#: Takes the pieces of a round; gives each, in order, with its records, or None for one that others are to work.
-Worked: TypeAlias = Callable[[Iterator[Piece]], Generator[tuple[Piece, list[Fields] | None], None, None]]
+
+class Numbered(Protocol):
+    """A piece of work of any kind."""
+
+    @property
+    def number(self) -> int:
+        """Its place in the plan: shards divide the pieces by it."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+
+P = TypeVar("P", bound=Numbered)
+P_contra = TypeVar("P_contra", bound=Numbered, contravariant=True)
+
+
+class Bench(Protocol[P_contra]):
+    """Works pieces of one kind, each once, whoever has one; can be sent to other processes."""
+
+    def work(self, piece: P_contra) -> list[Fields]:
+        """What a piece gives, now or because it is there already."""
+        ...
+
+    def finished(self, piece: P_contra) -> list[Fields] | None:
+        """What a piece gave, if it is there."""
+        ...
+
+
+#: Takes pieces in the plan's order; gives each, in order, with its records, or None for one that others have to work.
+Worked: TypeAlias = Callable[[Iterator[P]], Generator[tuple[P, list[Fields] | None], None, None]]
+
+
+#: A message names so many pieces, and counts the others.
+_NAMED = 8
 
 
 class Unfinished(LongVPOError, RuntimeError):
@@ -35,11 +71,16 @@ class Executor(Protocol):
         """Whether the dataset is written at the end: a shard leaves that to others."""
         ...
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all work is done on this machine, which then needs no plan of who cuts and embeds."""
+        ...
+
     def place(self, output: Path) -> Path:
         """The output that it locks and logs for: shards of one build have one each."""
         ...
 
-    def opened(self, bench: Bench) -> AbstractContextManager[Worked]:
+    def opened(self, bench: Bench[P]) -> AbstractContextManager[Worked[P]]:
         """Readies the workers, until the block ends."""
         ...
 
@@ -48,13 +89,14 @@ class Executor(Protocol):
 class Here:
     """This process works each piece when it is needed."""
 
-    joins = True
+    joins: ClassVar[bool] = True
+    is_here: ClassVar[bool] = True
 
     def place(self, output: Path) -> Path:
         """See `Executor`."""
         return output
 
-    def opened(self, bench: Bench) -> AbstractContextManager[Worked]:
+    def opened(self, bench: Bench[P]) -> AbstractContextManager[Worked[P]]:
         """See `Executor`."""
         return nullcontext(lambda pieces: ((piece, bench.work(piece)) for piece in pieces))
 
@@ -74,7 +116,8 @@ class Shard:
     number: int
     num_shards: int
 
-    joins = False
+    joins: ClassVar[bool] = False
+    is_here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.num_shards:
@@ -92,7 +135,7 @@ class Shard:
         """See `Executor`."""
         return output.with_name(f"{output.name}.shard-{self.number}-of-{self.num_shards}")
 
-    def opened(self, bench: Bench) -> AbstractContextManager[Worked]:
+    def opened(self, bench: Bench[P]) -> AbstractContextManager[Worked[P]]:
         """See `Executor`."""
         return nullcontext(
             lambda pieces: (
@@ -105,13 +148,14 @@ class Shard:
 class Merge:
     """Nobody works: the pieces that shards have left are joined."""
 
-    joins = True
+    joins: ClassVar[bool] = True
+    is_here: ClassVar[bool] = False
 
     def place(self, output: Path) -> Path:
         """See `Executor`."""
         return output
 
-    def opened(self, bench: Bench) -> AbstractContextManager[Worked]:
+    def opened(self, bench: Bench[P]) -> AbstractContextManager[Worked[P]]:
         """See `Executor`."""
         return nullcontext(lambda pieces: ((piece, bench.finished(piece)) for piece in pieces))
 
@@ -126,7 +170,8 @@ class Processes:
 
     number: int
 
-    joins = True
+    joins: ClassVar[bool] = True
+    is_here: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.number < 1:
@@ -137,18 +182,18 @@ class Processes:
         return output
 
     @contextmanager
-    def opened(self, bench: Bench) -> Iterator[Worked]:
+    def opened(self, bench: Bench[P]) -> Iterator[Worked[P]]:
         """See `Executor`."""
         with workers(self.number, partial(_take, bench)) as pool:
             yield partial(in_order, lambda piece: pool.submit(_work, piece), 2 * self.number)
 
 
 def in_order(
-    submit: Callable[[Piece], Future[list[Fields]]], most: int, pieces: Iterator[Piece]
-) -> Generator[tuple[Piece, list[Fields] | None], None, None]:
+    submit: Callable[[P], Future[list[Fields]]], most: int, pieces: Iterator[P]
+) -> Generator[tuple[P, list[Fields] | None], None, None]:
     """Keeps so many pieces under way and gives them in order; drops those that are not started once no more are asked
     for."""
-    waiting: deque[tuple[Piece, Future[list[Fields]]]] = deque()
+    waiting: deque[tuple[P, Future[list[Fields]]]] = deque()
     try:
         for piece in pieces:
             waiting.append((piece, submit(piece)))
@@ -163,15 +208,44 @@ def in_order(
             future.cancel()
 
 
+def named(pieces: Sequence[Numbered]) -> str:
+    """Pieces as a message names them."""
+    more = f" and {len(pieces) - _NAMED} more" if len(pieces) > _NAMED else ""
+    return ", ".join(piece.name for piece in pieces[:_NAMED]) + more
+
+
+def carry_out(executor: Executor, bench: Bench[P], pieces: Sequence[P], what: str) -> list[list[Fields]]:
+    """What all pieces give.
+
+    Args:
+        executor: Who works them.
+        bench: Works one.
+        pieces: The plan.
+        what: What the pieces are, for a message.
+
+    Raises:
+        Unfinished: If some are not there, and others have to work them.
+    """
+    with executor.opened(bench) as worked:
+        given = list(worked(iter(pieces)))
+    absent = [piece for piece, records in given if records is None]
+    if absent:
+        raise Unfinished(
+            f"{what}: {len(absent)} of {len(pieces)} pieces are missing: {named(absent)}. When all shards have done "
+            "theirs, run them again; the next step follows."
+        )
+    return [records for _, records in given if records is not None]
+
+
 #: The bench of a worker process.
-_bench: Bench | None = None
+_bench: Bench[Any] | None = None
 
 
-def _take(bench: Bench) -> None:
+def _take(bench: Bench[Any]) -> None:
     global _bench
     _bench = bench
 
 
-def _work(piece: Piece) -> list[Fields]:
+def _work(piece: Numbered) -> list[Fields]:
     assert _bench is not None
     return _bench.work(piece)

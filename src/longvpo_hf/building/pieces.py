@@ -1,4 +1,4 @@
-"""Pieces of work: what a round's plan consists of, and the bench that works them, in whatever process it stands.
+"""Pieces of rows: what a round's plan consists of, and the bench that works them, in whatever process it stands.
 
 A build goes round by round. The *plan* of a round follows from settings, videos and the rows of earlier rounds alone,
 and is the same on every machine. A *piece* of it is worked by whoever comes first and kept under the digest of all it
@@ -53,8 +53,8 @@ class Piece:
         return [draft for drafts in self.timelines if not isinstance(drafts, Drop) for draft in drafts]
 
 
-class Bench:
-    """All that working a piece takes: the methods and their models, and where results are kept.
+class RowBench:
+    """All that working a piece of rows takes: the methods and their models, and where results are kept.
 
     Args:
         methods: Of the parts, in their order.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ from longvpo_hf.timeline import Clip, Timeline
 #: LongVPO's similarity filter uses DINOv2; the paper names no size.
 DEFAULT_MODEL = "facebook/dinov2-base"
 _CLIPS_PER_PIECE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPiece:
+    """Some clips that are embedded together.
+
+    Args:
+        number: Its place among the pieces.
+        clips: The clips.
+        root: Folder below which what is kept names their files.
+    """
+
+    number: int
+    clips: tuple[Clip, ...]
+    root: str
+
+    @property
+    def name(self) -> str:
+        """As messages name it."""
+        return f"{self.number:05d}"
 
 
 class VisionEmbedder:
@@ -69,31 +90,44 @@ class VisionEmbedder:
         Raises:
             longvpo_hf.frames.UnreadableVideo: If a clip cannot be decoded; see `intake.media.check_clips`.
         """
-        pieces = []
-        root = common_folder(clip.path for clip in clips)
+        pieces = self.plan(clips)
+        vectors = []
         with tqdm(total=len(clips), desc="embedding", unit="clip") as bar:
-            for start in range(0, len(clips), _CLIPS_PER_PIECE):
-                piece = clips[start : start + _CLIPS_PER_PIECE]
-                pieces.append(self._piece(piece, root))
-                bar.update(len(piece))
-        return np.concatenate(pieces)
+            for piece in pieces:
+                vectors.append(self.embed(piece))
+                bar.update(len(piece.clips))
+        return np.concatenate(vectors)
 
-    def _piece(self, clips: Sequence[Clip], root: str) -> NDArray[np.float32]:
-        if self.cache is None:
-            return self._embed(clips)
-        follows_from = [
-            self.name,
-            self.sampler.num_frames,
-            [[below(root, clip.path), clip.start_seconds, clip.end_seconds] for clip in clips],
-        ]
-        path = self.cache / f"{hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()[:16]}.npy"
+    def plan(self, clips: Sequence[Clip]) -> list[ClipPiece]:
+        """The clips in pieces, which any number of machines may embed that share the cache."""
+        root = common_folder(clip.path for clip in clips)
+        starts = range(0, len(clips), _CLIPS_PER_PIECE)
+        return [ClipPiece(n, tuple(clips[start : start + _CLIPS_PER_PIECE]), root) for n, start in enumerate(starts)]
+
+    def embed(self, piece: ClipPiece) -> NDArray[np.float32]:
+        """Unit vectors of a piece, `[clips, dim]`, from the cache if they are there."""
+        path = self._path(piece)
+        if path is None:
+            return self._embed(piece.clips)
         if not path.exists():
-            vectors = self._embed(clips)
+            vectors = self._embed(piece.clips)
             with whole_file(path) as file:
                 np.save(file, vectors, allow_pickle=False)
             return vectors
         stored: NDArray[np.float32] = np.load(path, allow_pickle=False)
         return stored
+
+    def has(self, piece: ClipPiece) -> bool:
+        """Whether a piece is in the cache."""
+        path = self._path(piece)
+        return path is not None and path.exists()
+
+    def _path(self, piece: ClipPiece) -> Path | None:
+        if self.cache is None:
+            return None
+        spans = [[below(piece.root, clip.path), clip.start_seconds, clip.end_seconds] for clip in piece.clips]
+        follows_from = [self.name, self.sampler.num_frames, spans]
+        return self.cache / f"{hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()[:16]}.npy"
 
     @torch.inference_mode()
     def _embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:

@@ -232,9 +232,16 @@ class OutputSettings:
         Raises:
             artifacts.Locked: At once, if another run does.
         """
+        from longvpo_hf.building.executors import Unfinished
+
         place = executor.place(self.output)
         with locked(place):  # before the log is opened: that of the other run stays
-            yield Funnel(self.log if self.dry_run else log_folder(place))
+            try:
+                yield Funnel(self.log if self.dry_run else log_folder(place))
+            except Unfinished as error:
+                if executor.joins:
+                    raise
+                print(f"{str(executor).capitalize()} has done its part. {error}")
 
     def beside(self, suffix: str) -> Path:
         """A folder next to the output's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -40,6 +40,9 @@ from longvpo_hf.intake import CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.methods.stage1 import Embedder, Stage1Settings, build_stage1
 from longvpo_hf.timeline import Clip
+
+if TYPE_CHECKING:
+    from longvpo_hf.building.executors import Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def build(
             embedder=_embedder_name(roles),
         )
     with output.opened(executor) as funnel:
-        videos, facts = read_videos(Videos(corpus, cutting, media, output, limits, bounds), funnel)
+        videos, facts = read_videos(Videos(corpus, cutting, media, output, limits, bounds), funnel, executor)
         clips = [clip for video in videos for clip in video.clips]
         rows = rows.fitted(clips)
         if output.dry_run:
@@ -121,7 +124,7 @@ def build(
             models.seeing(roles.responder),
             output.output,
             rows,
-            embed=_embedder(roles, asking, output),
+            embed=_embedder(roles, asking, output, executor),
             judge=models.judging(roles.judge, sees_video=True) if roles.judge else None,
             media_root=root,
             facts=facts,
@@ -140,13 +143,17 @@ def _embedder_name(roles: Stage1Models) -> str | None:
     return roles.embedder or DEFAULT_MODEL
 
 
-def _embedder(roles: Stage1Models, asking: ModelSettings, output: OutputSettings) -> Embedder | None:
+def _embedder(
+    roles: Stage1Models, asking: ModelSettings, output: OutputSettings, executor: Executor
+) -> Embedder | None:
     name = _embedder_name(roles)
     if name is None:
         return None
+    from longvpo_hf.commands.build.sharing import Embedding
     from longvpo_hf.intake.embeddings import VisionEmbedder
 
-    return VisionEmbedder(name, device=device_of(asking), cache=output.media_folder / "embeddings")
+    embedder = VisionEmbedder(name, device=device_of(asking), cache=output.media_folder / "embeddings")
+    return embedder if executor.is_here else Embedding(embedder, executor)
 
 
 def _estimate(clips: Sequence[Clip], rows: Stage1Settings, roles: Stage1Models, output: OutputSettings) -> Estimate:

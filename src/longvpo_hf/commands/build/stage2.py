@@ -117,7 +117,7 @@ def build(
         )
     with output.opened(executor) as funnel:
         source = Videos(corpus, cutting, media, output, limits, bounds)
-        timelines, facts = scenes_of(source, scenes, funnel)
+        timelines, facts = scenes_of(source, scenes, funnel, executor)
         if output.dry_run:
             most = most_rows(timelines, rows, captioning.max_caption_characters)
             shown = f"{rows.chosen_from} and from a part or the rest"
@@ -129,7 +129,7 @@ def build(
         models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
         writer = models.reading(roles.writer or roles.answerer)
         captioner = models.seeing(roles.captioner or roles.answerer)
-        videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
+        videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel, executor)
         if roles.iterate_from:
             by["iteration"] = f"2, from {models.seeing(roles.iterate_from).name}"
         counts = build_stage2(

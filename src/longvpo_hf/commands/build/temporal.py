@@ -116,7 +116,7 @@ def build(
         )
     with output.opened(executor) as funnel:
         source = Videos(corpus, cutting, media, output, limits, bounds)
-        timelines, facts = scenes_of(source, scenes, funnel)
+        timelines, facts = scenes_of(source, scenes, funnel, executor)
         if output.dry_run:
             most = most_rows(timelines, rows)
             shown, judgements = "good and degraded views", int(judge != "none")
@@ -126,7 +126,7 @@ def build(
         models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
         writer = models.reading(roles.writer or roles.responder)
         captioner = models.seeing(roles.captioner or roles.responder)
-        videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel)
+        videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel, executor)
         counts = build_temporal(
             videos,
             writer,

@@ -17,10 +17,11 @@ from longvpo_hf.intake.report import CorpusSurvey
 from longvpo_hf.timeline import Clip, Timeline
 
 if TYPE_CHECKING:
+    from longvpo_hf.building.executors import Executor
     from longvpo_hf.responders import Responder
 
 
-def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[str, object]]:
+def read_videos(videos: Videos, funnel: Funnel, executor: Executor) -> tuple[list[Timeline], dict[str, object]]:
     """Reads the corpus and cuts its videos: each becomes the timeline of its clips.
 
     Files that are cut already are not cut again, also where another build of the corpus cut them.
@@ -28,6 +29,7 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     Args:
         videos: See `Videos`.
         funnel: Counts the sources and what is dropped.
+        executor: Who cuts.
 
     Returns:
         The timelines, and what the card says of how they came about.
@@ -35,6 +37,7 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     Raises:
         ConfigError: If no corpus is named, or no clip came out of it.
         CorpusError: If the corpus is not as its reader expects.
+        Unfinished: If other shards have videos to cut.
     """
     from tqdm.auto import tqdm
 
@@ -48,6 +51,10 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     survey = CorpusSurvey(name, source, output.media_folder / "extracted", videos.limits, benchmarks)
     if output.dry_run:
         print("\n".join(survey.report.lines()))
+    if not executor.is_here:
+        from longvpo_hf.commands.build.sharing import cut_by
+
+        cut_by(executor, videos, survey)
 
     def sources() -> Iterator[Source | Dropped]:
         for item in survey:
@@ -83,7 +90,9 @@ def read_videos(videos: Videos, funnel: Funnel) -> tuple[list[Timeline], dict[st
     }
 
 
-def scenes_of(videos: Videos, scenes: SceneSettings, funnel: Funnel) -> tuple[list[Timeline], dict[str, object]]:
+def scenes_of(
+    videos: Videos, scenes: SceneSettings, funnel: Funnel, executor: Executor
+) -> tuple[list[Timeline], dict[str, object]]:
     """Videos as timelines of at most `max_scenes` scenes, from the corpus or from captions that are there.
 
     Raises:
@@ -95,7 +104,7 @@ def scenes_of(videos: Videos, scenes: SceneSettings, funnel: Funnel) -> tuple[li
         }
     if videos.corpus.corpus is None or videos.corpus.source is None:
         raise ConfigError("--corpus and --source are needed, or --captions with the folder of an earlier run")
-    whole, facts = read_videos(videos, funnel)
+    whole, facts = read_videos(videos, funnel, executor)
     most = scenes.max_scenes or scenes.frame_budget
     return [part for video in whole for part in video.parts(most)], {**facts, "scenes per timeline, at most": most}
 
@@ -108,6 +117,7 @@ def captioned(
     captioner: Responder,
     summariser: Responder,
     funnel: Funnel,
+    executor: Executor,
 ) -> tuple[list[CaptionedVideo], dict[str, object]]:
     """The videos with captions: those of a folder, the corpus' own, or new ones, kept in `<output>.scenes`.
 
@@ -119,7 +129,7 @@ def captioned(
     if scenes.captions == "corpus":
         return [CaptionedVideo(timeline) for timeline in timelines], {"captions by": "the corpus"}
     folder = videos.output.beside(".scenes")
-    written = caption_videos(timelines, captioner, summariser, folder, captioning, funnel)
+    written = caption_videos(timelines, captioner, summariser, folder, captioning, funnel, executor)
     return written, {"captions by": captioner.name}
 
 
