@@ -124,21 +124,23 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
 
 
-def first_file(path: Path, content: bytes, lasting: bool = True) -> bool:
+def first_file(path: Path, content: bytes, lasting: bool = True, parts: Path | None = None) -> bool:
     """Writes a file whole, unless one has its name by then: of several writers, on whatever machines, the first wins.
 
     Args:
         path: The file.
         content: What it is to hold.
         lasting: Whether it is flushed to disk, so that a power cut does not cost it.
+        parts: Folder on the same disk where it is written; None: where it will be. Both are made if absent.
 
     Returns:
         Whether it holds this content; else it holds that of the first.
     """
-    part = _part_of(path)
+    part = _part_of(path if parts is None else parts / path.name)
+    part.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         try:
-            with _opened(part) as file:
+            with part.open("wb", buffering=0) as file:
                 _write_all(file, content)
                 if lasting:
                     os.fsync(file.fileno())
@@ -151,21 +153,15 @@ def first_file(path: Path, content: bytes, lasting: bool = True) -> bool:
     return True
 
 
-def _opened(part: Path) -> IO[bytes]:
-    """A file to write into, whose folder is made if it is not there."""
-    try:
-        return part.open("wb", buffering=0)
-    except FileNotFoundError:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        return part.open("wb", buffering=0)
-
-
 def _linked(part: Path, path: Path) -> bool:
     """Gives a file a second name, unless that is taken."""
     try:
         os.link(part, path)
     except FileExistsError:
         return False
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _linked(part, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise

@@ -66,7 +66,7 @@ class Remembered:
             return self._given_up.setdefault(key, answer)
         value = answer_to_json(answer)
         content = json.dumps([value, digest(value)]).encode()
-        if first_file(self._path(key), content, lasting=False):
+        if first_file(self._path(key), content, lasting=False, parts=self._folder.parent):
             return answer
         first = self.get(key)
         if first is None:  # a torn one
