@@ -160,6 +160,8 @@ def _linked(part: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except FileNotFoundError:
+        if path.parent.is_dir():
+            raise
         path.parent.mkdir(parents=True, exist_ok=True)
         return _linked(part, path)
     except OSError as error:
