@@ -137,7 +137,7 @@ def first_file(path: Path, content: bytes, lasting: bool = True, parts: Path | N
         Whether it holds this content; else it holds that of the first.
     """
     part = _part_of(path if parts is None else parts / path.name)
-    part.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(part.parent)
     with naming(path):
         try:
             with part.open("wb", buffering=0) as file:
@@ -162,7 +162,7 @@ def _linked(part: Path, path: Path) -> bool:
     except FileNotFoundError:
         if path.parent.is_dir():
             raise
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return _linked(part, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
