@@ -79,6 +79,11 @@ def shown(text: str, most: int = 200) -> str:
     return repr(cut)
 
 
+def printable(text: str) -> str:
+    """Text from outside on one line, without what a terminal would obey: escapes in the place of control characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def shared_cache() -> Path:
     """The folder of cut clips, and of what is known about sources, that all builds share unless another is named."""
     from huggingface_hub.constants import HF_HOME

@@ -51,6 +51,15 @@ def test_a_name_that_fits_several_files_is_refused(tmp_path: Path) -> None:
     assert [content for _, content in contents(found)] == [b"the same", b"x"]
 
 
+def test_archives_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    root = tmp_path / "llava"
+    for part in ("a", "b"):
+        write_tar(root / part / "videos.tar", {"0001.mp4": part.encode()})
+    llava_list(root / "all_cap.json", llava_record("0001.mp4"))
+    (dropped,) = drops(read("llava-video", root))
+    assert "'a/videos.tar::0001.mp4', 'b/videos.tar::0001.mp4'" in dropped.detail
+
+
 def test_loose_files_in_folders_are_found_by_their_names(tmp_path: Path) -> None:
     root = tmp_path / "llava"
     write(root / "deep" / "er" / "1.mp4", b"1")
@@ -310,6 +319,18 @@ def test_metadata_that_fits_nothing_or_several_files_is_named(tmp_path: Path) ->
         ("missing_file", "c.mp4"),
         ("unread_metadata", "captions.jsonl"),
     }
+
+
+def test_metadata_of_what_is_no_video_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    names = ("a.divx", "b.jpg", "._c.mp4", "metadata.jsonl", "d.mp4")
+    for name in names:
+        write(root / name, name)
+    write_jsonl(root / "metadata.jsonl", [{"file_name": name, "caption": name} for name in names])
+    found = read("videofolder", root)
+    assert [item.caption for item in found if isinstance(item, Source)] == ["d.mp4"]
+    named = [item.path for item in drops(found) if "names it" in item.detail]
+    assert sorted(named) == sorted(names[:-1]), "each record is used or reported"
 
 
 def test_files_that_may_be_videos_are_named(tmp_path: Path) -> None:

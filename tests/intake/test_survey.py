@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corpora import contents, drops, llava_list, llava_record, sources, write, write_jsonl, write_zip
+from corpora import contents, drops, llava_list, llava_record, sources, write, write_jsonl, write_tar, write_zip
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake import (
     BenchmarkVideos,
@@ -72,6 +73,33 @@ def test_a_survey_reads_archives_once_and_decodes_nothing(tmp_path: Path, monkey
 
 
 # ----------------------------------------------------------------------------------- scenes that are files of their own
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_is_wrong_with_archives_is_said_once_and_again_when_read_again(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "llava"
+    files = {"a.mp4": b"a", "._a.mp4": b"m", "__MACOSX/._b.mp4": b"m", "b.mp4": b"b" * 4000}
+    if kind == "zip":
+        write_zip(root / "x.zip", files)
+    else:
+        write_tar(root / "x.tar", files)
+        content = (root / "x.tar").read_bytes()
+        (root / "x.tar").write_bytes(content[: content.rindex(b"b" * 100)])
+    llava_list(root / "x_cap.json", *(llava_record(name, name, name) for name in ("a.mp4", "b.mp4", "c.mp4")))
+    first, again = (list(read_corpus("llava-video", root, tmp_path / "cache")) for _ in range(2))
+    assert first == again
+    reasons = Counter(item.reason for item in first if isinstance(item, Dropped))
+    damaged = {"damaged_archive": 2} if kind == "tar" else {}  # the archive, and the record's video in it
+    assert reasons == {"macos_file": 1, "missing_file": 1, **damaged}
+
+
+def test_names_do_not_command_a_terminal(tmp_path: Path) -> None:
+    for name in ("a\x1b[2J.gif", "b.g\nif", "\u202ec.gif"):
+        write(tmp_path / "root" / name, name)
+    write(tmp_path / "root" / "a.mp4", "a")
+    text = "".join(survey("videofolder", tmp_path / "root").report.lines())
+    assert text.isprintable()
+    assert r"a\x1b[2J.gif" in text
 
 
 def vript_record(film: str, numbers: list[int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from longvpo_hf.intake.corpora import read_corpus
 from longvpo_hf.intake.leakage import BenchmarkMatches, BenchmarkVideos
 from longvpo_hf.intake.limits import IntakeLimits
 from longvpo_hf.intake.records import Source, Sources
+from longvpo_hf.paths import printable
 
 _EXAMPLES = 3
 
@@ -63,9 +64,9 @@ class CorpusReport:
             lines.append(f"benchmarks        {self.num_in_benchmarks} videos are in one and left out: {found}")
         for reason, number in self.dropped.items():
             lines.append(f"left out          {number} {reason}: {REASONS[reason]}")
-            lines += [f"                    {example}" for example in self.examples[reason]]
+            lines += [f"                    {printable(example)}" for example in self.examples[reason]]
         if self.unknown_suffixes:
-            named = ", ".join(f"{suffix} {number}" for suffix, number in self.unknown_suffixes.items())
+            named = ", ".join(f"{printable(suffix)} {number}" for suffix, number in self.unknown_suffixes.items())
             lines.append(f"unknown suffixes  {named}")
         return lines
 

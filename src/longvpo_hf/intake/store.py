@@ -8,6 +8,7 @@ becomes a path. An index on disk remembers what was unpacked; an interrupted run
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import tempfile
@@ -79,8 +80,11 @@ class _Candidate:
     file: str = ""
     problem: str = ""
 
-    def shown(self) -> str:
-        return shown(f"{self.container.name}::{self.member}" if self.container else self.member)
+    def shown(self, root: Path) -> str:
+        if self.container is None:
+            return shown(self.member)
+        archive = self.container.folder / self.container.name
+        return shown(f"{archive.relative_to(root) if archive.is_relative_to(root) else archive}::{self.member}")
 
 
 class VideoStore:
@@ -106,6 +110,7 @@ class VideoStore:
         self.limits = limits or IntakeLimits()
         self.archives = archives_under(root) if archives is None else list(archives)
         self._problems: list[Dropped] = []
+        self._told: dict[tuple[str, str], Dropped] = {}
         self._files = cache / "videos"
         make_folder(self._files)
         self._parts = cache / "parts"
@@ -116,7 +121,7 @@ class VideoStore:
         self._index = sqlite3.connect(cache / "index.sqlite", timeout=60)
         self._index.executescript(
             "PRAGMA journal_mode = DELETE; PRAGMA synchronous = NORMAL;"
-            "CREATE TABLE IF NOT EXISTS archives (archive TEXT PRIMARY KEY, problem TEXT);"
+            "CREATE TABLE IF NOT EXISTS read_archives (archive TEXT PRIMARY KEY, problems TEXT);"
             "CREATE TABLE IF NOT EXISTS unpacked (archive TEXT, number INTEGER, name TEXT, base TEXT, file TEXT,"
             " problem TEXT, PRIMARY KEY (archive, number)) WITHOUT ROWID;"
             "CREATE INDEX IF NOT EXISTS unpacked_by_base ON unpacked (archive, base);"
@@ -169,10 +174,10 @@ class VideoStore:
                 else:
                     yield number, member
         except CorpusError as error:
-            self._problems.append(Dropped("damaged_archive", str(archive.files[0]), "", str(error)))
+            self._tell(Dropped("damaged_archive", str(archive.files[0]), "", str(error)))
         if num_macos:
             detail = f"{num_macos} files of the archive, e.g. {shown(example)}"
-            self._problems.append(Dropped("macos_file", str(archive.files[0]), "", detail))
+            self._tell(Dropped("macos_file", str(archive.files[0]), "", detail))
 
     def unpacked(self, archive: Archive, number: int, member: Member) -> Path | Dropped:
         """The file of an archive's member, unpacked at the first call."""
@@ -188,6 +193,12 @@ class VideoStore:
         """Drops of archives and their members that no record's video stands for, since the last call."""
         problems, self._problems = self._problems, []
         return problems
+
+    def _tell(self, problem: Dropped) -> None:
+        """Adds a problem of an archive, once, however often it is read."""
+        if (problem.reason, problem.path) not in self._told:
+            self._told[problem.reason, problem.path] = problem
+            self._problems.append(problem)
 
     def _check_bytes(self, num_bytes: int) -> None:
         if num_bytes > self.limits.max_video_bytes:
@@ -216,18 +227,18 @@ class VideoStore:
         if key in self._read:
             return
         self._read.add(key)
-        done = self._index.execute("SELECT problem FROM archives WHERE archive = ?", (key,)).fetchone()
+        done = self._index.execute("SELECT problems FROM read_archives WHERE archive = ?", (key,)).fetchone()
         if done is not None:
-            if done[0]:
-                self._problems.append(Dropped("damaged_archive", str(archive.files[0]), "", done[0]))
+            for problem in json.loads(done[0]):
+                self._tell(Dropped(*problem))
             return
-        before = len(self._problems)
         for number, member in self.members(archive):
             if is_video(member.name) and not self._known(key, number):
                 self._unpack(archive, key, number, member)
-        problem = next((drop.detail for drop in self._problems[before:] if drop.reason == "damaged_archive"), "")
+        first = str(archive.files[0])
+        problems = [[drop.reason, drop.path, "", drop.detail] for drop in self._told.values() if drop.path == first]
         with self._index:
-            self._index.execute("INSERT OR REPLACE INTO archives VALUES (?, ?)", (key, problem))
+            self._index.execute("INSERT OR REPLACE INTO read_archives VALUES (?, ?)", (key, json.dumps(problems)))
 
     def _unpack(self, archive: Archive, key: str, number: int, member: Member) -> tuple[str, str]:
         """File name and problem of a member, one of them empty."""
@@ -291,7 +302,7 @@ class VideoStore:
             if fitting:
                 return self._chosen(fitting, name, source_id)
         where = f"under {self.root} or in its {len(self.archives)} archives" if archive is None else f"in {archive}"
-        hint = f"; other folders have a file of this name: {elsewhere[0].shown()}" if elsewhere else ""
+        hint = f"; other folders have a file of this name: {elsewhere[0].shown(self.root)}" if elsewhere else ""
         return Dropped("missing_file", _cut(name), source_id, f"no such video {where}{hint}")
 
     def _levels(self, folder: Path | None) -> Iterator[Path]:
@@ -338,7 +349,7 @@ class VideoStore:
     def _chosen(self, fitting: Sequence[_Candidate], name: str, source_id: str) -> Path | Dropped:
         """The one that fits, or a drop where several differ."""
         if len(fitting) > 1 and len({self._content(candidate) for candidate in fitting}) > 1:
-            some = ", ".join(candidate.shown() for candidate in fitting[:_SHOWN_CANDIDATES])
+            some = ", ".join(candidate.shown(self.root) for candidate in fitting[:_SHOWN_CANDIDATES])
             more = f" and {len(fitting) - _SHOWN_CANDIDATES} more" if len(fitting) > _SHOWN_CANDIDATES else ""
             detail = f"fits {len(fitting)} different files: {some}{more}; put the record beside the one it means"
             return Dropped("ambiguous_name", _cut(name), source_id, detail)
@@ -347,9 +358,9 @@ class VideoStore:
     def _content(self, candidate: _Candidate) -> str:
         """The hash of a candidate's content; what cannot be read differs from all else."""
         if candidate.container is not None:
-            return PurePosixPath(candidate.file).stem or candidate.shown()
+            return PurePosixPath(candidate.file).stem or candidate.shown(self.root)
         path = self.root / candidate.member
-        return file_digest(path) if is_inside(self.root, path) else candidate.shown()
+        return file_digest(path) if is_inside(self.root, path) else candidate.shown(self.root)
 
     def _result(self, candidate: _Candidate, source_id: str) -> Path | Dropped:
         if candidate.container is None:

@@ -87,6 +87,8 @@ class _Described:
         if isinstance(place, Dropped):
             return place
         name = place.relative_to(self._root).as_posix()
+        if not is_video(name) or is_macos_file(name):
+            return Dropped("unknown_suffix", name, values[1], f"{record.file}, {record.place} names it: no known video")
         where = f"{record.file}, {record.place}"
         row = self._table.execute("SELECT * FROM videos WHERE name = ?", (name,)).fetchone()
         if row is None:
