@@ -24,6 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 import tiny_models
 from longvpo_hf.families.encoding import concatenate_visuals
 from longvpo_hf.training.packing import (
+    attention,
     enable_tree_packing,
     is_tree_packed,
     plain_forward,
@@ -32,6 +33,7 @@ from longvpo_hf.training.packing import (
     unwrapped,
 )
 from longvpo_hf.training.packing.attention import ATTENTION, Forest, Span, tree_attention
+from longvpo_hf.training.packing.parts import Part
 
 torch.set_num_threads(1)
 
@@ -264,9 +266,8 @@ def _rejected_sees_chosen() -> Callable[[Tensor, Tensor], Tensor]:
     return lambda question, answer: sees(question, torch.zeros_like(answer))
 
 
-def _questions_see_each_other() -> Callable[[Tensor, Tensor], Tensor]:
-    sees = tree.visibility
-    return lambda question, answer: sees(torch.zeros_like(question), answer)
+def _questions_see_each_other() -> Callable[..., Span]:
+    return lambda start, branches, end, sees, rows: Span(start, branches, end, torch.ones_like(sees).tril())
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def _questions_see_each_other() -> Callable[[Tensor, Tensor], Tensor]:
     [
         ("_restart", _positions_run_on),
         ("visibility", _rejected_sees_chosen),
-        ("visibility", _questions_see_each_other),
+        ("Span", _questions_see_each_other),
     ],
     ids=["positions run on", "rejected sees chosen", "questions see each other"],
 )
@@ -305,28 +306,36 @@ def test_a_blank_video_is_noticed(family: str) -> None:
 
 def test_each_video_is_encoded_once_and_no_mask_is_square(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = shared_model("internvl"), make_batch("internvl", TWO_TIMELINES, [2, 4])
-    frames, masks, sdpa = [], [], F.scaled_dot_product_attention
+    frames, trunks, branches = [], [], []
+    sdpa, in_parts = F.scaled_dot_product_attention, attention.attend
 
     def recorded(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        masks.append((query.shape[2], key.shape[2], kwargs["attn_mask"], kwargs.get("is_causal", False)))
+        trunks.append((query.shape[2], key.shape[2], kwargs["attn_mask"], kwargs.get("is_causal", False)))
         return sdpa(query, key, value, *args, **kwargs)
+
+    def recorded_parts(query: Tensor, keys: Any, values: Any, parts: Sequence[Part], scale: float) -> Tensor:
+        branches.append((query.shape[2], keys[0].shape[2], parts))
+        return in_parts(query, keys, values, parts, scale)
 
     count = model.model.vision_tower.register_forward_pre_hook(
         lambda _, args, kwargs: frames.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    tower = model.model.vision_tower.register_forward_hook(lambda *_: masks.clear())
+    tower = model.model.vision_tower.register_forward_hook(lambda *_: trunks.clear())
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    monkeypatch.setattr(attention, "attend", recorded_parts)
     tree_forward(model, batch)
     count.remove()
     tower.remove()
     assert frames == [2 + 4]
     layers, trees = model.config.text_config.num_hidden_layers, 3
-    trunks = [mask for mask in masks if mask[3]]
-    branches = [mask for mask in masks if not mask[3]]
     assert len(trunks) == len(branches) == layers * trees
-    assert all(mask is None and queries == keys for queries, keys, mask, _ in trunks)
-    assert all(tuple(mask.shape) == (queries, keys) for queries, keys, mask, _ in branches)
-    assert len({mask.data_ptr() for _, _, mask, _ in branches}) == trees  # one for all layers
+    assert all(mask is None and queries == keys and is_causal for queries, keys, mask, is_causal in trunks)
+    for queries, keys, parts in branches:
+        assert (parts[0].start, parts[0].stop, parts[0].sees) == (0, keys - queries, None)
+        rows = [(part.queries, part.start, part.stop, tuple(part.sees.shape)) for part in parts[1:]]
+        sizes = [stop - first for (first, stop), *_ in rows]
+        assert sum(sizes) == queries  # a square for each row, and none beside them
+        assert [(last - first, shape) for _, first, last, shape in rows] == [(size, (size, size)) for size in sizes]
 
 
 def test_a_tree_is_as_long_as_its_parts() -> None:

@@ -75,6 +75,9 @@ FrameShapesOf = Callable[[Any, int, int], FrameShapes]
 #: From the tensors of a tower's call, by argument, and the most pixel elements of a piece: the tensors of each piece.
 #: None where this call cannot be cut.
 Pieces = Callable[[Mapping[Any, "Tensor"], int], list[dict[Any, "Tensor"]] | None]
+#: From the processor's tensors of a video, by name: those of each of its units, in the order of their tokens, so that a
+#: call of the model may be given some of them. None where these tensors cannot be parted.
+Units = Callable[[Mapping[str, "Tensor"]], list[dict[str, "Tensor"]] | None]
 #: Why models of a config are trained without trees, in plain English; None where nothing is known against them.
 PlainOnly = Callable[[Any], str | None]
 #: From a processor and a prompt that its chat template rendered: the text that it tokenizes.
@@ -94,6 +97,7 @@ class Family:
         connectors: Modules between vision tower and text model, by their name in the base model; they may lie inside
             the tower.
         pieces: How a call of the vision tower is cut into frames. None: the tower takes all frames at once.
+        units: How a video is parted among processes that share it; see `Units`. None: a model call takes all of it.
         position_axes: 3 where the model counts positions in time, height and width (multimodal rope, from
             `mm_token_type_ids`), else 1.
         is_sized_by_frames: Whether a frame's size decides how many tokens it becomes; else every frame is scaled to
@@ -113,6 +117,7 @@ class Family:
     label_tokens: int
     connectors: tuple[str, ...]
     pieces: Pieces | None
+    units: Units | None = None
     position_axes: int = 1
     is_sized_by_frames: bool = False
     adapter_layers: str = TEXT_LAYERS

@@ -6,7 +6,7 @@ from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
 from longvpo_hf.families.frame_sizes import grid_settings, paired_shapes
-from longvpo_hf.families.pieces import by_grid
+from longvpo_hf.families.pieces import by_grid, units_of_grid
 
 
 def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
@@ -22,6 +22,7 @@ FAMILY = Family(
     label_tokens=4,  # "<|begin_of_image|>…<|end_of_image|>61"
     connectors=("visual.downsample", "visual.merger"),
     pieces=by_grid,
+    units=units_of_grid,
     position_axes=3,
     is_sized_by_frames=True,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
 from longvpo_hf.families.frame_sizes import tile_settings, tile_shapes
-from longvpo_hf.families.pieces import by_frames
+from longvpo_hf.families.pieces import by_frames, units_of_frames
 
 
 def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
@@ -21,4 +21,5 @@ FAMILY = Family(
     label_tokens=9,  # "Frame1: <img>…</img>\n"
     connectors=("multi_modal_projector",),
     pieces=by_frames,
+    units=units_of_frames,
 )

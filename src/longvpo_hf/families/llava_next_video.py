@@ -6,7 +6,7 @@ from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
 from longvpo_hf.families.frame_sizes import tile_shapes, tile_side
-from longvpo_hf.families.pieces import by_frames
+from longvpo_hf.families.pieces import by_frames, units_of_frames
 
 
 def _video_settings(video_processor: Any) -> dict[str, Any] | None:
@@ -29,5 +29,6 @@ FAMILY = Family(
     label_tokens=0,
     connectors=("multi_modal_projector",),
     pieces=by_frames,
+    units=units_of_frames,
     fsdp_layers=("LlamaDecoderLayer", "CLIPEncoderLayer"),  # the class names one of CLIP's text model too
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
 from longvpo_hf.families.frame_sizes import tile_settings
-from longvpo_hf.families.pieces import by_frames
+from longvpo_hf.families.pieces import by_frames, units_of_frames
 
 #: Of timm's `vit_pe_lang_*_patch14_448`, unless `model_args` says otherwise.
 _PATCH_PX, _MLP_RATIO = 14, 4.0
@@ -37,4 +37,5 @@ FAMILY = Family(
     label_tokens=0,
     connectors=("multi_modal_projector",),
     pieces=by_frames,
+    units=units_of_frames,
 )

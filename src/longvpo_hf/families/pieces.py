@@ -46,6 +46,42 @@ def by_grid(tensors: Mapping[Any, Tensor], max_elements: int) -> list[dict[Any, 
     return cut
 
 
+def units_of_frames(visual: Mapping[str, Tensor]) -> list[dict[str, Tensor]] | None:
+    """For processors that give a row per frame, or one video of a row per frame, [1, frames, channels, height, width].
+
+    A `Units` function, see `family.py`.
+    """
+    pixels = pixel_tensor(visual)
+    axis = 0 if pixels is not None and pixels.ndim == 4 else 1
+    if pixels is None or pixels.ndim not in (4, 5) or (axis and len(pixels) > 1):
+        return None
+    if any(value.shape[: axis + 1] != pixels.shape[: axis + 1] for value in visual.values()):
+        return None
+    frames = zip(*(value.split(1, dim=axis) for value in visual.values()), strict=True)
+    return [dict(zip(visual, frame, strict=True)) for frame in frames]
+
+
+def units_of_grid(visual: Mapping[str, Tensor]) -> list[dict[str, Tensor]] | None:
+    """For processors that give the patches of all frames in a row, [patches, width], and `video_grid_thw` [grids, 3].
+
+    What else has a row per grid goes with each of its units. A `Units` function, see `family.py`.
+    """
+    pixels, grids = pixel_tensor(visual), visual.get("video_grid_thw")
+    if pixels is None or grids is None:
+        return None
+    others = [name for name, value in visual.items() if value is not pixels and value is not grids]
+    if any(visual[name].shape[:1] != grids.shape[:1] for name in others):
+        return None
+    units = [(row, [1, height, width]) for row, (time, height, width) in enumerate(grids.tolist()) for _ in range(time)]
+    parts = pixels.split([height * width for _, (_, height, width) in units])
+    cut: list[dict[str, Tensor]] = []
+    for (row, grid), part in zip(units, parts, strict=True):
+        along = {name: visual[name][row : row + 1] for name in others}
+        of_unit = {**along, "video_grid_thw": grids.new_tensor([grid])}
+        cut.append({name: part if value is pixels else of_unit[name] for name, value in visual.items()})
+    return cut
+
+
 #: Rows of a grid, [time, height, width] each, with the place of the row they were cut from.
 _Piece = list[tuple[int, tuple[int, int, int]]]
 

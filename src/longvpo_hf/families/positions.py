@@ -42,7 +42,7 @@ def prompt_positions(model: Any, inputs: Mapping[str, Tensor], visual: Mapping[s
         )
     known = {**visual, **inputs, "attention_mask": torch.ones_like(input_ids)}
     known |= {theirs: known[name] for name, theirs in _OTHER_NAMES.items() if name in known}
-    positions, _ = rope_index(**{name: value for name, value in known.items() if name in wanted})
+    positions, _ = rope_index(**{name: value.to(input_ids.device) for name, value in known.items() if name in wanted})
     return positions[:, 0]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
 from longvpo_hf.families.frame_sizes import grid_settings, paired_shapes
-from longvpo_hf.families.pieces import by_grid
+from longvpo_hf.families.pieces import by_grid, units_of_grid
 
 
 def _frame_shapes(config: Any, height_px: int, width_px: int) -> FrameShapes:
@@ -25,6 +25,7 @@ FAMILY = Family(
     label_tokens=0,
     connectors=("visual.merger",),
     pieces=by_grid,
+    units=units_of_grid,
     position_axes=3,
     is_sized_by_frames=True,
 )

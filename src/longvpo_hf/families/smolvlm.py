@@ -6,7 +6,7 @@ from typing import Any
 
 from longvpo_hf.families.family import Family, FrameShapes
 from longvpo_hf.families.frame_sizes import tile_shapes, tile_side
-from longvpo_hf.families.pieces import by_frames
+from longvpo_hf.families.pieces import by_frames, units_of_frames
 
 
 def _video_settings(video_processor: Any) -> dict[str, Any] | None:
@@ -29,4 +29,5 @@ FAMILY = Family(
     label_tokens=14,  # "Frame from 00:04:<fake_token_around_image><global-img>…<fake_token_around_image>"
     connectors=("connector",),
     pieces=by_frames,
+    units=units_of_frames,
 )

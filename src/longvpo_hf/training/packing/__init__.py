@@ -22,13 +22,21 @@ timelines follow one another in one row without padding.
 Layers of linear attention carry a state instead of attending: their trunk runs once too, and each path of branches
 starts from the state it ends with.
 
-`attention` attends along trees, `recurrent` carries states along them, `experts` balances mixtures of experts over
-them, `tree` lays them out, `guards` decides which models can take them, `trial` tries a whole model on a run's first
-batch, `forward` runs them.
+Several processes can share one row: `sharing` says who holds which of its tokens, `exchange` what they tell each other.
+
+`attention` attends along trees, in `parts` where a mask of all tokens would be large; `recurrent` carries states along
+them, `experts` balances mixtures of experts over them, `tree` lays them out, `guards` decides which models can take
+them, `trial` tries a whole model on a run's first batch, `forward` runs them.
 """
 
 from longvpo_hf.training.packing.forward import plain_forward, tree_forward
-from longvpo_hf.training.packing.guards import disable_tree_packing, enable_tree_packing, is_tree_packed, unwrapped
+from longvpo_hf.training.packing.guards import (
+    disable_tree_packing,
+    enable_tree_packing,
+    is_tree_packed,
+    reason_not_shared,
+    unwrapped,
+)
 from longvpo_hf.training.packing.trial import reason_on_batch
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "enable_tree_packing",
     "is_tree_packed",
     "plain_forward",
+    "reason_not_shared",
     "reason_on_batch",
     "tree_forward",
     "unwrapped",

@@ -2,7 +2,8 @@
 
 Calls without a tree (generation, plain batches) stay ordinary SDPA. Within a sliding window a token sees what is less
 than so many tokens before it on its own path, through the trunk. No mask of a tree is a square of its tokens: the trunk
-runs in blocks, and `planted` keeps transformers from making one.
+runs in blocks, branches attend to their trunk and to one another in parts, and `planted` keeps transformers from making
+one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,11 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from longvpo_hf.training.packing.parts import Part, attend
+
+if TYPE_CHECKING:
+    from longvpo_hf.training.packing.sharing import Share
 
 ATTENTION = "longvpo_tree"
 """Name of the attention function, and of the model kwarg that hands it the trees."""
@@ -38,6 +44,8 @@ class Span:
     end: int
     sees: Tensor
     """Bool [n, n] among the n = end - branches branch tokens: row sees column."""
+    rows: tuple[int, ...] = ()
+    """How many branch tokens each row has, in their order; none sees those of another row. (): not told apart."""
 
     def seen_trunk(self, window: int | None) -> int:
         """How many of the trunk's last tokens some branch token sees."""
@@ -58,6 +66,11 @@ class Forest:
         self._biases: dict[tuple[int, torch.dtype, int, int | None], Tensor] = {}
         self._bands: dict[tuple[torch.dtype, int, int, int], Tensor] = {}
         self._paths: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the row has."""
+        return self.spans[-1].end
 
     def bias(self, number: int, dtype: torch.dtype, groups: int, window: int | None = None) -> Tensor:
         """What is added to the scores of tree `number`, 0 or -inf: [groups * branch tokens, trunk + branch tokens].
@@ -140,6 +153,23 @@ def visibility(question: Tensor, answer: Tensor) -> Tensor:
     return before & (question[:, None] == question) & own_answer
 
 
+def row_parts(sees: Tensor, rows: Sequence[int], number: int, start: int) -> list[Part]:
+    """What branch tokens see of one another, as parts of the keys: a square for each row.
+
+    Args:
+        sees: Bool [n, n], row sees column.
+        rows: Branch tokens of each row.
+        number: Of the tensors of keys that holds theirs.
+        start: Their first place there.
+    """
+    parts, stop = [], 0
+    for size in rows or (len(sees),):
+        first, stop = stop, stop + size
+        square = sees[first:stop, first:stop]
+        parts.append(Part(number, start + first, start + stop, sees=square, queries=(first, stop)))
+    return parts
+
+
 def tree_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -148,7 +178,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    longvpo_tree: Forest | None = None,
+    longvpo_tree: Forest | Share | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -156,6 +186,7 @@ def tree_attention(
 
     Args:
         query: [1, heads, tokens, width]; `key` and `value` have their own, fewer, heads.
+        longvpo_tree: The trees, or one process's share of them.
         sliding_window: How many tokens of its path a token sees, itself among them; None: all.
 
     Returns:
@@ -181,38 +212,78 @@ def tree_attention(
     longvpo_tree.windowed_calls += sliding_window is not None
 
     device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    if torch.is_autocast_enabled(device):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if not isinstance(longvpo_tree, Forest):
+        refused = {"dropout": dropout, "sliding_window": sliding_window}
+        if any(refused.values()):
+            raise RuntimeError(f"A timeline that several processes share cannot be attended to with {refused}.")
+        return longvpo_tree.attend(query, key, value, scale), None
     pieces = []
     for number, span in enumerate(longvpo_tree.spans):
-        if span.branches > span.start:
-            trunk = slice(span.start, span.branches)
-            causal = (
-                trunk if sliding_window is None else slice(span.start, min(span.start + sliding_window, trunk.stop))
-            )
-            pieces.append(
-                sdpa_attention_forward(
-                    module,
-                    query[:, :, causal],
-                    key[:, :, causal],
-                    value[:, :, causal],
-                    None,
-                    dropout=dropout,
-                    scaling=scaling,
-                    is_causal=True,
-                )[0]
-            )
-            if sliding_window is not None and causal.stop < trunk.stop:
-                query_, key_, value_ = (tensor[:, :, trunk] for tensor in (query, key, value))
-                pieces.append(_behind_window(query_, key_, value_, sliding_window, dtype, longvpo_tree, attend))
-        # The query heads that share a key head become more query rows of it: keys and values are never copied.
-        branches = query[:, :, span.branches : span.end].reshape(1, key.shape[1], -1, query.shape[3])
-        seen = slice(span.branches - span.seen_trunk(sliding_window), span.end)
-        bias = longvpo_tree.bias(number, dtype, groups, sliding_window)
-        attended = attend(branches, key[:, :, seen], value[:, :, seen], attn_mask=bias)
-        pieces.append(attended.reshape(1, heads, span.end - span.branches, -1).transpose(1, 2))
+        own = [tensor[:, :, span.start : span.end] for tensor in (query, key, value)]
+        trunk = span.branches - span.start
+        if trunk:
+            of_trunk = [tensor[:, :, :trunk] for tensor in own]
+            pieces += _along_trunk(module, of_trunk, dropout, scale, sliding_window, longvpo_tree)
+        if dropout or sliding_window is not None:
+            pieces.append(_biased_branches(own, dropout, scale, sliding_window, longvpo_tree, number))
+        else:
+            parts = [Part(0, 0, trunk)] if trunk else []
+            parts += row_parts(span.sees, span.rows, 0, trunk)
+            pieces.append(attend(own[0][:, :, trunk:], own[1:2], own[2:], parts, scale).transpose(1, 2))
     return torch.cat(pieces, dim=1), None
+
+
+def _along_trunk(
+    module: torch.nn.Module,
+    of_trunk: Sequence[Tensor],
+    dropout: float,
+    scale: float,
+    window: int | None,
+    forest: Forest,
+) -> list[Tensor]:
+    """The tokens of a trunk, causally: [1, tokens, heads, width] of those before the window's width, and behind it.
+
+    Args:
+        of_trunk: Query, key and value of its tokens.
+    """
+    query, key, value = of_trunk
+    first = slice(0, query.shape[2] if window is None else window)
+    causal = (tensor[:, :, first] for tensor in of_trunk)
+    pieces = [sdpa_attention_forward(module, *causal, None, dropout=dropout, scaling=scale, is_causal=True)[0]]
+    if window is not None and window < query.shape[2]:
+        attend_masked = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scale)
+        pieces.append(_behind_window(query, key, value, window, query.dtype, forest, attend_masked))
+    return pieces
+
+
+def _biased_branches(
+    of_tree: Sequence[Tensor],
+    dropout: float,
+    scale: float,
+    window: int | None,
+    forest: Forest,
+    number: int,
+) -> Tensor:
+    """The branches of one tree under a sliding window or dropout, by a bias: [1, branch tokens, heads, width].
+
+    Args:
+        of_tree: Query, key and value of its tokens.
+        number: Of the tree.
+    """
+    query, key, value = of_tree
+    span, heads, groups = forest.spans[number], query.shape[1], query.shape[1] // key.shape[1]
+    trunk = span.branches - span.start
+    # The query heads that share a key head become more query rows of it: keys and values are never copied.
+    branches = query[:, :, trunk:].reshape(1, key.shape[1], -1, query.shape[3])
+    seen = slice(trunk - span.seen_trunk(window), None)
+    bias = forest.bias(number, query.dtype, groups, window)
+    attended = F.scaled_dot_product_attention(
+        branches, key[:, :, seen], value[:, :, seen], attn_mask=bias, dropout_p=dropout, scale=scale
+    )
+    return attended.reshape(1, heads, span.end - span.branches, -1).transpose(1, 2)
 
 
 def _behind_window(
@@ -289,12 +360,17 @@ def _mask(
 
 
 def _check_call(
-    module: torch.nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, forest: Forest, kwargs: dict[str, Any]
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    forest: Forest | Share,
+    kwargs: dict[str, Any],
 ) -> None:
     refused = [f"{kwarg}={kwargs[kwarg]}" for kwarg in _UNSUPPORTED_KWARGS if kwargs.get(kwarg) is not None]
     if mask is not None:
         refused.append(f"a mask of shape {tuple(mask.shape)}")
-    tokens = forest.spans[-1].end
+    tokens = forest.tokens
     if query.shape[0] != 1 or query.shape[2] != tokens or key.shape[2] != tokens:
         refused.append(f"queries {tuple(query.shape)} and keys {tuple(key.shape)} for a tree of {tokens} tokens")
     if refused:

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from longvpo_hf.families import family_of
 from longvpo_hf.families.encoding import concatenate_visuals, visual_shapes
 from longvpo_hf.training.packing.attention import ATTENTION, planted
+from longvpo_hf.training.packing.exchange import summed
 from longvpo_hf.training.packing.experts import (
     Routing,
     balancing_loss,
@@ -21,7 +24,8 @@ from longvpo_hf.training.packing.experts import (
     routing_of,
 )
 from longvpo_hf.training.packing.guards import is_tree_packed, reason_in_calls, unwrapped
-from longvpo_hf.training.packing.tree import Batch, find_visual_tokens, pack, trees_of, trunk_positions
+from longvpo_hf.training.packing.sharing import Share, share_of
+from longvpo_hf.training.packing.tree import Batch, Packed, find_visual_tokens, pack, trees_of, trunk_positions
 
 TOKEN_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 """Per-token fields [2B, L - 1] of TRL's `FusedCausalLMOutput`; those the head was not asked for are None."""
@@ -76,7 +80,7 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
     return _at(base, outputs, source, routing, counts)
 
 
-def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
+def tree_forward(model: Any, batch: Batch, group: ProcessGroup | None = None, **kwargs: Any) -> FusedCausalLMOutput:
     """All answers of a batch in one sequence; equal to `plain_forward`, several times cheaper.
 
     One call of the model; more only where the visual tensors of different videos cannot be concatenated
@@ -86,7 +90,10 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
 
     Args:
         model: A model with TRL's fused LM head that `enable_tree_packing` accepted, wrapped or not.
-        batch: See the package.
+        batch: See the package. With a group, its videos may be on another device than the rest.
+        group: Processes that were all given this batch and share its work, see `sharing`; a row that is too short to
+            be cut, or whose videos cannot be parted, is computed by each of them. The result is the same on all.
+            Gradients of their weights are to be averaged over the group, as DDP and FSDP do. None: this one alone.
         kwargs: Passed on to the model.
 
     Returns:
@@ -104,7 +111,8 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
             f"ignores trees: call enable_tree_packing(model) first and keep the attention implementation it sets."
         )
     index = batch["video_index"].tolist()
-    trees = trees_of(batch, find_visual_tokens(base, batch))
+    visual_tokens = find_visual_tokens(base, batch)
+    trees = trees_of(batch, visual_tokens)
     outputs, counts, source = [], [], torch.full_like(batch["input_ids"][:, 1:], -1)
     done, balances = 0, is_routing_wanted(base, kwargs)
     with routing_of(base) as routing, planted():
@@ -112,29 +120,63 @@ def tree_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput
             together = [tree for tree in trees if tree.rows in part]
             positions = [trunk_positions(base, batch, tree, index[tree.rows[0]]) for tree in together]
             packed = pack(batch, together, positions, with_last_tokens=balances)
-            output = model(
-                input_ids=packed.input_ids,
-                attention_mask=torch.ones_like(packed.input_ids),
-                position_ids=packed.position_ids,
-                shift_labels=packed.shift_labels,
-                fused_lm_head=True,
-                **{ATTENTION: packed.forest},
-                **concatenate_visuals(
-                    [batch["videos"][index[tree.rows[0]]] for tree in together if index[tree.rows[0]] >= 0]
-                ),
-                **kwargs,
-            )
-            outputs.append(_checked(output))
-            reason = reason_in_calls(base, packed.forest)
-            if reason is not None:
-                raise RuntimeError(
-                    f"{reason} The log-probabilities would be wrong. Train this model without tree packing "
-                    f"(tree_packing=False)."
-                )
+            visuals = [batch["videos"][index[tree.rows[0]]] if index[tree.rows[0]] >= 0 else {} for tree in together]
+            share = None
+            if group is not None:
+                visible = [visual_tokens[tree.rows[0], : tree.trunk] for tree in together]
+                share = share_of(packed, visuals, visible, family_of(base.config), group)
+            outputs.append(_call(model, base, packed, share, [visual for visual in visuals if visual], kwargs))
             source = torch.where(packed.source >= 0, packed.source + done, source)
             done += packed.input_ids.shape[1]
             counts.append(packed.counts)
     return _at(base, outputs, source, routing, counts)
+
+
+def _call(
+    model: Any,
+    base: PreTrainedModel,
+    packed: Packed,
+    share: Share | None,
+    visuals: Sequence[Mapping[str, Tensor]],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The model's output of a packed row, per-token fields [1, T]; of all processes where they share it."""
+    rows = (packed.input_ids, packed.position_ids, packed.shift_labels)
+    ids, positions, labels = rows if share is None else (row[..., share.held] for row in rows)
+    forest, visual = (packed.forest, concatenate_visuals(visuals)) if share is None else (share, share.visual)
+    output = _checked(
+        model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=positions,
+            shift_labels=labels,
+            fused_lm_head=True,
+            **{ATTENTION: forest},
+            **{name: value.to(ids.device) for name, value in visual.items()},
+            **kwargs,
+        )
+    )
+    reason = reason_in_calls(base, forest)
+    if reason is not None:
+        raise RuntimeError(
+            f"{reason} The log-probabilities would be wrong. Train this model without tree packing "
+            f"(tree_packing=False)."
+        )
+    return output if share is None else _of_all(output, share, packed.input_ids.shape[1])
+
+
+def _of_all(output: Any, share: Share, tokens: int) -> FusedCausalLMOutput:
+    """Per-token fields [1, T] of a packed row of T tokens, from what each process has of its own tokens."""
+    names = [name for name in TOKEN_FIELDS if getattr(output, name) is not None]
+    own = torch.stack([getattr(output, name)[0].to(output.log_probs.dtype) for name in names])
+    places = share.held.to(own.device)
+    everyone = summed(own.new_zeros(len(names), tokens).index_copy(1, places, own), share.group)
+    fields = dict(zip(names, everyone[:, None], strict=True))
+    for name in ("is_top1", "label_mask"):
+        if name in fields:
+            fields[name] = fields[name] > 0.5
+    loss = -fields["log_probs"].sum() / fields["label_mask"].sum().clamp(min=1)
+    return FusedCausalLMOutput(loss=loss, **fields)
 
 
 def _concatenable(

@@ -6,7 +6,7 @@ A model that cannot be packed keeps its attention, and the reason is given in pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -15,9 +15,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from longvpo_hf.families import family_of
 from longvpo_hf.training.packing import recurrent
 from longvpo_hf.training.packing.attention import ATTENTION, Forest, planted
+from longvpo_hf.training.packing.experts import is_routing_wanted
 from longvpo_hf.training.packing.tree import Packed, Tree, pack
+
+if TYPE_CHECKING:
+    from longvpo_hf.training.packing.sharing import Share
 
 
 def enable_tree_packing(model: Any) -> str | None:
@@ -103,7 +108,29 @@ def _reason_in_config(model: Any, base: PreTrainedModel, decoder: PreTrainedMode
     return None
 
 
-def reason_in_calls(base: PreTrainedModel, forest: Forest) -> str | None:
+def reason_not_shared(model: Any) -> str | None:
+    """Why several processes cannot share a timeline of a model that takes trees, in plain English; None if they can.
+
+    Args:
+        model: A model that `enable_tree_packing` accepted, wrapped or not.
+    """
+    base = unwrapped(model)
+    name, config = type(base).__name__, base.get_decoder().config
+    if recurrent.mixers(base.get_decoder()):
+        return f"{name} has layers of linear attention, whose state goes through all tokens one after another."
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+        window is not None and not getattr(config, "layer_types", None)
+    ):
+        return f"{name} has layers with a sliding window (sliding_window={window})."
+    if family_of(base.config).units is None:
+        return f"the video of a {base.config.model_type!r} cannot be parted into frames that processes share."
+    if is_routing_wanted(base, {}):
+        return f"{name} has a load-balancing loss over all tokens of its experts (output_router_logits=True)."
+    return None
+
+
+def reason_in_calls(base: PreTrainedModel, forest: Forest | Share) -> str | None:
     """Why the calls of a model's layers with a tree were not those that they should be, or None."""
     config = base.get_decoder().config
     kinds = list(getattr(config, "layer_types", None) or ())

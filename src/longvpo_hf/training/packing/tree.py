@@ -140,7 +140,7 @@ def pack(
     for tree, trunk in zip(trees, trunk_positions, strict=True):
         tree_start = placed
         add(tree.rows[0], 0, tree.trunk, trunk[:, :-1], sequences=2 * len(tree.rows))
-        branches, questions, answers = placed, [], []
+        branches, questions, answers, sizes = placed, [], [], []
         for row in tree.rows:
             last = tree.prompts[row] - 1
             parent_end = trunk[:, -1:]
@@ -151,10 +151,11 @@ def pack(
                 added.append(add(answer, last, last + size, _restart(parent_end, size), sequences=1, answers=True))
                 if with_last_tokens:
                     added[-1] += add(answer, last + size, last + size + 1, parent_end + size, sequences=1)
-            questions += [row] * sum(added)
+            sizes.append(sum(added))
+            questions += [row] * sizes[-1]
             answers += [kind for kind, size in enumerate(added) for _ in range(size)]
         sees = visibility(torch.tensor(questions, device=device), torch.tensor(answers, device=device))
-        spans.append(Span(tree_start, branches, placed, sees))
+        spans.append(Span(tree_start, branches, placed, sees, tuple(sizes)))
 
     axes = torch.cat(positions, dim=1)
     return Packed(
