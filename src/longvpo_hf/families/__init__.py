@@ -1,7 +1,7 @@
 """Kinds of models: a file of this package defines one `FAMILY` each, and `family_of` finds it.
 
 Whatever differs between kinds of models is asked of the family; no other room has a list of model types. To add one,
-add its file here, a tiny model in `tests/tiny_models.py` and its column in `docs/families.md`.
+add its file here and a tiny model in `tests/tiny_models.py`; `tests/families_page.py` writes its row of the page.
 """
 
 from __future__ import annotations

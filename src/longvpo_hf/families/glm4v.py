@@ -1,4 +1,4 @@
-"""GLM-4.1V: pairs of frames share tokens, and each pair has the whole second of its first frame after it."""
+"""GLM-4.1V and GLM-4.6V-Flash: pairs of frames share tokens, with the whole second of their first frame after them."""
 
 from __future__ import annotations
 
