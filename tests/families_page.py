@@ -105,7 +105,7 @@ def _size(processor: Any) -> str:
 
 
 def _times(processor: Any) -> str:
-    """What a prompt says around its frames (▢, one or two), without control tokens; or the spacing that goes beside it."""
+    """What a prompt says around its frames (▢), without control tokens; or the spacing that goes beside it."""
     encoded = _encoded(processor, SIZES[0])
     spacing = [float(value) for name, value in encoded.visual.items() if "second" in name]
     if spacing:

@@ -219,7 +219,7 @@ def test_positions_are_those_that_the_text_model_gets(name: str, count: int) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("count", [1, 5])
 def test_a_frozen_tower_in_pieces_sees_what_the_whole_sees(
     name: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +258,7 @@ def test_a_frozen_tower_in_pieces_sees_what_the_whole_sees(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize("count", [1, 3])
 def test_the_model_sees_every_frame(name: str, count: int) -> None:
     model, processor = shared(name)
     frames = make_frames(count)
@@ -348,6 +348,11 @@ def assert_forwards_agree(
     separate = separate_forwards(model, batch)
     assert separate.abs().max() > 1
     expected = gradients(model, separate)
+    if not lora:
+        parts = {"tower": vision_tower(model), "text": model.get_decoder()}
+        parts |= {name: model.base_model.get_submodule(name) for name in family_of(model.config).connectors}
+        for name, part in parts.items():
+            assert any(weight.grad is not None and weight.grad.any() for weight in part.parameters()), name
     reason = prepare_trees(model)
     assert (reason is None) == packs, reason
     forwards = (plain_forward, tree_forward) if reason is None else (plain_forward,)
@@ -362,11 +367,10 @@ def assert_forwards_agree(
             assert float((found[key] - gradient).abs().max()) <= 1e-5 * scale, key
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(
-    ("rows", "counts"),
-    [(ONE_QUESTION, [5]), (THREE_QUESTIONS, [4]), (TWO_TIMELINES, [2, 5])],
-    ids=["one question", "three questions", "two timelines"],
+    ("rows", "counts", "lora"),
+    [(ONE_QUESTION, [5], False), (THREE_QUESTIONS, [4], True), (TWO_TIMELINES, [2, 5], False)],
+    ids=["one question", "three questions, lora", "two timelines"],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_tree_plain_and_separate_forwards_agree(name: str, rows: list[Row], counts: list[int], lora: bool) -> None:
@@ -407,7 +411,7 @@ def test_internvl_3_5_with_its_qwen3_text_model_agrees_too() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trained_adapter_is_saved_and_a_whole_model_reloads(name: str, tmp_path: Path, dataset: Dataset) -> None:
     adapter = LoraConfig(r=2, target_modules=family_of(name).adapter_layers, lora_dropout=0.0)
-    trainer = trainers.make(tmp_path, dataset, name, peft_config=adapter, freeze_vision_tower=True)
+    trainer = trainers.make(tmp_path, dataset, name, peft_config=adapter, freeze_vision_tower=True, max_steps=1)
     before = {key: weight.clone() for key, weight in trainer.model.named_parameters()}
     trainer.train()
     assert all(0 < loss < 10 for loss in trainers.logged(trainer))
@@ -429,7 +433,7 @@ def test_a_trained_adapter_is_saved_and_a_whole_model_reloads(name: str, tmp_pat
     torch.testing.assert_close(reloaded, kept, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)  # gradients of all are above
 def test_full_training_moves_tower_connectors_and_text_model(name: str, tmp_path: Path, dataset: Dataset) -> None:
     trainer = trainers.make(tmp_path, dataset, name, max_steps=1)
     model = trainer.model
