@@ -268,6 +268,31 @@ def test_the_record_is_no_part_of_the_weights(tmp_path: Path) -> None:
     assert weights_digest(tmp_path) != before
 
 
+def test_equal_trainings_in_two_folders_have_equal_digests(tmp_path: Path) -> None:
+    """What a training writes about itself names its folder and its time; peft writes sets, in any order."""
+    rng = random.Random(0)
+    names = [f"model.layers.{number}.{part}" for number in range(9) for part in ("q_proj", "v_proj")]
+    digests = set()
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        config = {"r": 8, "target_modules": rng.sample(names, len(names)), "base_model_name_or_path": f"{folder}/base"}
+        (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "training_args.bin").write_bytes(f"output_dir={folder}".encode())
+        (folder / "trainer_state.json").write_text(f'{{"train_runtime": {number}}}', encoding="utf-8")
+        digests.add(weights_digest(folder))
+    assert len(digests) == 1
+    for name, content in {
+        "adapter_config.json": json.dumps({**config, "r": 16}),
+        "adapter_model.safetensors": "others",
+        "tokenizer.json": "{}",
+    }.items():
+        (folder / name).write_text(content, encoding="utf-8")
+        assert weights_digest(folder) not in digests, name
+        digests.add(weights_digest(folder))
+
+
 def test_the_commit_is_that_of_the_revision_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--org--model"

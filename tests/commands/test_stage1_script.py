@@ -18,6 +18,7 @@ from datasets import load_dataset
 from torchcodec.encoders import VideoEncoder
 
 from cli import result_of
+from conftest import write_clip
 from longvpo_hf.commands.build import stage1
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.intake.formats import from_reference
@@ -91,6 +92,24 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(videos: Path, tmp_pa
     assert "rows              20" in output
     # 8 clips: at most 8 questions and 8 answers from anchors, and 20 from the others.
     assert "model calls       36: 8 questions" in output
+
+
+def test_a_dry_run_looks_at_some_videos_and_counts_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        write_clip(tmp_path / "videos" / f"{number}.mp4", (20 * number, 100, 100))  # other content, the same length
+
+    def told() -> list[str]:
+        stage1.main(arguments(tmp_path / "videos", tmp_path / "rows", "--dry-run"))
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("clips", "model", "looked"))]
+
+    whole = told()
+    assert whole[0].startswith("clips             6 of 4.0 s")
+    monkeypatch.setattr("longvpo_hf.commands.build.videos._LOOKED_AT", 2)
+    looked, *some = told()
+    assert looked == "looked at         one of 3 videos; the others are taken to be like it"
+    assert some == whole
 
 
 def test_benchmark_videos_are_left_out_and_the_card_says_so(videos: Path, tmp_path: Path) -> None:

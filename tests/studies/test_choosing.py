@@ -107,6 +107,14 @@ def test_a_training_gets_what_fits(
     assert step.options == {**options, "beta": 0.1}
 
 
+@pytest.mark.parametrize(
+    ("folder", "billions"),
+    [("internvl3_2b", 2), ("smolvlm2_500m", 0.5), ("qwen3_vl_30b_a3b", 30), ("glm4_6v_flash", float("inf"))],
+)
+def test_the_size_of_a_base_is_in_its_folders_name(folder: str, billions: float) -> None:
+    assert choosing._billions(folder) == billions
+
+
 def test_a_base_that_is_not_known_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match="name one at each `train`"):
         choosing.chosen(Study("someone/model", (Train("stage1", rows="x"),)))

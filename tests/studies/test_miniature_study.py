@@ -81,7 +81,7 @@ def test_it_leaves_all_that_it_promises(finished: Path) -> None:
 def test_it_is_done_and_a_changed_setting_is_said_first(finished: Path, study: Path) -> None:
     again = longvpo(["run", str(study), "--output", str(finished)])
     assert again.exit_code == 0
-    assert again.stdout.count(": done\n") == 9
+    assert again.stdout.count(": done\n") == 11
     content = yaml.safe_load(study.read_text(encoding="utf-8"))
     content["miniature"]["stage2_steps"] = 3
     content["steps"][3]["learning_rate"] = 2e-3
@@ -158,7 +158,7 @@ def test_the_page_opens_without_a_network_at_any_width(
     browser.size(width, 900)
     browser.open(finished / "report.html")
     assert complaints(browser) == []
-    assert browser.run("document.querySelectorAll('tr.done').length") == 9
+    assert browser.run("document.querySelectorAll('tr.done').length") == 11
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert browser.run("document.querySelectorAll('.strip .evidence').length") >= 4

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,15 @@ def test_what_is_done_is_not_read_again_while_a_step_runs(tmp_path: Path, monkey
 def results_of_one_slot(folder: Path) -> dict[str, object]:
     run(folder, chain())
     return results(folder, chain())
+
+
+def test_what_comes_after_a_step_waits_for_it_where_it_runs(tmp_path: Path) -> None:
+    steps = [step("look", seconds=0.3), replace(step("work"), after=("look",))]
+    told = run(tmp_path / "r", steps, slots=2)
+    assert not any({"look", "work"} <= set(names) for names in told)
+    assert started(run(tmp_path / "alone", steps, Selection(only="work"))) == ["work"]
+    again = [step("look", number=3), steps[1]]
+    assert Ledger(tmp_path / "r", again).state("work") == "done"  # it takes nothing from it
 
 
 def test_a_changed_setting_makes_anew_what_follows_and_nothing_else(tmp_path: Path) -> None:

@@ -43,9 +43,11 @@ def test_a_study_is_its_steps_with_measurements_before_and_after(tmp_path: Path)
     assert [step.name for step in found] == [
         *(f"base-{what}" for what in measures),
         "stage1-rows",
+        "stage1-rows-audit",
         "stage1-model",
         *(f"stage1-model-{what}" for what in measures),
         "stage2-rows",
+        "stage2-rows-audit",
         "stage2-model",
         *(f"stage2-model-{what}" for what in measures),
     ]
@@ -55,6 +57,9 @@ def test_a_study_is_its_steps_with_measurements_before_and_after(tmp_path: Path)
     assert needs["stage2-rows"] == ("stage1-model",)
     assert needs["stage2-model"] == ("stage1-model", "stage2-rows", "stage1-rows")
     assert needs["stage2-model-needle"] == ("stage2-model",)
+    assert needs["stage1-rows-audit"] == ("stage1-rows",)
+    after = {step.name: step.after for step in found}
+    assert after["stage2-model"] == ("stage2-rows-audit", "stage1-rows-audit")
     words = {step.name: step.words(Path("/run")) for step in found}
     assert " ".join(words["stage2-rows"][3:]).startswith(
         "build stage2 --corpus videofolder --source films --num-rows 10"
@@ -84,14 +89,17 @@ def test_a_configuration_for_the_processor_is_started_on_it(tmp_path: Path) -> N
 def test_a_second_step_of_a_kind_has_a_name_of_its_own(tmp_path: Path) -> None:
     again = [*PLAIN["steps"], {"build": "stage2"}, {"train": "stage2", "config": "internvl3_2b/stage2_lora"}]
     names = [step.name for step in steps(tmp_path, steps=again, evaluate=None)]
-    assert names[4:] == ["stage2-rows-2", "stage2-model-2"]
+    assert names[6:] == ["stage2-rows-2", "stage2-rows-2-audit", "stage2-model-2"]
 
 
 def changed(folder: Path, **changes: object) -> set[str]:
     """The steps that have another identity with changes."""
     before = identities(steps(folder, evaluate=None))
     after = identities(steps(folder, evaluate=None, **changes))
-    return {name for name in after if before.get(name) != after[name]}
+    different = {name for name in after if before.get(name) != after[name]}
+    audits = {name for name in different if name.endswith("-audit")}
+    assert audits == {f"{name}-audit" for name in different if name.endswith("-rows")}
+    return different - audits
 
 
 def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(tmp_path: Path) -> None:
@@ -232,6 +240,9 @@ def test_a_name_that_is_no_study_is_refused_with_the_nearest() -> None:
 
 def test_what_is_missing_is_one_list_with_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     result = longvpo(["run", str(written(tmp_path, push_to="me/model")), "--dry-run"])
     assert result.exit_code == 1
     for lack, remedy in {

@@ -59,12 +59,16 @@ def run(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.simplefilter("ignore")
+    from longvpo_hf.hub import go_offline_if_unreachable
     from longvpo_hf.studies.session import Session
 
     session = Session.open(study, output, videos=videos, seed=seed, hours=hours, gpu_memory_gib=gpu_memory)
+    if not session.is_miniature:
+        go_offline_if_unreachable([session.study.base, *session.study.evaluate.tasks, session.study.push_to])
     selected = session.select(until, start, only)
     if dry_run:
-        print(session.plan(selected))
-        return 1 if session.missing(selected) else 0
+        lacks = session.missing(selected)
+        print(session.plan(selected, lacks))
+        return 1 if lacks else 0
     session.run(selected, delete=redo)
     return 0

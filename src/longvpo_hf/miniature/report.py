@@ -109,7 +109,7 @@ def _plot_accuracy(results: Results, settings: MiniatureSettings) -> Figure:
     for axes, stage, trained in ((one, 1, (2, settings.max_clips)), (two, 2, settings.stage2_scenes)):
         label = f"lengths in Stage {stage} ({trained[0]}–{trained[1]})"
         axes.axvspan(*trained, color=_COLOURS[stage], alpha=0.06, label=label)
-        axes.legend(loc="lower left", fontsize=8)
+        axes.legend(fontsize=8)
     one.set(title="Questions about one clip", ylabel="right answers (%)")
     two.set(title="Questions about two clips")
     return figure

@@ -99,6 +99,7 @@ _SECONDS = {
     "world": 4,
     "base": 89,
     "lengths": 35,
+    "audit": 6,
     "stage1-rows": 43,
     "stage1-model": 116,
     "stage2-rows": 26,
@@ -110,7 +111,7 @@ def expected_seconds(step: Step, settings: MiniatureSettings) -> int | None:
     """What a step of the standard scale took where it was measured; None for others."""
     if settings.scale != "standard":
         return None
-    return _SECONDS.get("lengths" if step.kind == "evaluate" else step.name)
+    return _SECONDS.get({"evaluate": "lengths", "audit": "audit"}.get(step.kind, step.name))
 
 
 def _has_gpu() -> bool:

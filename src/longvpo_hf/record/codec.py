@@ -27,7 +27,9 @@ def to_json(value: Any) -> Any:
         return to_json({**mine, **value.extra})  # type: ignore[attr-defined]
     if isinstance(value, Mapping):
         return {public_text(str(name)): to_json(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_json(item) for item in value), key=repr)  # in another order in each process
+    if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value

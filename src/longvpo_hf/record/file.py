@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,9 @@ _MAX_BYTES = 4 * 1024**2
 _PACKAGES = ("longvpo-hf", "trl", "transformers", "torch", "datasets", "peft", "torchcodec")
 #: What a transformers model's answers follow from; a checkpoint also holds its optimizer's state.
 _MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"}
+#: What is written beside weights about how they came about: it names folders and times.
+_ABOUT_TRAINING = {RECORD_FILE, "training_args.bin", "trainer_state.json", "checkpoint_files.json"}
+_ADAPTER_FILE = "adapter_config.json"
 
 Record = TypeVar("Record", DatasetRecord, ModelRecord)
 
@@ -72,14 +77,40 @@ def installed_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
 def weights_digest(folder: Path) -> str:
     """Tells the weights and the processor in a folder from others: 16 hexadecimal digits of its files' content.
 
-    The record does not count: results that are added to it change no answer.
+    Equal trainings in two folders have equal digests: what is beside the weights about the training does not count,
+    nor does the order of names in an adapter's configuration or where its base model lies.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in _MODEL_FILES and path.name != RECORD_FILE and path.is_file():
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        if path.suffix in _MODEL_FILES and path.name not in _ABOUT_TRAINING and path.is_file():
+            digest.update(path.name.encode() + _content_digest(path))
     return digest.hexdigest()[:16]
+
+
+def _content_digest(path: Path) -> bytes:
+    if path.name == _ADAPTER_FILE:
+        with suppress(ValueError):
+            return hashlib.sha256(_adapter_in_order(path.read_bytes())).digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _adapter_in_order(content: bytes) -> bytes:
+    """An adapter's configuration with its names in order: peft writes sets, in another order in each process.
+
+    Raises:
+        ValueError: If it is not JSON.
+    """
+
+    def in_order(value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return sorted(value)
+        return {name: in_order(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    config = in_order(json.loads(content))
+    if isinstance(config, dict):
+        config.pop("base_model_name_or_path", None)
+    return json.dumps(config, sort_keys=True).encode()
 
 
 def hub_commit(name: str, revision: str | None = None) -> str:

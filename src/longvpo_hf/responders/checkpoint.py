@@ -255,4 +255,5 @@ def checkpoint_digest(name: str) -> str:
         return hub_commit(name)
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else None
-    return f"{weights_digest(folder)} on {checkpoint_digest(base)}" if base else weights_digest(folder)
+    # A base on the Hub that is not in the cache is told apart by its name alone.
+    return f"{weights_digest(folder)} on {checkpoint_digest(base) or base}" if base else weights_digest(folder)

@@ -5,6 +5,7 @@ The session keeps a choice in the run's folder, so that a run that goes on, also
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -167,9 +168,9 @@ def _folder_of(base: str) -> str:
 
 
 def _billions(folder: str) -> float:
-    """Parameters by a folder's name: `internvl3_2b`, `smolvlm2_500m`."""
-    size = folder.rpartition("_")[2]
-    return float(size[:-1]) / (1000 if size.endswith("m") else 1)
+    """Parameters by a folder's name: `internvl3_2b`, `smolvlm2_500m`; infinite where it names none."""
+    size = re.search(r"_(\d+)([bm])(?:_|$)", folder)
+    return float(size[1]) / (1000 if size[2] == "m" else 1) if size else float("inf")
 
 
 def _shipped_bases() -> Iterator[tuple[str, str]]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from longvpo_hf.studies.session import Session
 
 _TOKENS_PER_FRAME = 256
+#: An audit of the miniature's 7,200 rows, on one core; longer texts take longer.
+_AUDIT_SECONDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +60,37 @@ def costs(session: Session, say: Callable[[str], None]) -> dict[str, Cost]:
     Args:
         session: The study and its run.
         say: Is told what takes a while.
+
+    Raises:
+        ConfigError: See `check_trainings`.
     """
     found: dict[str, Cost] = {}
+    check_trainings(session)
     for step in session.steps:
-        path = session.run_folder / STATE / f"{step.name}.plan.json"
-        identity = session.ledger.identities[step.name]
-        known = _known(path, identity)
+        known = _planned(session, step)
         if known is None:
             known = _estimated(session, step, found, say)
-            write_json(path, {"identity": identity, **asdict(known)})
+            write_json(_file(session, step), {"identity": session.ledger.identities[step.name], **asdict(known)})
         found[step.name] = known
     return found
 
 
-def _known(path: Path, identity: str) -> Cost | None:
+def _file(session: Session, step: Step) -> Path:
+    return session.run_folder / STATE / f"{step.name}.plan.json"
+
+
+def _planned(session: Session, step: Step) -> Cost | None:
+    """The plan that was made of a step under its present settings."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Cost(**content) if content.pop("identity") == identity else None
+        content = json.loads(_file(session, step).read_text(encoding="utf-8"))
+        return Cost(**content) if content.pop("identity") == session.ledger.identities[step.name] else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def known_hours(session: Session, step: Step) -> float | None:
     """The planned hours of a step, where a plan was made."""
-    path = session.run_folder / STATE / f"{step.name}.plan.json"
-    cost = _known(path, session.ledger.identities[step.name])
+    cost = _planned(session, step)
     return None if cost is None else cost.hours
 
 
@@ -94,9 +102,15 @@ def _estimated(session: Session, step: Step, before: Mapping[str, Cost], say: Ca
         return Cost(hours=None if seconds is None else seconds / 3600)
     try:
         if step.kind == "build":
-            say(f"{step.name}: a dry run of the build …")
+            if lacks := next(_missing_videos(session, [step]), None):
+                raise ConfigError(lacks.what)
+            say(f"{step.name}: a dry run of the build, with some of its videos …")
             return _of_build(session, step)
+        if step.kind == "audit":
+            rows = before[step.needs[0]].rows
+            return Cost(rows) if rows is None else Cost(rows, hours=_AUDIT_SECONDS * max(1.0, rows / 7200) / 3600)
         if step.kind == "train":
+            say(f"{step.name}: memory and hours of the training …")
             return _of_training(session, step, before)
         if step.kind == "evaluate":
             return _of_measurement(session, step)
@@ -107,9 +121,11 @@ def _estimated(session: Session, step: Step, before: Mapping[str, Cost], say: Ca
 
 def _of_build(session: Session, step: Step) -> Cost:
     words = [sys.executable, *step.words(session.run_folder), "--dry-run"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
+    # Its bars are shown where somebody looks on.
+    shown = None if sys.stderr.isatty() else subprocess.PIPE
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=shown, text=True, check=False)
     if done.returncode != 0:
-        raise ConfigError((done.stderr.strip().splitlines() or ["the dry run failed"])[-1])
+        raise ConfigError(((done.stderr or "").strip().splitlines() or ["the dry run failed"])[-1])
     path = session.run_folder / f"{step.name}.dry-run.log" / "estimate.json"
     estimate = json.loads(path.read_text(encoding="utf-8"))
     size = _billions(session)
@@ -186,23 +202,25 @@ def _billions(session: Session) -> float | None:
     return sum(weight.numel() for weight in model.parameters()) / 1e9
 
 
-def check_trainings(session: Session, selected: Sequence[Step]) -> None:
+def check_trainings(session: Session) -> None:
     """Refuses a setting that a recipe does not know, or a value it cannot have, before hours of building.
+
+    What has a plan was checked before it was made: the recipe's libraries take seconds to load.
 
     Raises:
         ConfigError: With the setting's name, and the nearest that is known.
     """
-    waiting = [step for step in selected if step.kind == "train" and session.ledger.state(step.name) != "done"]
     given = any(isinstance(step, Train) and step.options for step in session.study.steps)
-    if not waiting or not given:  # what the package itself sets is known
+    unknown = [step for step in session.steps if step.kind == "train" and _planned(session, step) is None]
+    if not unknown or not given:  # what the package itself sets is known
         return
     from longvpo_hf.launch.arguments import recipe_parser, refuse_unknown
 
     parser = recipe_parser()
-    for step in waiting:
+    for step in unknown:
         words = step.words(session.run_folder)
-        _, unknown = parser.parse_known_args(words[words.index("--resume_from_checkpoint") :])
-        refuse_unknown(unknown, parser)
+        _, wrong = parser.parse_known_args(words[words.index("--resume_from_checkpoint") :])
+        refuse_unknown(wrong, parser)
 
 
 # ---------------------------------------------------------------------------------------------------- what is missing
@@ -356,7 +374,7 @@ def in_words(session: Session, selected: Sequence[Step], found: Mapping[str, Cos
                 _shown(cost.calls, ",d"),
                 _shown(cost.gpu_hours, ",.2f") if session.has_gpu else "–",
                 _shown(cost.disk_gb, ",.2f"),
-                "–" if cost.hours is None else in_time(3600 * cost.hours),
+                "unknown" if cost.hours is None else in_time(3600 * cost.hours),
             )
         )
     left = [found[step.name] for step in selected if session.ledger.state(step.name) != "done" and step.name in found]

@@ -22,6 +22,7 @@ import psutil
 
 from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.processes import WATCH_SECONDS
+from longvpo_hf.studies.audits import audit_in_words
 from longvpo_hf.studies.ledger import LOGS, Ledger
 from longvpo_hf.studies.steps import Step
 
@@ -168,7 +169,7 @@ def _start(
     missing = [need for need in step.needs if ledger.state(need) != "done"]
     if any(need not in selected for need in missing):
         raise StepFailed(f"{step.name} needs {', '.join(missing)}, which is not done: run that first.")
-    if missing:
+    if missing or any(before in selected and ledger.state(before) != "done" for before in step.after):
         return "not yet"
     _wait_for_earlier(ledger, step.name)
     if ledger.begin(step.name, delete=delete):
@@ -243,7 +244,8 @@ class _Running:
                 f"{self._log}; the same command goes on where this one stopped."
             )
         self.ledger.finish(name)
-        _say(f"{self.head}: done in {in_time(self.seconds)}")
+        found = f": {audit_in_words(self.ledger.run / name)}" if self.step.kind == "audit" else ""
+        _say(f"{self.head}: done in {in_time(self.seconds)}{found}")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

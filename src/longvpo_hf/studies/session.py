@@ -136,10 +136,9 @@ class Session:
         """What the steps need and this machine lacks."""
         return planning.missing(self, selected)
 
-    def plan(self, selected: Sequence[Step]) -> str:
+    def plan(self, selected: Sequence[Step], lacks: Sequence[Missing]) -> str:
         """Steps, costs and what is missing, for people."""
-        planning.check_trainings(self, selected)
-        return planning.in_words(self, selected, self.known_costs(), self.missing(selected))
+        return planning.in_words(self, selected, self.known_costs(), lacks)
 
     def run(self, selected: Sequence[Step], *, delete: bool = False) -> None:
         """Does what is not done; the report follows it.
@@ -151,7 +150,6 @@ class Session:
 
         make_folder(self.run_folder)
         with locked(self.run_folder):
-            planning.check_trainings(self, selected)
             self.known_costs()
             if lacks := self.missing(selected):
                 parts = [f"- {item.what}\n    {item.remedy}" for item in lacks]

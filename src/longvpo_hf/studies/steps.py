@@ -39,13 +39,14 @@ class Step:
 
     Args:
         name: Of the step, of its folder and of its log.
-        kind: `world`, `base`, `build`, `train`, `evaluate` or `push`.
+        kind: `world`, `base`, `build`, `audit`, `train`, `evaluate` or `push`.
         program: What runs: words after the interpreter, `InRun` among them.
         needs: The steps it takes from.
         settings: What its result follows from besides those: JSON.
         model: Of an evaluation: the step whose model is measured, `base` for the base.
         source: Of a build: its folder of videos.
         environment: Variables its process gets.
+        after: Steps that come before it where they run, though it takes nothing from them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Step:
     model: str = ""
     source: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
 
     def words(self, run: Path) -> list[str]:
         """The program's words in a run's folder."""
@@ -102,6 +104,7 @@ class _Compiler:
         self._model = BASE
         self._rows = ""
         self._made: dict[str, str] = {}
+        self._audited: set[str] = set()
 
     def steps(self) -> Iterator[Step]:
         if self._is_miniature:
@@ -116,7 +119,9 @@ class _Compiler:
                 yield self._build(item, name)
                 self._rows = name
             else:
-                yield self._train(item, name)
+                training = self._train(item, name)
+                yield from self._audits(training)
+                yield training
                 self._model = name
             self._made[name] = "rows" if isinstance(item, Build) else "model"
             if isinstance(item, Train):
@@ -209,7 +214,17 @@ class _Compiler:
             tuple(dict.fromkeys(needs)),
             {"recipe": item.train, "config": content, "options": _plain(options), **settings},
             environment=environment,
+            after=tuple(f"{need}-audit" for need in dict.fromkeys(needs) if self._made.get(need) == "rows"),
         )
+
+    def _audits(self, training: Step) -> Iterator[Step]:
+        """The audits of the rows that no training before this one took."""
+        for audit in training.after:
+            if audit not in self._audited:
+                self._audited.add(audit)
+                rows = audit.removesuffix("-audit")
+                words: list[str | InRun] = ["audit", InRun(rows), "--output", InRun(f"{audit}/audit.html")]
+                yield Step(audit, "audit", _longvpo(words), (rows,), {})
 
     def _evaluations(self, model: str) -> Iterator[Step]:
         evaluate = self._study.evaluate

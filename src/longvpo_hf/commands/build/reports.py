@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,12 +47,13 @@ class Estimate:
         write_json(output.log / ESTIMATE_FILE, asdict(self))
 
 
-def disk_bytes(clips: Iterable[Clip]) -> int:
-    """Bytes of the files of clips."""
-    return sum(Path(path).stat().st_size for path in {clip.path for clip in clips})
+def disk_bytes(clips: Sequence[Clip]) -> int:
+    """Bytes of the files of clips; of clips that are there several times, that often: see `read_videos`."""
+    files = sum(Path(path).stat().st_size for path in {clip.path for clip in clips})
+    return files * len(clips) // max(1, len(set(clips)))
 
 
-def disk_lines(clips: Iterable[Clip], output: OutputSettings) -> list[str]:
+def disk_lines(clips: Sequence[Clip], output: OutputSettings) -> list[str]:
     """Lines of an estimate: what the clips take on disk."""
     disk = disk_bytes(clips)
     free = shutil.disk_usage(output.output.resolve().parent).free

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from longvpo_hf.responders import Responder
 
 
+#: A dry run looks at so many videos, and takes the others to be like them: to cut all of a corpus may take days.
+_LOOKED_AT = 12
+
+
 def read_videos(videos: Videos, funnel: Funnel, executor: Executor) -> tuple[list[Timeline], dict[str, object]]:
     """Reads the corpus and cuts its videos: each becomes the timeline of its clips.
 
-    Files that are cut already are not cut again, also where another build of the corpus cut them.
+    Files that are cut already are not cut again, also where another build of the corpus cut them. A dry run looks at a
+    dozen videos, evenly chosen; each then stands for as many of the others, by being there as often.
 
     Args:
         videos: See `Videos`.
@@ -49,15 +54,24 @@ def read_videos(videos: Videos, funnel: Funnel, executor: Executor) -> tuple[lis
     benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
     origins: list[str] = []
     survey = CorpusSurvey(name, source, output.media_folder / "extracted", videos.limits, benchmarks)
+    every = max(1, -(-survey.report.num_films // _LOOKED_AT)) if output.dry_run else 1
     if output.dry_run:
         print("\n".join(survey.report.lines()))
-    if not executor.is_here:
+    if every > 1:
+        print(f"looked at         one of {every} videos; the others are taken to be like it")
+    if not executor.is_here and not output.dry_run:
         from longvpo_hf.commands.build.sharing import cut_by
 
         cut_by(executor, videos, survey)
 
     def sources() -> Iterator[Source | Dropped]:
+        film, number = "", -1
         for item in survey:
+            if isinstance(item, Source):
+                number += not item.film or item.film != film
+                film = item.film
+                if number % every:
+                    continue
             funnel.count("sources")
             yield item
 
@@ -83,7 +97,7 @@ def read_videos(videos: Videos, funnel: Funnel, executor: Executor) -> tuple[lis
     if not members:
         why = f"see {output.log / 'dropped.jsonl'} for why." if num_dropped else "it holds no video."
         raise ConfigError(f"no clip came out of {source}: {why}")
-    return [Timeline(tuple(clips)) for clips in members.values()], {
+    return [Timeline(tuple(clips)) for clips in members.values() for _ in range(every)], {
         "corpus": name,
         "clips cut by": cutting.described(),
         "benchmarks": benchmarks.checked() if benchmarks else "no list of benchmark videos was given: not checked",

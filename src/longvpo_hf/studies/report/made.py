@@ -14,6 +14,7 @@ from longvpo_hf.errors import LongVPOError
 from longvpo_hf.publishing.curves import save_curves
 from longvpo_hf.publishing.inspect_page.rows import rows_data
 from longvpo_hf.record import DatasetRecord, ModelRecord, read_record
+from longvpo_hf.studies.audits import audit_in_words, findings_of
 from longvpo_hf.studies.ledger import Ledger
 from longvpo_hf.studies.report.sections import Picture, Section
 from longvpo_hf.studies.steps import Step
@@ -39,6 +40,8 @@ def outcome_of(step: Step, run: Path, ledger: Ledger) -> str:
             return _training_in_words(model) if model else ""
     except LongVPOError as error:
         return str(error)
+    if step.kind == "audit":
+        return audit_in_words(run / step.name)
     if step.kind == "evaluate":
         return _measured_in_words(run / step.name, ledger.result(step.name))
     if step.kind == "base":
@@ -80,6 +83,9 @@ def sections_of_step(step: Step, session: Session) -> list[Section]:
         return [_rows_section(step, folder, session.ledger.result(step.name))]
     if step.kind == "train":
         return [_training_section(step, folder)]
+    if step.kind == "audit" and (found := findings_of(folder)):
+        lines = [f"{item['name']}: {item['verdict']}. {item['said']} → {item['remedy']}" for item in found]
+        return [Section(f"Audit: {step.needs[0]}", [*lines, f"All items are in {step.name}/audit.html."])]
     return []
 
 
