@@ -45,8 +45,6 @@ from longvpo_hf.miniature.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def check_losses(setup: Setup, arms: list[str], tolerance: float) -> dict[str, Any]:
     """The losses of the arms on the same reference view; they must agree with those of the first.
