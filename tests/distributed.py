@@ -37,6 +37,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "lora": lambda: {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.0)},
     "precomputed": lambda: {"precompute_ref_log_probs": True},
     "bad": lambda: {"on_bad_video": "skip"},
+    "distilled": lambda: {"view_distillation_weight": 0.7},
 }
 
 #: By name, how many rows of a timeline are kept together.

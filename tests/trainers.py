@@ -85,11 +85,19 @@ def loss_of(trainer: LongVPOTrainer, rows: Any) -> Tensor:
     return trainer.compute_loss(trainer.model, batch_of(trainer, rows))
 
 
-@torch.no_grad()
 def answer_log_probs(
     model: Any, processor: Any, preference: VideoPreference, view: View, answer: str, num_frames: int = NUM_FRAMES
 ) -> Tensor:
     """Log-probability of each token of an answer to the row's question about a view: one plain call of the model."""
+    logits, labels = answer_logits(model, processor, preference, view, answer, num_frames)
+    return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+
+
+@torch.no_grad()
+def answer_logits(
+    model: Any, processor: Any, preference: VideoPreference, view: View, answer: str, num_frames: int = NUM_FRAMES
+) -> tuple[Tensor, Tensor]:
+    """Logits `[tokens, vocabulary]` for the tokens of an answer, and the tokens, by one plain call of the model."""
     encoder = PromptEncoder(processor)
     frames = FrameSampler(num_frames, fps=None, max_pixels=MAX_PIXELS)(preference.timeline, view)
     prompt = encoder.encode(frames, [[{"role": "user", "content": preference.question}]])
@@ -101,7 +109,7 @@ def answer_log_probs(
         more["mm_token_type_ids"] = kinds
     logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits[0]
     start = len(prompt.input_ids[0])
-    return logits[start - 1 : -1].float().log_softmax(-1).gather(-1, ids[0, start:, None])[:, 0]
+    return logits[start - 1 : -1].float(), ids[0, start:]
 
 
 def with_head(family: str) -> Any:

@@ -46,6 +46,9 @@ SCENARIOS: dict[str, dict[str, object]] = {
     "bad": {"on_bad_video": "skip", "dataset_name": "bad_rows"},
 }
 
+#: Not by DeepSpeed, which the term refuses.
+FSDP2: dict[str, dict[str, object]] = {"distilled": {"view_distillation_weight": 1.0, "sft_weight": 0.0}}
+
 #: Folders of `given` that a run takes unless it names others.
 NAMES = {"model_name_or_path": "base", "dataset_name": "rows"}
 
@@ -123,8 +126,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory, given: Path) -> Runs:
     def run(file: str, precision: str) -> Path:
         if (file, precision) not in folders:
             folder = tmp_path_factory.mktemp(f"{file}-{precision}") / "runs"
+            scenarios = SCENARIOS | FSDP2 if file == "fsdp2" else SCENARIOS
             folders[file, precision] = launch(
-                file, precision, given, folder, HALF if precision == "bf16" else SCENARIOS
+                file, precision, given, folder, HALF if precision == "bf16" else scenarios
             )
         return folders[file, precision]
 
@@ -142,13 +146,20 @@ def trained(folder: Path) -> Weights:
 
 def both(given: Path, two: Path, scenario: str, tolerance: float, tmp_path: Path) -> tuple[Weights, Weights, Weights]:
     """Weights before, after two processes and after one; what they logged is equal to `tolerance`."""
-    changes = dict((SCENARIOS | HALF)[scenario.partition("-then-")[0]])
+    changes = dict((SCENARIOS | FSDP2 | HALF)[scenario.partition("-then-")[0]])
     one = STAGE1.main(words(given, tmp_path / "one", 1, changes))
     done = json.loads((two / f"{scenario}.done.json").read_text())
     expected = [entry for entry in one.state.log_history if "loss" in entry]
     assert len(done["logs"]) == len(expected) == 2
     for got, wanted in zip(done["logs"], expected, strict=True):
-        for name in ("loss", "loss/sft", "rewards/margins", "logps_per_token/chosen", "ref_logps_per_token/rejected"):
+        for name in (
+            "loss",
+            "loss/sft",
+            "loss/view_distillation",
+            "rewards/margins",
+            "logps_per_token/chosen",
+            "ref_logps_per_token/rejected",
+        ):
             if name in wanted or name in got:  # a batch without rows has none
                 assert got[name] == pytest.approx(wanted[name], abs=tolerance), name
     assert done["log_probs"] == ["torch.float32"]
@@ -162,11 +173,12 @@ def both(given: Path, two: Path, scenario: str, tolerance: float, tmp_path: Path
     return before, ours, theirs
 
 
-@pytest.mark.parametrize(
-    "file",
-    ["fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)],
-)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+BY_DEEPSPEED = [
+    pytest.param(file, scenario, marks=needs_deepspeed) for file in ("zero2", "zero3") for scenario in SCENARIOS
+]
+
+
+@pytest.mark.parametrize(("file", "scenario"), [*(("fsdp2", name) for name in SCENARIOS | FSDP2), *BY_DEEPSPEED])
 def test_sharded_training_equals_one_process(
     given: Path, launched: Runs, file: str, scenario: str, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from longvpo_hf.reasoning import AnswerReasoning
 
 ReferenceView = Literal["row", "anchor", "full"]
 OnBadVideo = Literal["raise", "skip"]
+Divergence = Literal["forward", "reverse", "jsd"]
 OnBadRow = Literal["raise", "skip"]
 
 
@@ -41,6 +42,15 @@ class LongVPOConfig(DPOConfig):
             batch, as in the paper. It is the only place where α is set: `loss_type` and `loss_weights` are about the
             preference losses, and `"sft"` among them is refused. `loss_type="sft"` alone trains without a preference
             loss, on `α · (−log π(y⁺) / |y⁺|)`.
+        view_distillation_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the divergence between the reference on its own view and the policy on the whole timeline, over
+            the vocabulary, averaged over the tokens of the chosen answer, then over the batch. With `loss_type="sft"`
+            and `sft_weight=0` it is trained on alone. Not in the papers.
+        view_distillation_divergence (`str`, *optional*, defaults to `"forward"`):
+            `"forward"`: KL(reference ‖ policy), `"reverse"`: KL(policy ‖ reference), `"jsd"`: the mean of both's KL to
+            their mean.
+        view_distillation_temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits of both; the divergence is not multiplied by its square.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Train everything but the vision tower, adapters in it included. A frozen tower runs without a graph, a
             bounded number of frames at a time.
@@ -119,6 +129,24 @@ class LongVPOConfig(DPOConfig):
             "help": "Weight alpha of the SFT term on the chosen answer, averaged per answer; 0 leaves it out. The only "
             "place where it is set: 'sft' among several loss types is refused. LongVPO uses 1.0."
         },
+    )
+    view_distillation_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the divergence between the reference on its own view and the policy on the whole "
+            "timeline, per token of the chosen answer; 0 leaves it out. Not in the papers."
+        },
+    )
+    view_distillation_divergence: Divergence = field(
+        default="forward",
+        metadata={
+            "help": "'forward': KL of the policy from the reference, 'reverse': KL of the reference from the policy, "
+            "'jsd': the mean of both's KL to their mean.",
+            "choices": ["forward", "reverse", "jsd"],
+        },
+    )
+    view_distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the logits of reference and policy in view distillation."}
     )
     freeze_vision_tower: bool = field(
         default=False,
@@ -221,13 +249,14 @@ class LongVPOConfig(DPOConfig):
         """Refuses settings that contradict each other, and those that fail only at the first step."""
         if not (self.sft_weight >= 0 and math.isfinite(self.sft_weight)):
             raise ConfigError(f"sft_weight must be ≥ 0 and finite, got {self.sft_weight}.")
+        self._check_distillation()
         if "sft" in self.loss_type:
             if len(self.loss_type) > 1:
                 raise ConfigError(
                     f"loss_type={self.loss_type}: the SFT term is weighted by sft_weight alone (now "
                     f"{self.sft_weight:g}). Leave 'sft' out of loss_type, and its weight out of loss_weights."
                 )
-            if self.sft_weight == 0:
+            if self.sft_weight == 0 and self.view_distillation_weight == 0:
                 raise ConfigError("loss_type='sft' with sft_weight=0 leaves nothing to train on: set sft_weight > 0.")
             if self.loss_weights is not None:
                 raise ConfigError(
@@ -238,6 +267,42 @@ class LongVPOConfig(DPOConfig):
             raise ConfigError(
                 "use_weighting=True does not work with loss_type 'hinge': TRL multiplies the hinge loss in place, and "
                 "its gradient cannot be computed. Set use_weighting=False, or choose another loss."
+            )
+
+    def check_run(self, has_clips: bool, is_deepspeed: bool) -> None:
+        """Refuses settings that a run's rows, or DeepSpeed, cannot have.
+
+        Raises:
+            ConfigError: If there are such.
+        """
+        if self.max_nonfinite_steps and is_deepspeed:
+            raise ConfigError(
+                f"max_nonfinite_steps={self.max_nonfinite_steps}: DeepSpeed changes the weights before a step can be "
+                "looked at; set it to 0."
+            )
+        if self.view_distillation_weight and (is_deepspeed or not has_clips):
+            raise ConfigError(
+                f"view_distillation_weight={self.view_distillation_weight:g} needs rows with clips, which have two "
+                "views, and DDP or FSDP2: DeepSpeed keeps parts of the LM head elsewhere. Set it to 0."
+            )
+
+    def _check_distillation(self) -> None:
+        weight, divergence = self.view_distillation_weight, self.view_distillation_divergence
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ConfigError(f"view_distillation_weight must be ≥ 0 and finite, got {weight}.")
+        if divergence not in ("forward", "reverse", "jsd"):
+            raise ConfigError(
+                f"view_distillation_divergence must be 'forward', 'reverse' or 'jsd', got {divergence!r}."
+            )
+        if not (self.view_distillation_temperature > 0 and math.isfinite(self.view_distillation_temperature)):
+            raise ConfigError(
+                f"view_distillation_temperature must be > 0 and finite, got {self.view_distillation_temperature}."
+            )
+        if weight and self.precompute_ref_log_probs:
+            raise ConfigError(
+                f"view_distillation_weight={weight:g} needs the reference's distributions, and "
+                "precompute_ref_log_probs=True keeps only its scores with the rows: set it False, or train an adapter "
+                "(use_peft), for which the reference takes no memory."
             )
 
     @property

@@ -101,9 +101,12 @@ def record_of(
 
 def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: bool) -> TrainingRecord:
     peft = next(iter(getattr(model, "peft_config", {}).values()), None)
-    sft = {"sft": args.sft_weight} if args.sft_weight else {}
+    terms = {"sft": args.sft_weight} if args.sft_weight else {}
+    if args.view_distillation_weight:
+        how = f"{args.view_distillation_divergence}, temperature {args.view_distillation_temperature:g}"
+        terms[f"view distillation ({how})"] = args.view_distillation_weight
     return TrainingRecord(
-        losses={**args.preference_losses, **sft},
+        losses={**args.preference_losses, **terms},
         beta=args.beta,
         sft_weight=args.sft_weight,
         reference=args.reference,

@@ -29,6 +29,7 @@ class RowScores:
         chosen_tokens: Tokens of the chosen answer.
         rejected_tokens: Tokens of the rejected answer.
         sft: −log π(y⁺) / |y⁺| of the chosen answer.
+        distilled: Divergence from the reference on its view, a token of the chosen answer; 0 where it is not trained.
         loss: Loss of the row's batch on its process.
         entropy: Summed over the tokens of both answers.
         chosen_logits: Mean logit of the vocabulary, summed over the chosen tokens.
@@ -44,6 +45,7 @@ class RowScores:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     sft: Tensor
+    distilled: Tensor
     loss: Tensor
     entropy: Tensor
     chosen_logits: Tensor
@@ -87,6 +89,7 @@ class RowScores:
         metrics = {
             "loss": (self.loss, one),
             "loss/sft": (self.sft, one),
+            "loss/view_distillation": (self.distilled, one),
             "rewards/chosen": (chosen_rewards, one),
             "rewards/rejected": (rejected_rewards, one),
             "rewards/accuracies": (correct, one),

@@ -14,6 +14,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.training.collator import SCORE_COLUMNS, Batch
+from longvpo_hf.training.distillation import AnswerStates, answer_states, hidden_states_of
 from longvpo_hf.training.metrics import POSITIONS, RowScores
 from longvpo_hf.training.packing import is_tree_packed, plain_forward, tree_forward, unwrapped
 from longvpo_hf.training.packing.forward import TOKEN_FIELDS
@@ -28,16 +29,22 @@ class ModelCall:
         model: The model, perhaps wrapped.
         batch: The batch with its videos; None to call the model as TRL does.
         rows: Int, which of the batch's rows TRL is given; None for all of them.
+        keeps_states: Whether the states of the chosen answers are kept.
 
     Attributes:
         scored: What TRL was given, after its call.
+        states: Those of the rows it was given.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch | None, rows: Tensor | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Batch | None, rows: Tensor | None = None, keeps_states: bool = False
+    ) -> None:
         self.model = model
         self.batch = batch
         self.rows = rows
         self.scored: FusedCausalLMOutput
+        self.states: AnswerStates | None = None
+        self._keeps_states = keeps_states
 
     def __call__(self, **kwargs: Any) -> Any:
         if not kwargs.get("fused_lm_head"):
@@ -54,7 +61,13 @@ class ModelCall:
             # What TRL asks of a mixture of experts, for its load-balancing loss; the inputs are our batch's own.
             asked = {name: kwargs[name] for name in ("output_router_logits",) if name in kwargs}
             forward = tree_forward if is_tree_packed(self.model) else plain_forward
-            scored = forward(self.model, self.batch, **asked)
+            base = unwrapped(self.model)
+            with hidden_states_of(base) as calls:
+                scored = forward(self.model, self.batch, **asked)
+            if self._keeps_states:
+                texts = (self.batch["input_ids"], self.batch["completion_mask"])
+                states = answer_states(base, calls, scored, *texts)
+                self.states = states if self.rows is None else states.of(self.rows.tolist())
         self.scored = scored if self.rows is None else _of_rows(scored, both_answers(self.rows, self.batch))
         return self.scored
 
@@ -112,7 +125,13 @@ def of_real_tokens(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def row_scores(
-    scored: FusedCausalLMOutput, texts: Batch, ld_alpha: float | None, places: Tensor, sft: Tensor, loss: Tensor
+    scored: FusedCausalLMOutput,
+    texts: Batch,
+    ld_alpha: float | None,
+    places: Tensor,
+    sft: Tensor,
+    distilled: Tensor,
+    loss: Tensor,
 ) -> RowScores:
     """What was measured of the rows of a batch.
 
@@ -122,6 +141,7 @@ def row_scores(
         ld_alpha: See `answer_scores`.
         places: `[B]`, where the middle of their evidence lies on the timeline, in [0, 1]; NaN without evidence.
         sft: `[B]`, see `sft_losses`.
+        distilled: `[B]`, see `divergences`.
         loss: The loss of all of them.
     """
     mask = texts["completion_mask"][:, 1:]
@@ -140,6 +160,7 @@ def row_scores(
         chosen_tokens=chosen_tokens,
         rejected_tokens=rejected_tokens,
         sft=sft.detach(),
+        distilled=distilled.detach(),
         loss=loss.detach().expand(len(sft)),
         entropy=sum(entropy.chunk(2)),
         chosen_logits=logits.chunk(2)[0],

@@ -35,6 +35,7 @@ from longvpo_hf.training.collator import (
     VideoPreferenceCollator,
 )
 from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.training.distillation import ViewDistillation
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
 from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
@@ -108,9 +109,9 @@ class LongVPOTrainer(SavingTrainer):
     Metrics are means over all rows (or tokens) since the last log, or of an evaluation, at every batch size and number
     of processes: TRL's, and `rewards/{chosen,rejected,accuracies}/{begin,middle,end}` by where on the timeline the
     evidence of the row lies; `logps_per_token/{chosen,rejected}` and `ref_logps_per_token/{chosen,rejected}`;
-    `loss/sft`. The log also has `visual_tokens` of the policy's timelines, each once, per optimizer step (in
-    evaluation: per batch); `tokens_per_second` of `num_tokens`, which counts both sequences of a pair, loading and
-    logging included; and `bad_videos/<reason>` so far.
+    `loss/sft` and `loss/view_distillation`. The log also has `visual_tokens` of the policy's timelines, each once, per
+    optimizer step (in evaluation: per batch); `tokens_per_second` of `num_tokens`, which counts both sequences of a
+    pair, loading and logging included; and `bad_videos/<reason>` so far.
     """
 
     _tag_names = ["trl", "dpo", "longvpo"]  # noqa: RUF012  (TRL's own form)
@@ -145,6 +146,7 @@ class LongVPOTrainer(SavingTrainer):
         self._step_visual_tokens = 0.0
         self._throughput = Throughput()
         self._nonfinite = NonFiniteSteps(args.max_nonfinite_steps)
+        self._distillation = ViewDistillation(args)
         if self._has_clips:
             revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
             if not isinstance(model, str):
@@ -173,11 +175,7 @@ class LongVPOTrainer(SavingTrainer):
         )
         self._take_losses()
         self._prepare_models()
-        if args.max_nonfinite_steps and self.is_deepspeed_enabled:
-            raise ConfigError(
-                f"max_nonfinite_steps={args.max_nonfinite_steps}: DeepSpeed changes the weights before a step can be "
-                "looked at; set it to 0."
-            )
+        args.check_run(self._has_clips, self.is_deepspeed_enabled)
         # `_compute_loss` finds the reference's log-probabilities in the batch: `_with_reference` puts them there.
         self.precompute_ref_logps = True
         if self._has_clips and args.precompute_ref_log_probs and self.ref_model is not None:
@@ -222,13 +220,18 @@ class LongVPOTrainer(SavingTrainer):
         if not self._is_trial_due:
             return
         self._is_trial_due = False
-        is_half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
-        reasons = [reason for reason in gather_object([reason_on_batch(model, inputs, is_half)]) if reason is not None]
+        reasons = gather_object([reason_on_batch(model, inputs, self._is_half)])
+        reasons = [reason for reason in reasons if reason is not None]
         if reasons:
             logger.warning(f"{_WITHOUT_TREES}: {reasons[0]}")
             for scored in (self.model, self.ref_model):
                 if scored is not None:
                     disable_tree_packing(scored)
+
+    @property
+    def _is_half(self) -> bool:
+        """Whether the model computes in half precision."""
+        return bool(self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32)
 
     def create_accelerator_and_postprocess(self) -> None:
         """transformers', but under FSDP2 log-probabilities leave the model in the type they were computed in.
@@ -308,7 +311,9 @@ class LongVPOTrainer(SavingTrainer):
             if "videos" not in inputs:
                 return super().compute_ref_log_probs(ModelCall(model, None), inputs)
             self._try_trees(model, inputs)
-            scores = super().compute_ref_log_probs(ModelCall(model, inputs), texts_of(inputs))
+            call = ModelCall(model, inputs, keeps_states=self._distillation.weight > 0)
+            scores = super().compute_ref_log_probs(call, texts_of(inputs))
+            self._distillation.teacher = call.states
         if "kept" not in inputs:
             return scores
         spread = [score.new_full((inputs["rows"],), math.nan) for score in scores]
@@ -355,7 +360,7 @@ class LongVPOTrainer(SavingTrainer):
         counted = self._counted_rows(mode, inputs)
         inputs = self._with_reference(model, inputs)
         rows = counted if len(counted) else None  # TRL computes a loss in any case; without rows it is thrown away
-        call, texts = ModelCall(model, inputs, rows), texts_of(inputs, rows)
+        call, texts = ModelCall(model, inputs, rows, self._distillation.weight > 0), texts_of(inputs, rows)
         metrics = self._metrics[mode]
         self._metrics[mode] = defaultdict(list)
         with gather_of_unequal_rows(self.accelerator, has_rows=len(counted) > 0):
@@ -364,8 +369,14 @@ class LongVPOTrainer(SavingTrainer):
         sft = sft_losses(call.scored.log_probs, texts["completion_mask"])
         if self.args.sft_weight:
             loss = loss + self.args.sft_weight * sft.mean()
+        distilled = torch.zeros_like(sft)
+        if call.states is not None:
+            scored = (call.scored.log_probs, texts["completion_mask"])
+            with self.accelerator.autocast():
+                distilled = self._distillation.losses(call.states, rows, *scored, self._is_half)
+            loss = loss + self._distillation.weight * distilled.mean()
         places = inputs["places"] if rows is None else inputs["places"][rows]
-        scores = row_scores(call.scored, texts, self.ld_alpha, places, sft, loss).first(len(counted))
+        scores = row_scores(call.scored, texts, self.ld_alpha, places, sft, distilled, loss).first(len(counted))
         everyone = scores.gathered(self.accelerator.gather, inputs["rows"])
         for name, values in theirs.items():
             if name == "num_tokens":
@@ -431,6 +442,8 @@ class LongVPOTrainer(SavingTrainer):
         means = dict(self._means[mode].take())
         if not self.args.sft_weight:
             means.pop("loss/sft", None)
+        if not self._distillation.weight:
+            means.pop("loss/view_distillation", None)
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

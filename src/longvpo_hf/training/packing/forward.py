@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,20 @@ from longvpo_hf.training.packing.tree import Batch, Packed, find_visual_tokens, 
 
 TOKEN_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 """Per-token fields [2B, L - 1] of TRL's `FusedCausalLMOutput`; those the head was not asked for are None."""
+
+
+@dataclass
+class Scored(FusedCausalLMOutput):
+    """What several calls of a model, or a call on trees, gave a batch.
+
+    Args:
+        places: `[2B, L - 1]`, where each token was predicted, counted over the positions of all calls laid end to end;
+            -1 for nowhere.
+        widths: How many positions of a sequence count, for each call.
+    """
+
+    places: Tensor | None = None
+    widths: tuple[int, ...] | None = None
 
 
 def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
@@ -217,7 +232,7 @@ def _at(
         counts: Of each call, how often each of its tokens counts for that loss.
     """
     nowhere, place = source < 0, source.clamp(min=0)
-    fields = {}
+    fields: dict[str, Any] = {}
     for name in TOKEN_FIELDS:
         values = [getattr(output, name) for output in outputs]
         if all(value is not None for value in values):
@@ -226,9 +241,10 @@ def _at(
     numbers = torch.stack([output.label_mask.sum() for output in outputs])
     shares = numbers / numbers.sum().clamp(min=1)
     losses = [share * output.loss for share, output in zip(shares, outputs, strict=True)]
+    fields |= {"places": source, "widths": tuple(output.log_probs.shape[1] for output in outputs)}
     if not routing:
-        return FusedCausalLMOutput(loss=torch.stack(losses).sum(), **fields)
+        return Scored(loss=torch.stack(losses).sum(), **fields)
     weight, aux = balancing_weight(base), balancing_loss(base, routing, counts)
     theirs = [share * output.aux_loss for share, output in zip(shares, outputs, strict=True)]
     loss = torch.stack(losses).sum() + weight * (aux - torch.stack(theirs).sum())
-    return FusedCausalLMOutput(loss=loss, aux_loss=aux, **fields)
+    return Scored(loss=loss, aux_loss=aux, **fields)

@@ -1,0 +1,222 @@
+"""View distillation: what the reference says of an answer where it sees the evidence, taught to the policy.
+
+DPO is told one bit of a row, which answer is better. The reference, scored on its own view, has a whole distribution
+for each token of the chosen answer, and is sure where the policy, which sees the whole timeline, is not. The term is
+the divergence of the two, averaged over an answer's tokens and then over rows. On-policy relatives of it: Vision-OPD
+(arXiv 2605.18740), S²VOPD (arXiv 2608.14144).
+
+Hidden states of the answers' tokens are kept from the passes that are made anyway (`ModelCall`); distributions over the
+vocabulary exist for a bounded number of tokens at a time, in the backward pass too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from trl.trainer.utils import FusedCausalLMOutput
+
+from longvpo_hf.errors import ModelError
+from longvpo_hf.training.config import Divergence, LongVPOConfig
+
+#: Numbers of a table of tokens × vocabulary that is held at once: 128 MiB in float32.
+_TABLE = 2**25
+#: How far log-probabilities from the states may be from those that the model was scored with, in nats a token: float32,
+#: and half precision, where a logit of 30 is rounded by up to 0.06.
+_BOUNDS = {False: 1e-3, True: 0.2}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStates:
+    """Where a model predicts the chosen answers of B rows, and the LM head that reads it.
+
+    Args:
+        hidden: Of each row `[tokens of the answer, width]`.
+        labels: Of each row the answer's token ids, `[tokens]`.
+        weight: Of the head, `[vocabulary, width]`.
+        bias: Of the head, `[vocabulary]`; None without.
+        softcap: Bound of the logits, by a tanh; None without.
+    """
+
+    hidden: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+
+    def of(self, rows: Sequence[int]) -> AnswerStates:
+        """The same of some rows."""
+        hidden, labels = (tuple(each[row] for row in rows) for each in (self.hidden, self.labels))
+        return AnswerStates(hidden, labels, self.weight, self.bias, self.softcap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[tokens, vocabulary]`, float32, of states `[tokens, width]`."""
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@contextmanager
+def hidden_states_of(base: Any) -> Iterator[list[Tensor]]:
+    """Within, collects what the text model gives in each call of a model, `[rows, tokens, width]`."""
+    found: list[Tensor] = []
+    hook = base.base_model.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def answer_states(
+    base: Any, calls: Sequence[Tensor], scored: FusedCausalLMOutput, input_ids: Tensor, completion_mask: Tensor
+) -> AnswerStates:
+    """The states of the chosen answers of a batch.
+
+    Args:
+        base: The transformers model, its head gathered where it is sharded.
+        calls: See `hidden_states_of`.
+        scored: What `plain_forward` or `tree_forward` made of these calls.
+        input_ids: `[2B, L]`.
+        completion_mask: `[2B, L]`.
+    """
+    places: Tensor | None = getattr(scored, "places", None)
+    widths: Sequence[int] = getattr(scored, "widths", None) or ()
+    if places is None:  # one call, whose rows are the batch's; prompt learning puts virtual tokens before them
+        rows, width = scored.log_probs.shape
+        places, widths = torch.arange(rows * width, device=input_ids.device).view(rows, width), [width]
+        places = places[:, 1 - input_ids.shape[1] :]
+    flat = [call[:, :width].flatten(0, 1) for call, width in zip(calls, widths, strict=True)]
+    pairs = len(input_ids) // 2
+    chosen = completion_mask[:pairs, 1:] == 1
+    counts = chosen.sum(1).tolist()
+    hidden = (flat[0] if len(flat) == 1 else torch.cat(flat))[places[:pairs][chosen]]
+    head = base.get_output_embeddings()
+    return AnswerStates(
+        hidden.split(counts),
+        input_ids[:pairs, 1:][chosen].split(counts),
+        head.weight,
+        head.bias,
+        getattr(base.config.get_text_config(), "final_logit_softcapping", None),
+    )
+
+
+def divergences(
+    student: AnswerStates, teacher: AnswerStates, kind: Divergence, temperature: float, table: int = _TABLE
+) -> Tensor:
+    """The divergence of student from teacher, averaged over the tokens of each row's answer, `[B]`.
+
+    Args:
+        student: Of the policy.
+        teacher: Of the reference, on its view of the same rows; without gradient.
+        kind: "forward" is KL(teacher ‖ student), "reverse" KL(student ‖ teacher), "jsd" the mean of both's KL to their
+            mean distribution, at most ln 2.
+        temperature: Both's logits are divided by it. The result is not multiplied by its square.
+        table: Numbers of a table of tokens × vocabulary that is held at once.
+    """
+    of_student, of_teacher = torch.cat(student.hidden), torch.cat(teacher.hidden).detach()
+
+    def of_tokens(mine: Tensor, theirs: Tensor) -> Tensor:
+        with torch.no_grad():
+            known = (teacher.logits(theirs) / temperature).log_softmax(-1)
+        return _divergence((student.logits(mine) / temperature).log_softmax(-1), known, kind)
+
+    size = max(1, table // len(student.weight))
+    pieces = [
+        checkpoint(of_tokens, mine, theirs, use_reentrant=False, preserve_rng_state=False)
+        for mine, theirs in zip(of_student.split(size), of_teacher.split(size), strict=True)
+    ]
+    tokens: Tensor = torch.cat(pieces)
+    lengths = [len(labels) for labels in student.labels]
+    return torch.stack([part.sum() / max(len(part), 1) for part in tokens.split(lengths)])
+
+
+def _divergence(student: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
+    """Of log-probabilities `[tokens, vocabulary]`, `[tokens]`."""
+    if kind == "forward":
+        return _kl(teacher, student)
+    if kind == "reverse":
+        return _kl(student, teacher)
+    mean = torch.logaddexp(student, teacher) - math.log(2)
+    return (_kl(student, mean) + _kl(teacher, mean)) / 2
+
+
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    return (first.exp() * (first - second)).sum(-1)
+
+
+@torch.no_grad()
+def check_states(states: AnswerStates, log_probs: Tensor, completion_mask: Tensor, is_half: bool) -> None:
+    """Refuses states that give other log-probabilities than the model was scored with.
+
+    Args:
+        states: Of the chosen answers.
+        log_probs: `[2B, L-1]`, of the same rows.
+        completion_mask: `[2B, L]`, of the same rows.
+        is_half: Whether the model computes in half precision.
+
+    Raises:
+        ModelError: If they differ: the head does more than multiply, or the states are those of other tokens.
+    """
+    rows = len(states.hidden)
+    mask = completion_mask[:rows, 1:] == 1
+    expected = log_probs[:rows, -mask.shape[1] :][mask].float()
+    size = max(1, _TABLE // len(states.weight))
+    found = [
+        states.logits(hidden).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        for hidden, labels in zip(
+            torch.cat(states.hidden).split(size), torch.cat(states.labels).split(size), strict=True
+        )
+    ]
+    difference = float((torch.cat(found) - expected).abs().mean())
+    if not difference <= _BOUNDS[is_half]:
+        raise ModelError(
+            f"view_distillation_weight: the log-probabilities of this model's answers do not follow from its hidden "
+            f"states and its LM head (mean difference {difference:.2g} nats a token, bound {_BOUNDS[is_half]:g}): its "
+            "head scales logits, or its tokens are spread over several processes. Set view_distillation_weight=0."
+        )
+
+
+class ViewDistillation:
+    """The term as the trainer adds it to the loss.
+
+    Attributes:
+        weight: `view_distillation_weight`; 0 for no term.
+        teacher: States of the reference's pass over the batch at hand.
+    """
+
+    def __init__(self, settings: LongVPOConfig) -> None:
+        self.weight = settings.view_distillation_weight
+        self.teacher: AnswerStates | None = None
+        self._kind = settings.view_distillation_divergence
+        self._temperature = settings.view_distillation_temperature
+        self._is_checked = False
+
+    def losses(
+        self, student: AnswerStates, rows: Tensor | None, log_probs: Tensor, completion_mask: Tensor, is_half: bool
+    ) -> Tensor:
+        """The term of each row, `[B]`.
+
+        Args:
+            student: States of the policy's pass over the rows.
+            rows: Which of the teacher's rows they are; None for all.
+            log_probs: `[2B, L-1]`, what the policy was scored with.
+            completion_mask: `[2B, L]`.
+            is_half: See `check_states`.
+
+        Raises:
+            ModelError: On the first batch, see `check_states`.
+        """
+        teacher, self.teacher = self.teacher, None
+        if teacher is None:
+            raise RuntimeError("The reference was not scored on this batch: view distillation has no teacher.")
+        if not self._is_checked:
+            check_states(student, log_probs, completion_mask, is_half)
+            self._is_checked = True
+        teacher = teacher if rows is None else teacher.of(rows.tolist())
+        return divergences(student, teacher, self._kind, self._temperature)
