@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from longvpo_hf.artifacts import digest
 from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.reasoning import CutOff
 from longvpo_hf.record import hub_commit, weights_digest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CutOff",
+    "Deferred",
     "EndpointResponder",
     "LocalResponder",
     "NoAnswer",
@@ -207,6 +209,35 @@ class ScriptedResponder:
     ) -> list[str]:
         """See `Responder.respond`."""
         return one_by_one(requests, self.answer, on_result)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A responder that is made in the process that first asks it: it can be sent to others, and a model's weights stay
+    where they are.
+
+    Args:
+        make: Makes the responder; goes to the other process.
+        name: See `Responder.name`.
+        settings: See `identity`.
+    """
+
+    make: Callable[[], Responder]
+    name: str
+    settings: Any
+
+    def respond(
+        self, requests: Sequence[Request], on_result: OnResult | None = None, on_wait: OnWait | None = None
+    ) -> list[str]:
+        """See `Responder.respond`."""
+        key = digest([self.name, self.settings])
+        if key not in _made:
+            _made[key] = self.make()
+        return _made[key].respond(requests, on_result, on_wait)
+
+
+#: The responders of this process that were deferred, by what they are.
+_made: dict[str, Responder] = {}
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.commands.build.options import (
@@ -19,6 +20,7 @@ from longvpo_hf.commands.build.options import (
 from longvpo_hf.errors import ModelError
 
 if TYPE_CHECKING:
+    from longvpo_hf.building.executors import Executor
     from longvpo_hf.responders import Responder
 
 
@@ -29,11 +31,14 @@ class Models:
         settings: How they are asked.
         num_frames: Most frames one call is shown.
         seed: For endpoints.
+        executor: Who asks them. Workers of a cluster load models themselves.
     """
 
-    def __init__(self, settings: ModelSettings, num_frames: int, seed: int) -> None:
+    def __init__(self, settings: ModelSettings, num_frames: int, seed: int, executor: Executor | None = None) -> None:
         self._settings = settings
         self._seed = seed
+        self._num_frames = num_frames
+        self._executor = executor
         from longvpo_hf.frames import FrameSampler
 
         self._sampler = FrameSampler(max(FRAMES, num_frames), fps=FPS, max_pixels=MAX_PIXELS)
@@ -68,6 +73,18 @@ class Models:
         return self._made[key]
 
     def _make(self, name: str, max_new_tokens: int) -> Responder:
+        from longvpo_hf.building.cluster import Cluster
+
+        if isinstance(self._executor, Cluster) and not is_asked_elsewhere(name):
+            from longvpo_hf.responders import Deferred
+
+            make = partial(_model_of_worker, self._settings, self._num_frames, self._seed, name, max_new_tokens)
+            known_as, settings = self._executor.ask(partial(_identity, make))
+            return Deferred(make, known_as, settings)
+        return self.load(name, max_new_tokens)
+
+    def load(self, name: str, max_new_tokens: int) -> Responder:
+        """The model itself, in this process."""
         settings = self._settings
         if name == "scripted":
             from longvpo_hf.building.rehearsal import rehearsal
@@ -117,6 +134,22 @@ class Models:
         return LocalResponder(
             loaded, processor, self._sampler, max_new_tokens, settings.batch_size, decoding=settings.decoding
         )
+
+
+@cache
+def _models_of_worker(settings: ModelSettings, num_frames: int, seed: int) -> Models:
+    return Models(settings, num_frames, seed)
+
+
+def _model_of_worker(settings: ModelSettings, num_frames: int, seed: int, name: str, max_new_tokens: int) -> Responder:
+    """A model in a worker's process, its weights loaded once for all its roles."""
+    return _models_of_worker(settings, num_frames, seed).load(name, max_new_tokens)
+
+
+def _identity(make: Callable[[], Responder]) -> Any:
+    from longvpo_hf.responders import identity
+
+    return identity(make())
 
 
 def check_models(

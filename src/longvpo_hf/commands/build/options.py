@@ -174,7 +174,8 @@ class OutputSettings:
             of Hugging Face ($HF_HOME).
         preview: Add a column `preview`, the first clip that holds the answer: the Hub's viewer plays it. The clips of a
             row, which are in a list, it does not show.
-        num_workers: Processes that cut clips; 0 cuts in this one.
+        num_workers: Processes that cut clips; 0 cuts in this one. With --executor processes or ray, those that do all
+            of the work.
         dry_run: Estimate calls, tokens and disk; ask no model.
         push_to_hub: NAMESPACE/NAME of a dataset on the Hub to push to. None: nothing is pushed.
         private: Whether a dataset that is new there is private. None: as the namespace's setting has it.
@@ -254,14 +255,17 @@ class WorkSettings:
 
     Args:
         executor: `local`: this process. `processes`: --num-workers processes of this machine, each with --concurrency
-            requests under way; for endpoints.
+            requests under way; for endpoints. `ray`: workers of a Ray cluster (extra `ray`), one on each GPU where a
+            model is loaded, else one on each CPU, or --num-workers. All machines see --source, --output and --cache.
+        address: Of the Ray cluster; `auto` is the one that this machine is in. None: one of this machine alone.
         num_shards: Runs of this command that share the work, on one machine or many, e.g. of a scheduler's array. All
             of them see --output and --cache.
         shard: Which of them this is, from 0. It writes no dataset.
         merge: Write the dataset of what the shards have made, or name what is missing.
     """
 
-    executor: Literal["local", "processes"] = "local"
+    executor: Literal["local", "processes", "ray"] = "local"
+    address: str | None = None
     num_shards: PositiveInt | None = None
     shard: NonNegativeInt | None = None
     merge: bool = False
@@ -273,6 +277,8 @@ class WorkSettings:
             raise ConfigError("--merge writes what all shards have made: leave out --shard.")
         if self.executor != "local" and (self.merge or self.shard is not None):
             raise ConfigError(f"--executor {self.executor} starts its own workers: leave out --shard and --merge.")
+        if self.address is not None and self.executor != "ray":
+            raise ConfigError("--address is that of a Ray cluster: add --executor ray.")
 
     def made(self, num_workers: int, names: Iterable[str | None]) -> Executor:
         """The executor.
@@ -293,6 +299,10 @@ class WorkSettings:
         if self.executor == "local":
             return HERE
         local = [name for name in names if name and not is_asked_elsewhere(name)]
+        if self.executor == "ray":
+            from longvpo_hf.building.cluster import Cluster
+
+            return Cluster(self.address, num_workers, needs_gpu=bool(local))
         if local:
             raise ConfigError(
                 f"--executor processes would load {local[0]} once in each process: use an endpoint, or a shard for "

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.artifacts import Fields, Journal, Log
-from longvpo_hf.building.executors import Executor, carry_out
+from longvpo_hf.building.executors import Executor, Shard, carry_out
 from longvpo_hf.commands.build.options import Videos
 from longvpo_hf.intake import Source, clips_of
 from longvpo_hf.intake.media import check_clips, cut_clips
@@ -41,8 +41,9 @@ class _Sources:
 class _Cutting:
     """Cuts videos into the cache of clips, or checks them, and marks those that are done."""
 
-    def __init__(self, videos: Videos) -> None:
+    def __init__(self, videos: Videos, num_workers: int) -> None:
         self._videos = videos
+        self._num_workers = num_workers
         how = asdict(videos.media) if videos.output.media == "embed" else "checked"
         follows_from = ["cut", asdict(videos.cutting), how, asdict(videos.bounds)]
         self._journal = Journal(videos.output.beside(".job"), follows_from)
@@ -53,11 +54,10 @@ class _Cutting:
         def cut(log: Log) -> Sequence[Fields]:
             videos, cache = self._videos, self._videos.output.cache_folder
             spans = clips_of(piece.sources, videos.cutting, None, videos.bounds, cache)
-            num_workers = videos.output.num_workers
             if videos.output.media == "embed":
-                clips = cut_clips(spans, cache, videos.media, num_workers, videos.bounds)
+                clips = cut_clips(spans, cache, videos.media, self._num_workers, videos.bounds)
             else:
-                clips = check_clips(spans, cache, num_workers, videos.bounds)
+                clips = check_clips(spans, cache, self._num_workers, videos.bounds)
             for _ in clips:
                 pass
             return []
@@ -82,7 +82,8 @@ def cut_by(executor: Executor, videos: Videos, survey: CorpusSurvey) -> None:
     sources = [item for item in survey if isinstance(item, Source)]
     starts = range(0, len(sources), _VIDEOS_PER_PIECE)
     pieces = [_Sources(n, tuple(sources[start : start + _VIDEOS_PER_PIECE])) for n, start in enumerate(starts)]
-    carry_out(executor, _Cutting(videos), pieces, f"cutting {_VIDEOS_PER_PIECE} videos at a time")
+    num_workers = videos.output.num_workers if isinstance(executor, Shard) else 0  # a worker starts no further ones
+    carry_out(executor, _Cutting(videos, num_workers), pieces, f"cutting {_VIDEOS_PER_PIECE} videos at a time")
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def build(
             _estimate(clips, rows, roles, output).show(output)
             return
         root = media_root(clips, corpus.source, output)
-        models = Models(asking, rows.max_clips or 0, rows.seed)
+        models = Models(asking, rows.max_clips or 0, rows.seed, executor)
         counts = build_stage1(
             clips,
             models.seeing(roles.writer or roles.responder),

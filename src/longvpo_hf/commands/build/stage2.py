@@ -126,7 +126,7 @@ def build(
             )
             return
         root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
-        models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
+        models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed, executor)
         writer = models.reading(roles.writer or roles.answerer)
         captioner = models.seeing(roles.captioner or roles.answerer)
         videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel, executor)

@@ -123,7 +123,7 @@ def build(
             estimate_over_scenes(timelines, scenes, output, rows.num_rows, most, shown, judgements).show(output)
             return
         root = media_root((clip for timeline in timelines for clip in timeline.clips), corpus.source, output)
-        models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed)
+        models = Models(asking, max(scenes.frame_budget, *map(len, timelines)), rows.seed, executor)
         writer = models.reading(roles.writer or roles.responder)
         captioner = models.seeing(roles.captioner or roles.responder)
         videos, by = captioned(timelines, source, scenes, captioning, captioner, writer, funnel, executor)
