@@ -31,15 +31,16 @@ def cluster() -> Iterator[Any]:
     """A head that works nothing, and two machines of one CPU; all three are processes here."""
     from ray.cluster_utils import Cluster as Nodes
 
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), before])
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY})
-    machines = [nodes.add_node(num_cpus=1, **MEMORY) for _ in range(2)]
-    yield nodes, machines
-    ray.shutdown()
-    nodes.shutdown()
-    os.environ["PYTHONPATH"] = before
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # leaves no token at home
+        nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY})
+        machines = [nodes.add_node(num_cpus=1, **MEMORY) for _ in range(2)]
+        yield nodes, machines
+        ray.shutdown()
+        nodes.shutdown()
 
 
 @dataclass(frozen=True)

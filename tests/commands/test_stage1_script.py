@@ -191,6 +191,7 @@ def test_a_merge_of_nothing_says_what_is_missing(videos: Path, tmp_path: Path) -
         (["--num-shards", "2", "--shard", "1", "--merge"], "leave out --shard"),
         (["--executor", "processes"], "--executor processes needs --num-workers ≥ 1, got 0"),
         (["--executor", "processes", "--merge"], "starts its own workers"),
+        (["--address", "auto"], "--address is that of a Ray cluster: add --executor ray"),
     ],
 )
 def test_who_works_is_said_once(videos: Path, tmp_path: Path, options: list[str], message: str, capsys) -> None:
