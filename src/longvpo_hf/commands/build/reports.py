@@ -112,7 +112,7 @@ def estimate_over_scenes(
 def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings, executor: Executor) -> None:
     """Shows what came through each stage and what was dropped for which reason; pushes if that was asked for."""
     for title, numbers in counts.items():
-        print(title)
+        print(title if numbers else f"{title}: nothing")
         for name, number in numbers.items():
             print(f"  {number:>8} {name}")
     if not executor.joins:
