@@ -5,7 +5,7 @@
 
 The files follow from the tables below (bases, recipes, modes) and from `costs.json`, their estimated costs: change a
 number here, not in a file. A test compares the files with these tables and loads each. The miniature's files are of
-another kind and written by hand.
+another kind and written by hand. Each file names the JSON schema by which editors complete it, which is written too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvpo_hf.families import family_of
+from longvpo_hf.launch.schema import recipe_schema, schema_text
 from longvpo_hf.methods import stage1, stage2, temporal
 
 CONFIGS = Path(__file__).parent / "configs"
 COSTS = Path(__file__).parent / "costs.json"
+SCHEMA = CONFIGS / "recipe.schema.json"
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _header(name: str, base: Base, recipe: str, mode: str, costs: Costs) -> str:
     lines += ["", *_wrapped(_costs(name, recipe, mode, costs))]
     if base.about:
         lines += ["", *_wrapped(base.about)]
-    lines += ["", "Written by recipes/write_configs.py."]
+    lines += ["", "Written by recipes/write_configs.py.", f"yaml-language-server: $schema=../{SCHEMA.name}"]
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
@@ -324,12 +326,13 @@ def _wrapped(text: str, width: int = 116) -> list[str]:
 
 
 def main() -> None:
-    """Writes the files, with new estimates if asked to."""
+    """Writes the files and their schema, with new estimates if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--estimate", action="store_true")
     if parser.parse_args().estimate:
         COSTS.write_text(json.dumps(estimate(), indent=1) + "\n", encoding="utf-8")
     write()
+    SCHEMA.write_text(schema_text(recipe_schema()), encoding="utf-8")
 
 
 if __name__ == "__main__":

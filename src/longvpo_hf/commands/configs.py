@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -33,7 +32,7 @@ def configs() -> None:
 
 @app.command
 def copy(name: str, destination: Path = Path(), /) -> None:
-    """Copies a configuration, to change it.
+    """Copies a configuration, to change it, and beside it the JSON schema by which editors complete it.
 
     Args:
         name: As `longvpo configs` lists it.
@@ -44,7 +43,13 @@ def copy(name: str, destination: Path = Path(), /) -> None:
     if path.exists():
         raise ConfigError(f"{path} is there already and is not replaced; name another file.")
     make_folder(path.parent)
-    shutil.copyfile(found, path)
+    text = found.read_text(encoding="utf-8")
+    if reference := re.search(r"\$schema=(\S+)", text):
+        schema = found.parent / reference[1]
+        if not (path.parent / schema.name).exists():
+            shutil.copyfile(schema, path.parent / schema.name)
+        text = text.replace(reference[1], schema.name, 1)
+    path.write_text(text, encoding="utf-8")
     print(path)
 
 
@@ -59,9 +64,9 @@ def schema(of: Literal["recipe", "study"], /) -> None:
     Args:
         of: Which files.
     """
-    from longvpo_hf.launch.schema import recipe_schema, study_schema
+    from longvpo_hf.launch.schema import recipe_schema, schema_text, study_schema
 
-    print(json.dumps(recipe_schema() if of == "recipe" else study_schema(), indent=1, default=str))
+    print(schema_text(recipe_schema() if of == "recipe" else study_schema()), end="")
 
 
 def _first_line(path: Path) -> str:

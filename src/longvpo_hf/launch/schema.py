@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from argparse import Action, ArgumentParser
 from collections.abc import Mapping
@@ -34,6 +35,11 @@ def study_schema() -> dict[str, Any]:
     from longvpo_hf.studies.study import Study
 
     return {"$schema": _DRAFT, "title": "A study of longvpo-hf", **_dataclass(Study)}
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """A schema as JSON text."""
+    return json.dumps(schema, indent=1, default=str) + "\n"
 
 
 def _option(action: Action) -> dict[str, Any]:
