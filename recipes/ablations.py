@@ -70,6 +70,7 @@ class Arm:
 
 FULL = ("--reference", "full")
 ALONE = ("--beta", "1.0", "--sft_weight", "0.0")
+DISTILLED = ("--view_distillation_weight", "1.0")
 
 #: What is asked, and the arms that answer it. An arm may stand under several questions.
 QUESTIONS: dict[str, tuple[Arm, ...]] = {
@@ -85,6 +86,13 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
         Arm("anchored", "DPO + SFT"),
         Arm("dpo-anchored", "DPO alone", options=ALONE),
         Arm("sft", "SFT alone", options=("--loss_type", "sft")),
+    ),
+    "What the anchored reference says of each token, at equal steps": (
+        Arm("anchored", "DPO + SFT"),
+        Arm("sft", "SFT alone", options=("--loss_type", "sft")),
+        Arm("distilled", "view distillation alone", options=("--loss_type", "sft", "--sft_weight", "0.0", *DISTILLED)),
+        Arm("dpo-distilled", "DPO + view distillation", options=("--sft_weight", "0.0", *DISTILLED)),
+        Arm("anchored-distilled", "DPO + SFT + view distillation", options=DISTILLED),
     ),
     "The similarity filter": (
         Arm("anchored", "on"),
@@ -217,7 +225,14 @@ def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
         for checkpoint in output.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         logs = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
-        names = ("loss", "loss/sft", "rewards/accuracies", "rewards/margins", "logps_per_token/chosen")
+        names = (
+            "loss",
+            "loss/sft",
+            "loss/view_distillation",
+            "rewards/accuracies",
+            "rewards/margins",
+            "logps_per_token/chosen",
+        )
         return {name: logs[-1][name] for name in names if name in logs[-1]} if logs else {}
 
     return workshop.once(f"train {arm.name}", work)

@@ -28,12 +28,19 @@ ALONE = {"loss_type": "sft", "sft_weight": 0.0}
 FAR = 0.5
 
 
-def direct(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+def direct(
+    student: Tensor, teacher: Tensor, kind: str, temperature: float, guarded_labels: Tensor | None = None
+) -> Tensor:
     """The divergence of logits `[tokens, vocabulary]`, summed over both, by the definitions."""
+    weights: Any = 1.0
+    if guarded_labels is not None:
+        tokens = torch.arange(len(guarded_labels)), guarded_labels
+        shares = [torch.softmax(logits.detach().double(), -1)[tokens] for logits in (student, teacher)]
+        weights = torch.tensor([max(0.0, 1 - float(own / sure)) for own, sure in zip(*shares, strict=True)])[:, None]
     p, q = (torch.softmax(logits.double() / temperature, -1) for logits in (teacher, student))
 
     def kl(a: Tensor, b: Tensor) -> Tensor:
-        return (a * (a.log() - b.log())).sum()
+        return (weights * a * (a.log() - b.log())).sum()
 
     if kind == "jsd":
         return kl(p, (p + q) / 2) / 2 + kl(q, (p + q) / 2) / 2
@@ -41,14 +48,21 @@ def direct(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> T
 
 
 def by_hand(
-    policy: Any, teacher: Any, processor: Any, rows: Sequence[VideoPreference], kind: str, temperature: float
+    policy: Any,
+    teacher: Any,
+    processor: Any,
+    rows: Sequence[VideoPreference],
+    kind: str,
+    temperature: float,
+    is_guarded: bool = False,
 ) -> float:
     """The term of a batch, from plain calls of both models, each on its view."""
     found = []
     for row in rows:
         student, labels = trainers.answer_logits(policy, processor, row, View.whole(), row.chosen)
         known, _ = trainers.answer_logits(teacher, processor, row, View.only(row.reference), row.chosen)
-        found.append(float(direct(student, known, kind, temperature)) / len(labels))
+        guarded = labels if is_guarded else None
+        found.append(float(direct(student, known, kind, temperature, guarded)) / len(labels))
     return sum(found) / len(found)
 
 
@@ -90,6 +104,18 @@ def test_the_term_is_added_to_the_others(tmp_path: Path, preferences: list[Video
     assert term > 1e-3
     for others in ({}, {"loss_type": ["hinge", "ipo"], "sft_weight": 0.3}, {"loss_type": "sft", "sft_weight": 2.0}):
         assert loss(view_distillation_weight=0.5, **others) == pytest.approx(loss(**others) + 0.5 * term, rel=1e-5)
+
+
+def test_a_guard_weighs_tokens_by_what_the_reference_has_over_the_policy(
+    tmp_path: Path, preferences: list[VideoPreference]
+) -> None:
+    rows = [preferences[0], preferences[3]]
+    trainer = make(tmp_path, make_dataset(rows), view_distillation_weight=1.0, view_distillation_guard=True, **ALONE)
+    policy = trainers.perturbed(tiny_models.build("internvl")[0], FAR)
+    teacher, processor = tiny_models.build("internvl")
+    plain, guarded = (by_hand(policy, teacher, processor, rows, "forward", 1.0, each) for each in (False, True))
+    assert 0 < guarded < 0.8 * plain
+    assert trainers.loss_of(trainer, make_dataset(rows)).item() == pytest.approx(guarded, rel=5e-4)
 
 
 def test_the_same_model_on_the_same_view_teaches_nothing(tmp_path: Path, preferences: list[VideoPreference]) -> None:
@@ -153,7 +179,7 @@ def test_the_teacher_of_an_adapter_is_the_model_without_it(
 def random_states(seed: int, lengths: Sequence[int], vocabulary: int, **more: Any) -> AnswerStates:
     generator = torch.Generator().manual_seed(seed)
     hidden = [torch.randn(length, 6, generator=generator, dtype=torch.float64) for length in lengths]
-    labels = tuple(torch.zeros(length, dtype=torch.long) for length in lengths)
+    labels = tuple(torch.randint(vocabulary, (length,), generator=generator) for length in lengths)
     weight = torch.randn(vocabulary, 6, generator=generator, dtype=torch.float64)
     return AnswerStates(tuple(each.requires_grad_() for each in hidden), labels, weight.requires_grad_(), **more)
 
@@ -161,6 +187,7 @@ def random_states(seed: int, lengths: Sequence[int], vocabulary: int, **more: An
 @pytest.mark.parametrize("seed", range(6))
 def test_chunks_and_the_whole_give_the_definition_and_its_gradient(seed: int) -> None:
     kind, temperature, lengths, vocabulary = KINDS[seed % 3], (0.5, 1.0, 3.0)[seed % 3], [3, 1, 5 + seed], 11 + seed
+    guard = seed >= 3
     more = {"softcap": 2.0, "bias": torch.randn(vocabulary, dtype=torch.float64)} if seed % 2 else {}
     student, teacher = random_states(seed, lengths, vocabulary, **more), random_states(seed + 100, lengths, vocabulary)
     leaves = [*student.hidden, student.weight]
@@ -170,11 +197,15 @@ def test_chunks_and_the_whole_give_the_definition_and_its_gradient(seed: int) ->
         return logits if states.softcap is None else states.softcap * torch.tanh(logits / states.softcap)
 
     expected = torch.stack(
-        [direct(read(student, row), read(teacher, row), kind, temperature) / n for row, n in enumerate(lengths)]
+        [
+            direct(read(student, row), read(teacher, row), kind, temperature, student.labels[row] if guard else None)
+            / n
+            for row, n in enumerate(lengths)
+        ]
     )
     wanted = torch.autograd.grad(expected.sum(), leaves)
     for table in (1, 4 * vocabulary, 10**6):  # a token at a time, four, all
-        found = divergences(student, teacher, kind, temperature, table)
+        found = divergences(student, teacher, kind, temperature, guard, table)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
         for gradient, one in zip(torch.autograd.grad(found.sum(), leaves), wanted, strict=True):
             torch.testing.assert_close(gradient, one, rtol=1e-4, atol=1e-5)

@@ -51,6 +51,9 @@ class LongVPOConfig(DPOConfig):
             their mean.
         view_distillation_temperature (`float`, *optional*, defaults to `1.0`):
             Divides the logits of both; the divergence is not multiplied by its square.
+        view_distillation_guard (`bool`, *optional*, defaults to `False`):
+            Weigh each token by `1 − p/q`, at least 0, where q is what the reference on its view gives the answer's own
+            token and p what the policy gives it: a reference that only seems to know teaches nothing.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Train everything but the vision tower, adapters in it included. A frozen tower runs without a graph, a
             bounded number of frames at a time.
@@ -147,6 +150,13 @@ class LongVPOConfig(DPOConfig):
     )
     view_distillation_temperature: float = field(
         default=1.0, metadata={"help": "Divides the logits of reference and policy in view distillation."}
+    )
+    view_distillation_guard: bool = field(
+        default=False,
+        metadata={
+            "help": "Weigh each token in view distillation by 1 - p/q, at least 0: q is what the reference gives the "
+            "answer's own token, p what the policy gives it."
+        },
     )
     freeze_vision_tower: bool = field(
         default=False,

@@ -107,7 +107,12 @@ def answer_states(
 
 
 def divergences(
-    student: AnswerStates, teacher: AnswerStates, kind: Divergence, temperature: float, table: int = _TABLE
+    student: AnswerStates,
+    teacher: AnswerStates,
+    kind: Divergence,
+    temperature: float,
+    is_guarded: bool = False,
+    table: int = _TABLE,
 ) -> Tensor:
     """The divergence of student from teacher, averaged over the tokens of each row's answer, `[B]`.
 
@@ -117,19 +122,27 @@ def divergences(
         kind: "forward" is KL(teacher ‖ student), "reverse" KL(student ‖ teacher), "jsd" the mean of both's KL to their
             mean distribution, at most ln 2.
         temperature: Both's logits are divided by it. The result is not multiplied by its square.
+        is_guarded: Weighs each token by 1 − p/q, at least 0, where q and p are what teacher and student give the
+            answer's own token: a teacher that is no surer than the student teaches nothing there.
         table: Numbers of a table of tokens × vocabulary that is held at once.
     """
     of_student, of_teacher = torch.cat(student.hidden), torch.cat(teacher.hidden).detach()
 
-    def of_tokens(mine: Tensor, theirs: Tensor) -> Tensor:
+    def of_tokens(mine: Tensor, theirs: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            known = (teacher.logits(theirs) / temperature).log_softmax(-1)
-        return _divergence((student.logits(mine) / temperature).log_softmax(-1), known, kind)
+            known = teacher.logits(theirs)
+        logits = student.logits(mine)
+        values = _divergence((logits / temperature).log_softmax(-1), (known / temperature).log_softmax(-1), kind)
+        if not is_guarded:
+            return values
+        own, sure = (_of_labels(each, labels) for each in (logits.detach(), known))
+        return values * (1 - (own - sure).exp()).clamp(min=0)
 
     size = max(1, table // len(student.weight))
+    tensors = (of_student, of_teacher, torch.cat(student.labels))
     pieces = [
-        checkpoint(of_tokens, mine, theirs, use_reentrant=False, preserve_rng_state=False)
-        for mine, theirs in zip(of_student.split(size), of_teacher.split(size), strict=True)
+        checkpoint(of_tokens, *piece, use_reentrant=False, preserve_rng_state=False)
+        for piece in zip(*(each.split(size) for each in tensors), strict=True)
     ]
     tokens: Tensor = torch.cat(pieces)
     lengths = [len(labels) for labels in student.labels]
@@ -144,6 +157,11 @@ def _divergence(student: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
         return _kl(student, teacher)
     mean = torch.logaddexp(student, teacher) - math.log(2)
     return (_kl(student, mean) + _kl(teacher, mean)) / 2
+
+
+def _of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities of the labels, `[tokens]`."""
+    return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:
@@ -168,7 +186,7 @@ def check_states(states: AnswerStates, log_probs: Tensor, completion_mask: Tenso
     expected = log_probs[:rows, -mask.shape[1] :][mask].float()
     size = max(1, _TABLE // len(states.weight))
     found = [
-        states.logits(hidden).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        _of_labels(states.logits(hidden), labels)
         for hidden, labels in zip(
             torch.cat(states.hidden).split(size), torch.cat(states.labels).split(size), strict=True
         )
@@ -195,6 +213,7 @@ class ViewDistillation:
         self.teacher: AnswerStates | None = None
         self._kind = settings.view_distillation_divergence
         self._temperature = settings.view_distillation_temperature
+        self._is_guarded = settings.view_distillation_guard
         self._is_checked = False
 
     def losses(
@@ -219,4 +238,6 @@ class ViewDistillation:
             check_states(student, log_probs, completion_mask, is_half)
             self._is_checked = True
         teacher = teacher if rows is None else teacher.of(rows.tolist())
-        return divergences(student, teacher, self._kind, self._temperature)
+        if not torch.equal(torch.cat(student.labels), torch.cat(teacher.labels)):
+            raise RuntimeError("The reference was scored on other answers than the policy: tokens cannot be compared.")
+        return divergences(student, teacher, self._kind, self._temperature, self._is_guarded)
