@@ -241,7 +241,8 @@ def test_remembered_answers_are_the_first_and_a_torn_one_is_asked_again(tmp_path
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        assert one.get("aa1") is None
+        assert Remembered(tmp_path).get("aa1") is None
+    one, other = Remembered(tmp_path), Remembered(tmp_path)
     assert one.keep("aa1", "again") == "again" == other.get("aa1")
 
 

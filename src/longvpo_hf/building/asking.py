@@ -46,27 +46,29 @@ class Remembered:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: Of this run alone.
-        self._given_up: dict[str, GivenUp] = {}
+        #: Read or kept here before: what is kept never changes. Those that were given up are of this run alone.
+        self._known: dict[str, Answer] = {}
 
     def get(self, key: str) -> Answer | None:
         """The answer to a request; None if nobody has asked."""
-        try:
-            text = self._path(key).read_text(encoding="utf-8")
-            value, seal = json.loads(text)
-        except FileNotFoundError:
-            return self._given_up.get(key)
-        except ValueError:
-            return None
-        return answer_from_json(value) if seal == digest(value) else None
+        if key not in self._known:
+            try:
+                value, seal = json.loads(self._path(key).read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):
+                return None
+            if seal != digest(value):
+                return None
+            self._known[key] = answer_from_json(value)
+        return self._known[key]
 
     def keep(self, key: str, answer: Answer) -> Answer:
         """Keeps an answer, unless there is one; returns the one that is kept."""
         if isinstance(answer, GivenUp):
-            return self._given_up.setdefault(key, answer)
+            return self._known.setdefault(key, answer)
         value = answer_to_json(answer)
         content = json.dumps([value, digest(value)]).encode()
         if first_file(self._path(key), content, lasting=False, parts=self._folder.parent):
+            self._known[key] = answer
             return answer
         first = self.get(key)
         if first is None:  # a torn one
