@@ -3,8 +3,9 @@
 The folder holds `rows` (eight rows) and `bad_rows` (the same, some without a file), saved to disk. The first process
 writes `<scenario>.<processes>.json`: the logs, and the sums of the trained weights; or, of a scenario in `RESUMED`, the
 rows and losses of each step, of a whole run and of one that was resumed. A batch is four rows over all processes. At
-the end it writes `broken.json`, each process's error of a run whose loss is not finite on one of them, and
-`sharded.json`: a sharded model's scores and gradients against a whole one's.
+the end it writes `broken.json`, each process's error of a run whose loss is not finite on one of them; `tried.json`,
+what each process does with a model whose trees, or plain sequences, are wrong on one of them; and `sharded.json`, a
+sharded model's scores and gradients against a whole one's.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_models
 import trainers
-from longvpo_hf.errors import TrainingError
+from longvpo_hf.errors import ModelError, TrainingError
 from longvpo_hf.training import trainer as trainer_module
 from longvpo_hf.training.collator import VideoPreferenceCollator
-from longvpo_hf.training.packing import enable_tree_packing, tree_forward
+from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, tree_forward
 
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "full": dict,
@@ -124,6 +125,32 @@ def broken(folder: Path) -> str:
     return "no error"
 
 
+def mix_neighbours(_: Any, args: Any, output: Any) -> Any:
+    """Behind the text model: every token's features with those of the token before, so that trees are wrong."""
+    output.last_hidden_state = output.last_hidden_state + 0.3 * output.last_hidden_state.roll(1, dims=1)
+    return output
+
+
+def fail(*_: Any) -> None:
+    raise KeyError("token_kinds")
+
+
+def tried(folder: Path, change: Callable[..., Any]) -> dict[str, Any]:
+    """Of a model of no known family that is changed on the last process alone: whether it keeps trees, or its error."""
+    model = tiny_models.build("internvl")[0]
+    model.config.model_type = "teapot"
+    if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+        model.base_model.register_forward_hook(change)
+    trainer = trainers.make(
+        folder / "tried", load_from_disk(str(folder / "rows")), model=model, ddp_backend="gloo", max_steps=1
+    )
+    try:
+        trainer.train()
+    except ModelError as error:
+        return {"error": str(error)}
+    return {"trees": is_tree_packed(trainer.model), "losses": trainers.logged(trainer)}
+
+
 def sharded(folder: Path, family: str) -> dict[str, float]:
     """Largest differences of a model sharded by FSDP2 from a whole one, each process on rows of its own.
 
@@ -167,6 +194,9 @@ if __name__ == "__main__":
     errors = gather_object([broken(target)])
     if os.environ["RANK"] == "0":
         (target / "broken.json").write_text(json.dumps(errors))
+    trials = {change.__name__: gather_object([tried(target, change)]) for change in (mix_neighbours, fail)}
+    if os.environ["RANK"] == "0":
+        (target / "tried.json").write_text(json.dumps(trials))
     differences = {family: sharded(target, family) for family in tiny_models.FAMILIES}
     if os.environ["RANK"] == "0":
         (target / "sharded.json").write_text(json.dumps(differences))

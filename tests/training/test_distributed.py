@@ -93,6 +93,14 @@ def test_a_loss_that_is_not_finite_on_one_process_ends_all(two_processes: Path) 
     assert all(error.startswith("The loss of step 1 is nan") for error in errors)
 
 
+def test_trees_that_are_wrong_on_one_process_are_left_by_all(two_processes: Path) -> None:
+    trials = json.loads((two_processes / "tried.json").read_text())
+    assert [found["trees"] for found in trials["mix_neighbours"]] == [False, False]
+    assert trials["mix_neighbours"][0]["losses"] == trials["mix_neighbours"][1]["losses"]
+    assert len(trials["fail"]) == 2
+    assert all("cannot be trained: its forward pass failed" in found["error"] for found in trials["fail"])
+
+
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_a_sharded_model_scores_trees_as_a_whole_one(two_processes: Path, family: str) -> None:
     differences = json.loads((two_processes / "sharded.json").read_text())[family]

@@ -12,15 +12,19 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from test_family_contract import ONE_QUESTION, THREE_QUESTIONS, TWO_TIMELINES, make_batch
+from trl.trainer.utils import add_fused_lm_head
 
 import tiny_models
 import trainers
 from longvpo_hf.errors import ModelError
+from longvpo_hf.families.positions import visual_token_ids
 from longvpo_hf.training import trainer as trainer_module
-from longvpo_hf.training.packing import is_tree_packed, trial
+from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, trial
 
 torch.set_num_threads(1)
 
+BATCHES = [(ONE_QUESTION, [5]), (THREE_QUESTIONS, [4]), (TWO_TIMELINES, [2, 5])]
 WITHOUT = "Tree packing is off, chosen and rejected are scored as two sequences"
 
 
@@ -93,8 +97,10 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if WITHOUT in record.message]
 
 
-@pytest.mark.parametrize("precomputed", [False, True], ids=["together", "precomputed"])
-@pytest.mark.parametrize("change", [embed_places, mix_neighbours, number_positions_anew])
+@pytest.mark.parametrize(
+    ("change", "precomputed"),
+    [(embed_places, False), (mix_neighbours, False), (mix_neighbours, True), (number_positions_anew, False)],
+)
 def test_a_family_that_is_wrong_under_trees_trains_without_them(
     change: Callable[[Any], None], precomputed: bool, tmp_path: Path, dataset: Dataset, caplog: Any
 ) -> None:
@@ -115,9 +121,9 @@ def test_a_family_that_is_right_keeps_its_trees_and_its_random_state(
     tmp_path: Path, dataset: Dataset, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    reason_on_batch = trainer_module.reason_on_batch
+    trial_on_batches = trainer_module.trial_on_batches
     monkeypatch.setattr(
-        trainer_module, "reason_on_batch", lambda *given: calls.append(given) or reason_on_batch(*given)
+        trainer_module, "trial_on_batches", lambda *given: calls.append(given) or trial_on_batches(*given)
     )
     found = train(tmp_path, dataset, None)
     assert len(calls) == 1
@@ -133,7 +139,9 @@ def test_a_known_family_is_tried_where_it_is_wanted(
     wanted: bool | None, trials: int, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(trainer_module, "reason_on_batch", lambda *given: calls.append(given))
+    monkeypatch.setattr(
+        trainer_module, "trial_on_batches", lambda *given: calls.append(given) or trial.Trial(True, None)
+    )
     trainers.make(tmp_path, dataset, "qwen3_vl", max_steps=1, tree_packing_trial=wanted).train()
     assert len(calls) == trials
 
@@ -152,6 +160,52 @@ def test_where_the_plain_way_fails_too_the_run_ends_by_name(
 ) -> None:
     with pytest.raises(ModelError, match=rf"InternVLForConditionalGeneration cannot be trained: .*{words}"):
         train(tmp_path, dataset, change)
+
+
+def test_a_batch_without_a_video_leaves_the_trial_to_the_next(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first rows' videos cannot be read."""
+    calls: list[Any] = []
+    found = iter([trial.Trial(False, None), trial.Trial(True, None)])
+    monkeypatch.setattr(trainer_module, "trial_on_batches", lambda *given: calls.append(given) or next(found))
+    train(tmp_path, dataset, None, reference="full")
+    assert len(calls) == 2
+
+
+def test_what_a_trial_says_of_its_batch(dataset: Dataset) -> None:
+    model, processor = teapot(), tiny_models.build("internvl")[1]
+    add_fused_lm_head(model)
+    assert enable_tree_packing(model) is None
+    batch = make_batch(processor, *BATCHES[0])
+    assert trial.trial_on_batches(model, batch, False) == trial.Trial(True, None)
+    without = {**batch, "videos": [], "video_index": torch.full_like(batch["video_index"], -1)}
+    visual = visual_token_ids(processor)
+    for token in visual:  # as a batch of texts alone
+        without["input_ids"] = torch.where(without["input_ids"] == token, 5, without["input_ids"])
+    assert trial.trial_on_batches(model, without, False) == trial.Trial(False, None)
+
+
+@pytest.mark.parametrize("rows", range(len(BATCHES)))
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "qwen3_5", "qwen3_vl_moe", "smolvlm"])
+def test_in_half_precision_right_trees_stay_within_the_bound(name: str, rows: int) -> None:
+    model, processor = tiny_models.build(name)
+    add_fused_lm_head(model)
+    assert enable_tree_packing(model) is None
+    batch = make_batch(processor, *BATCHES[rows])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert trial.reason_on_batch(model, batch, True) is None
+
+
+@pytest.mark.parametrize("change", [embed_places, mix_neighbours, number_positions_anew])
+def test_in_half_precision_wrong_trees_are_found(change: Callable[[Any], None]) -> None:
+    model, processor = teapot(change), tiny_models.build("internvl")[1]
+    add_fused_lm_head(model)
+    assert enable_tree_packing(model) is None
+    for rows in BATCHES:
+        with torch.autocast("cpu", torch.bfloat16):
+            reason = trial.reason_on_batch(model, make_batch(processor, *rows), True)
+        assert "gave other log-probabilities for a tree of the first batch" in str(reason)
 
 
 @pytest.mark.parametrize("seed", range(10))

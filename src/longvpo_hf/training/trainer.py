@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from longvpo_hf.training.distillation import ViewDistillation
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
 from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
-from longvpo_hf.training.packing import disable_tree_packing, is_tree_packed, reason_on_batch
+from longvpo_hf.training.packing import disable_tree_packing, is_tree_packed, trial_on_batches
 from longvpo_hf.training.reference import (
     FINGERPRINT_COLUMN,
     config_facts,
@@ -216,14 +216,13 @@ class LongVPOTrainer(SavingTrainer):
         self._is_trial_due = is_tree_packed(self.model) and (not is_known if is_wanted is None else is_wanted)
 
     def _try_trees(self, model: nn.Module, inputs: Batch) -> None:
-        """Leaves trees, on all processes, if they give other numbers than separate sequences on the first batch."""
+        """Leaves trees, on all processes, if the first batch with a video gets other numbers than as sequences."""
         if not self._is_trial_due:
             return
-        self._is_trial_due = False
-        reasons = gather_object([reason_on_batch(model, inputs, self._is_half)])
-        reasons = [reason for reason in reasons if reason is not None]
-        if reasons:
-            logger.warning(f"{_WITHOUT_TREES}: {reasons[0]}")
+        trial = trial_on_batches(model, inputs, self._is_half)
+        self._is_trial_due = trial.reason is None and not trial.had_video
+        if trial.reason is not None:
+            logger.warning(f"{_WITHOUT_TREES}: {trial.reason}")
             for scored in (self.model, self.ref_model):
                 if scored is not None:
                     disable_tree_packing(scored)

@@ -37,7 +37,7 @@ from longvpo_hf.training.packing.guards import (
     reason_not_shared,
     unwrapped,
 )
-from longvpo_hf.training.packing.trial import reason_on_batch
+from longvpo_hf.training.packing.trial import trial_on_batches
 
 __all__ = [
     "disable_tree_packing",
@@ -45,7 +45,7 @@ __all__ = [
     "is_tree_packed",
     "plain_forward",
     "reason_not_shared",
-    "reason_on_batch",
     "tree_forward",
+    "trial_on_batches",
     "unwrapped",
 ]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from torch import nn
 
 from longvpo_hf.errors import ModelError
@@ -27,6 +29,39 @@ _FLOORS = {False: 1e-3, True: 5e-3}
 #: … and in any case by so many times what padding alone changes.
 _TIMES_NOISE = 4
 _PADDING = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial found, the same on all processes.
+
+    Args:
+        had_video: Whether any process had a row with a video: else trees are still to be tried.
+        reason: Why trees cannot be trusted, of the first process that has a reason; None where none has.
+    """
+
+    had_video: bool
+    reason: str | None
+
+
+def trial_on_batches(model: Any, batch: Batch, is_half: bool) -> Trial:
+    """`reason_on_batch` on each process's own batch, agreed on by all processes.
+
+    Raises:
+        ModelError: On all processes, if the plain way fails on any.
+    """
+    reason, error = None, None
+    try:
+        reason = reason_on_batch(model, batch, is_half)
+    except ModelError as failed:
+        error = failed  # raised once the others know
+    found = gather_object([(bool((batch["video_index"] >= 0).any()), reason, error and str(error))])
+    errors = [text for _, _, text in found if text is not None]
+    if errors:
+        raise ModelError(errors[0]) from error
+    return Trial(
+        any(has_video for has_video, _, _ in found), next((why for _, why, _ in found if why is not None), None)
+    )
 
 
 @torch.no_grad()
