@@ -125,22 +125,25 @@ def broken(folder: Path) -> str:
     return "no error"
 
 
-def mix_neighbours(_: Any, args: Any, output: Any) -> Any:
-    """Behind the text model: every token's features with those of the token before, so that trees are wrong."""
-    output.last_hidden_state = output.last_hidden_state + 0.3 * output.last_hidden_state.roll(1, dims=1)
-    return output
+def number_positions_anew(model: Any) -> None:
+    """Takes no positions from outside, so that trees are wrong."""
+
+    def forget(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {name: value for name, value in kwargs.items() if name != "position_ids"}
+
+    model.base_model.register_forward_pre_hook(forget, with_kwargs=True)
 
 
-def fail(*_: Any) -> None:
-    raise KeyError("token_kinds")
+def fail(model: Any) -> None:
+    model.base_model.register_forward_pre_hook(lambda *_: 1 / 0)
 
 
-def tried(folder: Path, change: Callable[..., Any]) -> dict[str, Any]:
+def tried(folder: Path, change: Callable[[Any], None]) -> dict[str, Any]:
     """Of a model of no known family that is changed on the last process alone: whether it keeps trees, or its error."""
     model = tiny_models.build("internvl")[0]
     model.config.model_type = "teapot"
     if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
-        model.base_model.register_forward_hook(change)
+        change(model)
     trainer = trainers.make(
         folder / "tried", load_from_disk(str(folder / "rows")), model=model, ddp_backend="gloo", max_steps=1
     )
@@ -194,7 +197,7 @@ if __name__ == "__main__":
     errors = gather_object([broken(target)])
     if os.environ["RANK"] == "0":
         (target / "broken.json").write_text(json.dumps(errors))
-    trials = {change.__name__: gather_object([tried(target, change)]) for change in (mix_neighbours, fail)}
+    trials = {change.__name__: gather_object([tried(target, change)]) for change in (number_positions_anew, fail)}
     if os.environ["RANK"] == "0":
         (target / "tried.json").write_text(json.dumps(trials))
     differences = {family: sharded(target, family) for family in tiny_models.FAMILIES}

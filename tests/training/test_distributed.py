@@ -95,8 +95,8 @@ def test_a_loss_that_is_not_finite_on_one_process_ends_all(two_processes: Path) 
 
 def test_trees_that_are_wrong_on_one_process_are_left_by_all(two_processes: Path) -> None:
     trials = json.loads((two_processes / "tried.json").read_text())
-    assert [found["trees"] for found in trials["mix_neighbours"]] == [False, False]
-    assert trials["mix_neighbours"][0]["losses"] == trials["mix_neighbours"][1]["losses"]
+    assert [found["trees"] for found in trials["number_positions_anew"]] == [False, False]
+    assert trials["number_positions_anew"][0]["losses"] == trials["number_positions_anew"][1]["losses"]
     assert len(trials["fail"]) == 2
     assert all("cannot be trained: its forward pass failed" in found["error"] for found in trials["fail"])
 
