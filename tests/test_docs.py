@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,11 +26,13 @@ PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *ROOT.glob("src/
 def commands(page: Path) -> list[str]:
     """The commands in a page's blocks of shell, each on one line, without comments and without those cut short (…)."""
     text = page.read_text(encoding="utf-8")
-    found = []
-    for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
-        lines = block.replace("\\\n", " ").splitlines()
-        found += [line for line in lines if re.match(r"\s*[^\s#]", line) and "…" not in line.partition("  #")[0]]
-    return found
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in shell_lines(block)]
+
+
+def shell_lines(block: str) -> list[str]:
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"\s*[^\s#]", line) and "…" not in line.partition("  #")[0]]
 
 
 def cases() -> list[tuple[str, str]]:
@@ -62,6 +65,50 @@ def test_every_command_on_a_page_exists(page: str, command: str) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     elif words[0].endswith(".py"):
         assert (ROOT / words[0]).is_file()
+
+
+#: Commands that other tests run, as they are or with less to do.
+RUN_ELSEWHERE = {
+    r"pip install|make ": "CONTRIBUTING.md",
+    r"longvpo run miniature": "tests/studies/test_miniature_study.py",
+    r"longvpo build stage1 .*--responder scripted": "tests/commands/test_stage1_script.py",
+    r"longvpo probe .*--world": "tests/evaluation/test_probes.py",
+    r"longvpo check (recipes/\S+|\w+/\w+)(?!.*--rows)": "tests/planning/test_plan.py",
+    r"longvpo rows split": "tests/publishing/test_rows.py",
+    r"python docs/space/app\.py": "tests/test_space.py",
+}
+#: Commands that this file runs: see `test_commands_that_need_only_rows_are_run`.
+RUN_HERE = r"longvpo (inspect|audit|rows (?!split))(?!.*--embedder)"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_run_by_a_test_or_says_what_it_needs(page: Path) -> None:
+    for test in RUN_ELSEWHERE.values():
+        assert (ROOT / test).is_file()
+    run = re.compile("|".join([RUN_HERE, *RUN_ELSEWHERE]))
+    for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        if re.match(r"\s*# needs ", block):  # of the whole block
+            continue
+        for line in shell_lines(block):
+            assert run.match(line.strip()) or "# needs " in line, f"neither run nor marked `# needs …`: {line}"
+
+
+def test_commands_that_need_only_rows_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+    """On a dozen rows, where the page has thousands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes", target_is_directory=True)
+    for method in ("stage1", "stage2"):
+        build = f"build {method} --corpus videofolder --responder scripted --num-rows 12 --output data/{method} "
+        build += "--cutting windows --min-clip-seconds 1 --max-clip-seconds 2"
+        assert longvpo([*build.split(), "--source", str(films)]).exit_code == 0
+    for copy in ("data/temporal", "rows"):
+        shutil.copytree(tmp_path / "data/stage1", tmp_path / copy)
+    typed = dict.fromkeys(" ".join(command.partition("  #")[0].split()) for _, command in cases())
+    found = [command for command in typed if re.match(RUN_HERE, command)]
+    assert len(found) > 5
+    for command in found:
+        result = longvpo(shlex.split(command)[1:])
+        assert result.exit_code == 0, f"{command}\n{result.output}"
 
 
 def check_recipe(words: list[str]) -> None:

@@ -27,7 +27,9 @@ def test_schema(of: str) -> None:
     shipped = _SHIPPED[of]()
     for name, path in shipped.items():  # by which editors find it
         (reference,) = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", path.read_text(encoding="utf-8"), re.M)
-        assert (path.parent / reference).read_text(encoding="utf-8") == printed.stdout, f"{name}: write it anew"
+        assert (path.parent / reference).read_text(encoding="utf-8") == printed.stdout, (
+            f"{name}: longvpo configs schema {of} > {path.parent / reference}"
+        )
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in shipped.values()]
     assert len(contents) > 4
     for content in contents:
