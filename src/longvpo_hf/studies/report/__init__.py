@@ -89,7 +89,7 @@ class Report:
                     "outcome": outcome_of(step, session.run_folder, ledger) if state == "done" else "",
                     "planned": "–" if hours is None else in_time(3600 * hours),
                     "spent": in_time(seconds) if note else "–",
-                    "memory": f"{note.peak_gib:.1f} GiB" if note and note.peak_gib else "–",
+                    "memory": f"{note.peak_gib:.1f} GiB" if note and (note.peak_gib or 0) >= 0.05 else "–",
                 }
             )
         return {
