@@ -155,6 +155,7 @@ def test_temporal_defaults_are_the_papers() -> None:
 def test_accelerate_loads_its_configurations(file: Path) -> None:
     expected = {
         "one_gpu": ("NO", 1, 1),
+        "cp8": ("FSDP", 8, 1),
         "ddp": ("MULTI_GPU", 8, 1),
         "fsdp2": ("FSDP", 8, 1),
         "fsdp2_two_nodes": ("FSDP", 16, 2),
@@ -163,7 +164,8 @@ def test_accelerate_loads_its_configurations(file: Path) -> None:
     }
     config = load_config_from_file(str(file))
     assert (config.distributed_type.value, config.num_processes, config.num_machines) == expected[file.stem]
-    if file.stem.startswith("fsdp2"):
+    assert config.parallelism_config.get("parallelism_config_cp_size", 1) == (8 if file.stem == "cp8" else 1)
+    if file.stem.startswith(("fsdp2", "cp")):
         assert config.fsdp_config["fsdp_version"] == 2
     if file.stem.startswith("zero"):
         assert config.deepspeed_config["zero_stage"] == int(file.stem[-1])

@@ -27,6 +27,7 @@ from longvpo_hf.planning.run import Run, build_model
 from longvpo_hf.planning.settings import GIB
 from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_shapes
 from longvpo_hf.planning.trace import FlopCounter, _delta_rule_at_once
+from longvpo_hf.planning.work import received_gb, tflop
 from longvpo_hf.shipped import shipped
 from longvpo_hf.training.collator import VideoPreferenceCollator
 
@@ -292,6 +293,49 @@ def test_what_makes_it_smaller_makes_it_smaller(tmp_path: Path) -> None:
     assert needed(gradient_checkpointing=True, activation_offloading=True) < checkpointed
     assert needed(num_frames=128) == pytest.approx(plain / 2, rel=0.1)
     assert needed(tree_packing=False) > 1.3 * plain  # twice, but for the mask of the branches
+
+
+def test_devices_that_share_a_timeline_hold_a_part_of_it(tmp_path: Path) -> None:
+    alone, shared = (
+        run_of(
+            "qwen3_vl",
+            tmp_path,
+            Machine(processes=8, sharding=Sharding.fsdp2, context_parallel=size),
+            SHORT,
+            num_frames=256,
+            gradient_checkpointing=True,
+        )
+        for size in (1, 4)
+    )
+    assert states(shared) == states(alone)
+    whole, part = (activations(run, 256) for run in (alone, shared))
+    assert part["pixels"] == whole["pixels"] / 4
+    assert part["vision"] == pytest.approx(whole["vision"] / 4, rel=0.05)
+    # The keys and values of all tokens come to each device: of a tiny model they are half of a hidden state.
+    assert 1 < part["text model's activations"] / (whole["text model's activations"] / 4) < 1.5
+    for name, value in tflop(shared).items():
+        if name != "policy: LM head":  # of the one row that there is
+            assert value == pytest.approx(tflop(alone)[name] / 4, rel=0.1), name
+    layers, key_heads, width, tokens = 2, 2, 8, alone.batch.trunk(256)
+    passes, reference = 3, alone.batch.trunk(alone.batch.reference_frames)
+    of_token = 2 * layers * key_heads * width * 4
+    assert received_gb(shared) == pytest.approx(of_token * (passes * tokens + reference) * 3 / 4 / 1e9)
+    assert received_gb(alone) == 0
+    few = run_of("qwen3_vl", tmp_path, shared.machine, SHORT, num_frames=6)  # three units of frames for four devices
+    assert few.sharing(6) == 1
+    assert few.sharing(8) == 4
+
+
+def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="context_parallel=3 does not divide processes=8"):
+        Machine(processes=8, sharding=Sharding.fsdp2, context_parallel=3)
+    with pytest.raises(ConfigError, match="needs sharding=fsdp2"):
+        Machine(processes=8, sharding=Sharding.zero3, context_parallel=8)
+    machine = Machine(processes=8, sharding=Sharding.fsdp2, context_parallel=8)
+    with pytest.raises(ConfigError, match="'llava_onevision' cannot be parted"):
+        run_of("llava_onevision", tmp_path, machine)
+    with pytest.raises(ConfigError, match="tree_packing is off"):
+        run_of("qwen3_vl", tmp_path, machine, tree_packing=False)
 
 
 def test_pairs_of_a_timeline_share_its_video(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 import tiny_models
+from longvpo_hf.training.groups import SharingTrainer
 from longvpo_hf.training.packing.forward import TOKEN_FIELDS
 from longvpo_hf.training.saving import SavingTrainer
 from longvpo_hf.training.trainer import LongVPOTrainer
@@ -49,6 +50,9 @@ METHODS: list[tuple[type, str, list[str]]] = [
     (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"]),
     (Trainer, "_load_best_model", []),
     (Trainer, "create_accelerator_and_postprocess", []),
+    (Trainer, "_prepare_context_parallel_inputs", ["model", "inputs"]),
+    (Trainer, "get_cp_size", []),
+    (Accelerator, "_prepare_cp", ["args"]),
     (Accelerator, "gather", ["tensor"]),
     (Accelerator, "gather_for_metrics", ["input_data", "use_gather_object"]),
     (PreTrainedModel, "get_encoder", ["modality"]),
@@ -94,6 +98,8 @@ SPELLINGS: list[tuple[Any, str, str]] = [
     (Trainer.evaluate, "self.log(output.metrics)", "our metrics of an evaluation are among them"),
     (GradientState, "def remainder", "which rows of an evaluation's last batch are repeats"),
     (GradientState, "def end_of_dataloader", "which rows of an evaluation's last batch are repeats"),
+    (Accelerator.prepare, "args = self._prepare_cp(*args)", "kept from making vision towers causal"),
+    (Accelerator.gather_for_metrics, "self.gather(input_data)", "one process of each group speaks for it"),
     (Trainer._set_signature_columns_if_needed, "self._signature_columns", "our columns"),
     (Accelerator.prepare_model, "self._models.append(model)", "where a precomputed-out reference is let go"),
     (add_fused_lm_head, "lm_head = self.get_output_embeddings()", "looked up in each call: gathered by us under FSDP2"),
@@ -117,7 +123,7 @@ def test_spelling(where: Any, spelling: str, why: str) -> None:
 
 def test_overrides_are_those_named_here() -> None:
     """What the trainer overrides is in the list above, so that the list cannot fall behind."""
-    members = {**vars(SavingTrainer), **vars(LongVPOTrainer)}
+    members = {**vars(SavingTrainer), **vars(SharingTrainer), **vars(LongVPOTrainer)}
     ours = {name for name, value in members.items() if inspect.isfunction(value)}
     theirs = {name for name in ours if hasattr(DPOTrainer, name)}
     public = {"__init__", "save_model", "create_model_card"}

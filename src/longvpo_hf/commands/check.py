@@ -23,6 +23,7 @@ def check(
     gpu_memory: PositiveFloat | None = None,
     processes: PositiveInt = 1,
     sharding: Literal["none", "fsdp2", "zero2", "zero3"] = "none",
+    context_parallel: PositiveInt = 1,
     tflops: PositiveFloat | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -39,6 +40,7 @@ def check(
         gpu_memory: GiB of one device. None: this machine's, or 80 where it has none.
         processes: Devices, one process each.
         sharding: How the processes share weights, gradients and optimizer.
+        context_parallel: How many of the processes share each timeline.
         tflops: TFLOP/s that a device achieves. None: 300, 30 % of an H100's peak.
         as_json: Print JSON.
     """
@@ -61,6 +63,7 @@ def check(
             processes=processes,
             sharding=Sharding(sharding),
             tflops=tflops or DEFAULT_TFLOPS,
+            context_parallel=context_parallel,
         )
         plan = plan_file(find_config(config), options, machine)
         fits, found = plan.fits, json.loads(plan.to_json())

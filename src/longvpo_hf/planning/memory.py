@@ -40,13 +40,20 @@ def host_gib(run: Run) -> float:
 
 def frames_that_fit(run: Run) -> int:
     """Most frames of a timeline that fit a device's memory and the model's context; 0 where not even one does."""
-    asked = max(run.training.num_frames, 16)
-    # Memory grows linearly with the frames, so two sizes give all others.
-    few, many = (sum(memory_gib(run, frames).values()) for frames in (asked // 2, asked))
-    slope = (many - few) / (asked - asked // 2)
-    in_memory = max(0, math.floor(asked + (run.machine.gpu_memory_gib - many) / slope))
+    asked = max(run.training.num_frames, 16, 4 * run.machine.context_parallel)
+    # Memory grows nearly linearly with the frames: two sizes give all others, and a third one those beside it.
+    in_memory = _meeting(run, asked // 2, asked)
+    if in_memory > 0 and sum(memory_gib(run, in_memory).values()) > run.machine.gpu_memory_gib:
+        in_memory = _meeting(run, asked, in_memory) if in_memory != asked else asked - 1
     in_context = run.batch.frames_within()
     return in_memory if in_context is None else min(in_memory, in_context)
+
+
+def _meeting(run: Run, one: int, other: int) -> int:
+    """Most frames below the device's memory on the line through two numbers of them; 0 if that is below none."""
+    first, second = (sum(memory_gib(run, frames).values()) for frames in (one, other))
+    slope = (second - first) / (other - one)
+    return max(0, math.floor(other + (run.machine.gpu_memory_gib - second) / slope))
 
 
 # ------------------------------------------------------------------------------- weights, gradients and optimizer
@@ -131,7 +138,7 @@ def activations(run: Run, frames: int) -> dict[str, float]:
     return {
         "vision": kept + besides,
         "text model's activations": inputs + text,
-        "LM head": _head_bytes(run),
+        "LM head": _head_bytes(run, frames),
         "pixels": _pixel_bytes(run, frames),
     }
 
@@ -145,19 +152,24 @@ def saved_bytes(run: Run, frames: int) -> float:
 
 
 def _hidden_elements(run: Run, frames: int) -> int:
-    """Elements of a hidden state of a device's batch."""
-    return run.batch.packed(frames) * int(run.config.get_text_config().hidden_size)
+    """Elements of a hidden state of a device's batch, or of its share of the group's."""
+    return -(-run.batch.packed(frames) // run.sharing(frames)) * int(run.config.get_text_config().hidden_size)
 
 
 def _pixel_bytes(run: Run, frames: int) -> float:
     """Bytes of the frames as the model takes them, in float32."""
-    return run.batch.trees * run.batch.shapes.units(frames) * run.batch.shapes.pixels * 4.0
+    return _units(run, frames) * run.batch.shapes.pixels * 4.0
+
+
+def _units(run: Run, frames: int) -> int:
+    """Units of frames that a device takes of its batch."""
+    return -(-run.batch.trees * run.batch.shapes.units(frames) // run.sharing(frames))
 
 
 def _tower_bytes(run: Run, frames: int) -> tuple[float, float]:
     """What vision keeps for the backward pass, and what it needs besides while it runs."""
     training, shapes, width = run.training, run.batch.shapes, run.compute_bytes
-    units = run.batch.trees * shapes.units(frames) * (1 if run.batch.is_packed else 2 * run.batch.pairs)
+    units = _units(run, frames) * (1 if run.batch.is_packed else 2 * run.batch.pairs)
     layers = sum(layers for _, layers in shapes.windows)
     block = _kept_by_block(run.tower, shapes) * width * shapes.patches
     projector = units * shapes.projected * width * _projector_width(run)
@@ -196,9 +208,9 @@ def is_connector_trained(run: Run) -> bool:
     return any(weight.requires_grad for connector in run.connectors for weight in connector.parameters())
 
 
-def _head_bytes(run: Run) -> float:
+def _head_bytes(run: Run, frames: int) -> float:
     text = run.config.get_text_config()
-    answers = run.batch.answers
+    answers = run.batch.answers * run.most_rows(frames)
     tile = min(answers, _HEAD_TILE[0]) * min(text.vocab_size, _HEAD_TILE[1]) * run.compute_bytes
     hidden = answers * text.hidden_size * (4 + 2 * run.compute_bytes)
     weight = text.vocab_size * text.hidden_size

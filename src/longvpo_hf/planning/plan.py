@@ -32,7 +32,7 @@ from longvpo_hf.planning.remedies import Remedy, find_remedies, fits
 from longvpo_hf.planning.run import Parameters, Run
 from longvpo_hf.planning.settings import GIB, Machine, Rows, Sharding, read_config
 from longvpo_hf.planning.tokens import ANCHOR_SECONDS, Tokens
-from longvpo_hf.planning.work import BEFOREHAND, tflop
+from longvpo_hf.planning.work import BEFOREHAND, received_gb, tflop
 from longvpo_hf.training.config import LongVPOConfig
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def make_plan(
         saved_gib=saved_bytes(run, training.num_frames) / GIB,
         tflop=work,
         seconds=sum(value for name, value in work.items() if name != BEFOREHAND) / machine.tflops,
-        gpu_hours_per_1000_rows=1000 * hours / training.per_device_train_batch_size,
+        gpu_hours_per_1000_rows=1000 * hours * machine.context_parallel / training.per_device_train_batch_size,
         fits=does_fit,
         frames_that_fit=frames_that_fit(run),
         remedies=() if does_fit else find_remedies(run),
@@ -168,6 +168,18 @@ def _notes(run: Run) -> list[str]:
             "anchor": f"one clip of {ANCHOR_SECONDS} s",
         }
         notes.append(f"reference={training.reference!r} is assumed to be {view[training.reference]}.")
+    if run.machine.context_parallel > 1:
+        views = {"A timeline": training.num_frames, "The reference's view": run.batch.reference_frames}
+        notes += [
+            f"{view} has fewer units of frames than processes that share it: each of them computes all of it."
+            for view, frames in views.items()
+            if run.sharing(frames) == 1
+        ]
+        notes.append(
+            f"{run.machine.context_parallel} devices share each batch: memory and work are those of the one with the "
+            f"most rows. It receives {received_gb(run):.2f} GB of keys and values for a batch, for which no time is "
+            "counted."
+        )
     if run.without_trees is not None:
         notes.append(f"Without trees, chosen and rejected are two sequences: {run.without_trees.rstrip('.')}.")
     if run.batch.family.is_sized_by_frames:

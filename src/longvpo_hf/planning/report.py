@@ -14,6 +14,8 @@ def report(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     machine = plan.machine
     sharing = "" if machine.processes == 1 else f", {machine.processes} processes ({machine.sharding.value})"
+    if machine.context_parallel > 1:
+        sharing += f" in groups of {machine.context_parallel} that share a batch"
     return [f"{plan.model}: estimates, nothing was loaded or run on a device{sharing}"]
 
 

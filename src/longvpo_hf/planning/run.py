@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from longvpo_hf.errors import ModelError
+from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.families import family_of
 from longvpo_hf.families.vision import vision_tower
 from longvpo_hf.planning.settings import Machine, Rows, Sharding
@@ -19,6 +19,7 @@ from longvpo_hf.planning.tokens import DeviceBatch
 from longvpo_hf.planning.trace import Step, Trace, trace_step
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.models import prepare_trees
+from longvpo_hf.training.packing import reason_not_shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -49,6 +50,7 @@ class Run:
 
     Raises:
         ModelError: If the model's family is not known, or transformers finds no vision tower in it.
+        ConfigError: If processes are to share timelines, and the trainer would refuse it.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Run:
         #: Why the trainer would leave trees; None where it packs, or was told not to.
         self.without_trees = prepare_trees(self.built) if training.tree_packing else None
         self.batch.is_packed = training.tree_packing and self.without_trees is None
+        self._check_sharing()
         tower = vision_tower(self.built)
         if tower is None:
             raise ModelError(f"transformers finds no vision tower in {type(self.built).__name__}.")
@@ -71,6 +74,21 @@ class Run:
         self.projectors = [connector for connector in self.connectors if connector not in parts]
         self.parameters = _count(self.built, tower)
         self._traces: dict[tuple[int, tuple[str, ...], bool], Trace] = {}
+
+    def _check_sharing(self) -> None:
+        """Raises:
+        ConfigError: If processes are to share timelines, and the trainer would refuse it.
+        """
+        if self.machine.context_parallel == 1:
+            return
+        reason = (
+            reason_not_shared(self.built) if self.batch.is_packed else (self.without_trees or "tree_packing is off")
+        )
+        if reason is not None:
+            raise ConfigError(
+                f"context_parallel={self.machine.context_parallel}: processes cannot share a timeline here: "
+                f"{reason.rstrip('.')}. Set context_parallel=1."
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,6 +104,16 @@ class Run:
     def is_quantised(self) -> bool:
         """Whether the base is loaded in 4 or 8 bits."""
         return bool(self.model.load_in_4bit or self.model.load_in_8bit)
+
+    def sharing(self, frames: int) -> int:
+        """How many processes share a view of so many frames: one, where some of them would be left without a frame."""
+        wanted = self.machine.context_parallel
+        return wanted if self.batch.shapes.units(frames) >= wanted else 1
+
+    def most_rows(self, frames: int) -> float:
+        """The share of a batch's rows that one process holds at most."""
+        rows, sharing = self.training.per_device_train_batch_size, self.sharing(frames)
+        return -(-rows // sharing) / rows
 
     def text_model(self, frames: int, has_backward: bool = True) -> tuple[Trace, Trace, Trace]:
         """A step of the whole text model, and of two layers and of one of its heaviest kind.
@@ -115,7 +143,9 @@ class Run:
             step = Step(
                 sequences=tuple(self.batch.sequences(frames, reference=not has_backward)),
                 trunk=self.batch.trunk(frames),
+                branches=self.batch.branches,
                 is_packed=self.batch.is_packed,
+                sharing=self.sharing(frames),
                 position_axes=self.batch.family.position_axes,
                 dtype=torch.bfloat16 if is_half_sharded else self.dtype,
                 is_autocast=self.training.bf16 or self.training.fp16,

@@ -42,24 +42,38 @@ class Machine:
         gpu_memory_gib: Memory of one device.
         processes: Devices, one process each.
         sharding: See `Sharding`.
+        context_parallel: How many processes share each batch and its timelines; under FSDP2 alone.
         tflops: 10¹² floating-point operations per second that a device achieves in training, not its peak.
 
     Raises:
-        ConfigError: If a number is not > 0, or one process is to share.
+        ConfigError: If a number is not > 0, one process is to share, or processes cannot be parted into such groups.
     """
 
     gpu_memory_gib: float = DEFAULT_GPU_MEMORY_GIB
     processes: int = 1
     sharding: Sharding = Sharding.none
     tflops: float = DEFAULT_TFLOPS
+    context_parallel: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("gpu_memory_gib", "processes", "tflops"):
+        for name in ("gpu_memory_gib", "processes", "tflops", "context_parallel"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}.")
         if self.sharding is not Sharding.none and self.processes == 1:
             raise ConfigError(
                 f"sharding={self.sharding.value} shares the model among several processes, got processes=1."
+            )
+        if self.context_parallel == 1:
+            return
+        if self.processes % self.context_parallel:
+            raise ConfigError(
+                f"context_parallel={self.context_parallel} does not divide processes={self.processes}: each group of "
+                f"processes shares a batch of its own."
+            )
+        if self.sharding is not Sharding.fsdp2:
+            raise ConfigError(
+                f"context_parallel={self.context_parallel} needs sharding=fsdp2 (recipes/accelerate/cp8.yaml), got "
+                f"sharding={self.sharding.value}."
             )
 
 

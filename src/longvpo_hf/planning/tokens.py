@@ -100,15 +100,19 @@ class DeviceBatch:
 
     def sequences(self, frames: int, reference: bool = False) -> list[tuple[int, int]]:
         """`[start, stop)` of each tree of the packed batch, or of each sequence where nothing is packed."""
-        trunk, rows = self.trunk(frames), self.rows
+        trunk = self.trunk(frames)
         trees = self.reference_timelines if reference else self.trees
         pairs = self.trees * self.pairs // trees
-        branch = rows.question_tokens + rows.chosen_tokens + rows.rejected_tokens
-        lengths = [trunk + pairs * branch] * trees
+        lengths = [trunk + pairs * self.branches] * trees
         if not self.is_packed:
             lengths = [trunk + self._question_and_answer] * (2 * trees * pairs)
         stops = [sum(lengths[: place + 1]) for place in range(len(lengths))]
         return list(zip([0, *stops], stops, strict=False))
+
+    @property
+    def branches(self) -> int:
+        """Tokens of a row beside the trunk: the rest of its question, and both answers."""
+        return self.rows.question_tokens + self.rows.chosen_tokens + self.rows.rejected_tokens
 
     def packed(self, frames: int) -> int:
         """Tokens of the policy's batch."""

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from longvpo_hf.training.packing.attention import Forest, Span, tree_attention
+from longvpo_hf.training.packing.sharing import SupposedShare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,7 +139,9 @@ class Step:
     Args:
         sequences: `[start, stop)` of each tree, or of each sequence.
         trunk: Tokens of each tree's trunk.
+        branches: Tokens of the branches of each row of a tree.
         is_packed: Whether trees lie in one row; else each sequence is a row.
+        sharing: How many processes share the row; the step is then the first one's, which holds as many rows as any.
         position_axes: 3 for multimodal rope, else 1.
         dtype: Of the embeddings.
         is_autocast: Whether it computes in bfloat16 under autocast.
@@ -147,7 +150,9 @@ class Step:
 
     sequences: tuple[tuple[int, int], ...]
     trunk: int
+    branches: int
     is_packed: bool
+    sharing: int
     position_axes: int
     dtype: torch.dtype
     is_autocast: bool
@@ -166,8 +171,10 @@ def trace_step(decoder: PreTrainedModel, step: Step) -> Trace:
         if weight.requires_grad:  # gradients are counted apart
             weight.register_post_accumulate_grad_hook(_drop_gradient)
     with mode, _delta_rule_at_once(decoder):
-        inputs, spans = _inputs(step, decoder.config.hidden_size)
-        forest = {"longvpo_tree": Forest(spans)} if step.is_packed else {}
+        spans = _spans(step)
+        followed = SupposedShare(spans, step.sharing) if step.sharing > 1 else Forest(spans)
+        forest = {"longvpo_tree": followed} if step.is_packed else {}
+        inputs = _inputs(step, decoder.config.hidden_size, followed.tokens)
         counter, ledger = FlopCounter(), _Ledger([*held, *inputs.values(), *(span.sees for span in spans)])
         with ledger, counter, torch.set_grad_enabled(step.has_backward):
             with torch.autocast("cpu", torch.bfloat16) if step.is_autocast else nullcontext():
@@ -175,7 +182,7 @@ def trace_step(decoder: PreTrainedModel, step: Step) -> Trace:
             saved, forward = ledger.live, counter.flops - counter.skipped
             if step.has_backward:
                 gradient = torch.empty_like(output)
-                del forest
+                del forest, followed
                 output.backward(gradient)
     return Trace(saved, ledger.peak, forward, counter.flops - counter.skipped)
 
@@ -235,21 +242,25 @@ def _delta_rule(
     return mixed.flatten(2, 3)[:, :, :tokens].transpose(1, 2).to(dtype), None
 
 
-def _inputs(step: Step, width: int) -> tuple[dict[str, Tensor], list[Span]]:
-    """The arguments of the call, and what a tree's attention needs."""
-    rows, length = (1, step.sequences[-1][1]) if step.is_packed else (len(step.sequences), step.sequences[0][1])
+def _inputs(step: Step, width: int, packed: int) -> dict[str, Tensor]:
+    """The arguments of the call; `packed` are the tokens of a packed row."""
+    rows, length = (1, packed) if step.is_packed else (len(step.sequences), step.sequences[0][1])
     axes = () if step.position_axes == 1 else (step.position_axes,)
-    inputs = {
+    return {
         "inputs_embeds": torch.empty(rows, length, width, dtype=step.dtype, requires_grad=step.has_backward),
         "attention_mask": torch.empty(rows, length, dtype=torch.long),
         "position_ids": torch.empty((*axes, rows, length), dtype=torch.long),
     }
-    branches = [(start, start + step.trunk, stop) for start, stop in step.sequences]
-    spans = [
-        Span(start, branch, stop, torch.empty(stop - branch, stop - branch, dtype=torch.bool))
-        for start, branch, stop in branches
-    ]
-    return inputs, spans
+
+
+def _spans(step: Step) -> list[Span]:
+    """What a tree's attention needs."""
+    spans = []
+    for start, stop in step.sequences:
+        branch, size = start + step.trunk, stop - start - step.trunk
+        rows = (step.branches,) * (size // step.branches) if step.is_packed else (size,)
+        spans.append(Span(start, branch, stop, torch.empty(size, size, dtype=torch.bool), rows))
+    return spans
 
 
 def _fake_weights(module: nn.Module, mode: FakeTensorMode) -> list[Tensor]:

@@ -21,12 +21,28 @@ def tflop(run: Run) -> dict[str, float]:
     work = {
         "policy: text model": policy.flops,
         "policy: vision": _vision_flops(run, frames, batch.trees, is_policy=True),
-        "policy: LM head": _head_flops(run, has_backward=True),
+        "policy: LM head": _head_flops(run, frames, has_backward=True),
         BEFOREHAND if run.training.precompute_ref_log_probs else "reference": reference.forward_flops
         + _vision_flops(run, batch.reference_frames, batch.reference_timelines, is_policy=False)
-        + _head_flops(run, has_backward=False),
+        + _head_flops(run, batch.reference_frames, has_backward=False),
     }
     return {name: value / 1e12 for name, value in work.items()}
+
+
+def received_gb(run: Run) -> float:
+    """10⁹ bytes that a device receives of those it shares its batch with: keys and values of trunks, in every layer.
+
+    Forward, once more where checkpointing makes them again, and as much of their gradients; and for the reference.
+    """
+    text, batch = run.config.get_text_config(), run.batch
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    of_token = 2 * text.num_key_value_heads * width * text.num_hidden_layers * run.compute_bytes
+    passes = 3 if run.training.gradient_checkpointing else 2
+    views = [(run.training.num_frames, batch.trees * passes)]
+    if not run.training.precompute_ref_log_probs:
+        views.append((batch.reference_frames, batch.reference_timelines))
+    tokens = sum(batch.trunk(frames) * times * (1 - 1 / run.sharing(frames)) for frames, times in views)
+    return tokens * of_token / 1e9
 
 
 def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> float:
@@ -45,13 +61,13 @@ def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> flo
     passes = (3 + again, 3.5 + again) if is_trained else (1, 1)
     connector = 2.0 * connecting * shapes.projected * (3 if is_policy and is_connector_trained(run) else 1)
     embedded = 2.0 * pixels * shapes.patches * (2 if is_trained else 1)  # pixels have no gradient
-    units = timelines * shapes.units(frames)
+    units = -(-timelines * shapes.units(frames) // run.sharing(frames))
     return units * (embedded + linear * passes[0] + attention * passes[1] + connector)
 
 
-def _head_flops(run: Run, has_backward: bool) -> float:
+def _head_flops(run: Run, frames: int, has_backward: bool) -> float:
     text = run.config.get_text_config()
-    product = 2.0 * run.batch.answers * text.vocab_size * text.hidden_size
+    product = 2.0 * run.batch.answers * run.most_rows(frames) * text.vocab_size * text.hidden_size
     if not has_backward:
         return product
     is_trained = run.built.get_output_embeddings().weight.requires_grad

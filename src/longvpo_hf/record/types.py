@@ -213,7 +213,7 @@ class TrainingRecord:
         sft_weight: α, the weight of the SFT term.
         precision: `bf16`, `fp16` or `fp32`.
         tree_packing: Whether the model was scored in one packed sequence per timeline.
-        num_processes: Processes that trained together.
+        num_processes: Processes that trained together; those that share each batch count as one.
         answer_reasoning: Whether reasoning in the answers was kept or dropped.
         num_steps: Optimizer steps so far.
         num_epochs: Epochs so far.

@@ -57,6 +57,22 @@ class _Prompt:
     num_frames: int
 
 
+class HostVideos:
+    """The visual tensors of a batch's videos, which stay where they are when the batch is moved to a device.
+
+    Each of the processes that share the batch then moves its own frames alone. Not a list, which would be moved.
+    """
+
+    def __init__(self, videos: list[Mapping[str, torch.Tensor]]) -> None:
+        self._videos = videos
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def __getitem__(self, number: int) -> Mapping[str, torch.Tensor]:
+        return self._videos[number]
+
+
 class VideoPreferenceCollator:
     """Makes batches of video preference rows.
 
@@ -75,6 +91,8 @@ class VideoPreferenceCollator:
 
     Attributes:
         context_tokens: Maximum tokens the model was made for; longer sequences are an error. None: not known.
+
+        keeps_videos_on_host: Whether the visual tensors stay on the host when a batch is moved, see `HostVideos`.
 
     A batch of B rows about V different views, with sequences of at most L tokens, is
 
@@ -115,6 +133,7 @@ class VideoPreferenceCollator:
         self.reference = reference
         self.max_length = max_length
         self.context_tokens: int | None = None
+        self.keeps_videos_on_host = False
         self.on_bad_video = on_bad_video
         self.precomputed = precomputed
         self.sampler = FrameSampler(num_frames, fps, max_pixels)
@@ -264,9 +283,10 @@ class VideoPreferenceCollator:
             batch["mm_token_type_ids"] = _right_pad(
                 [(prompt.types or []) + [0] * len(answer) for prompt, answer in sequences], 0
             )
+        visuals: list[Mapping[str, torch.Tensor]] = [prompt.visual for prompt in videos]
         return {
             **batch,
-            "videos": [prompt.visual for prompt in videos],
+            "videos": HostVideos(visuals) if self.keeps_videos_on_host else visuals,
             "video_index": torch.tensor([index[id(prompt.visual)] for _, prompt in asked]),
             "visual_tokens": sum(map(self._visual_tokens, videos)),
         }

@@ -53,6 +53,7 @@ def record_of(
     rows: Any,
     *,
     is_packed: bool,
+    sharing: int = 1,
     name: str | None = None,
     hub_model_id: str | None = None,
     dataset_name: str | None = None,
@@ -68,6 +69,7 @@ def record_of(
         state: How far it came.
         rows: The dataset that it is trained on.
         is_packed: Whether the model is scored in packed sequences.
+        sharing: How many processes share each batch.
         name: Heading of the card; by default the output folder's name.
         hub_model_id: Where the model is pushed to.
         dataset_name: What the model was trained on; by default found by the rows' media.
@@ -84,7 +86,7 @@ def record_of(
         base=base,
         sampling=Sampling(args.num_frames, args.fps, args.max_pixels),
         data=_trained_on(rows, dataset_name),
-        training=_training(model, args, state, is_packed),
+        training=_training(model, args, state, is_packed, sharing),
         progress={
             metric: (_finite(values[0]), _finite(values[-1]))
             for metric in _PROGRESS
@@ -99,7 +101,7 @@ def record_of(
     )
 
 
-def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: bool) -> TrainingRecord:
+def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: bool, sharing: int) -> TrainingRecord:
     peft = next(iter(getattr(model, "peft_config", {}).values()), None)
     terms = {"sft": args.sft_weight} if args.sft_weight else {}
     if args.view_distillation_weight:
@@ -122,7 +124,7 @@ def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: b
         max_grad_norm=args.max_grad_norm,
         per_device_train_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        num_processes=args.world_size,
+        num_processes=args.world_size // sharing,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         gradient_checkpointing=args.gradient_checkpointing,
         tree_packing=is_packed,

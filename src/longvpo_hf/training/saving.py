@@ -92,6 +92,7 @@ class SavingTrainer(DPOTrainer):
             self.state,
             self.train_dataset,
             is_packed=self.args.tree_packing and is_tree_packed(self.model),
+            sharing=self.get_cp_size(),
             hub_model_id=self.hub_model_id,
             citation=self._paper["citation"],
             **facts,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Partial
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -30,6 +31,7 @@ class ModelCall:
         batch: The batch with its videos; None to call the model as TRL does.
         rows: Int, which of the batch's rows TRL is given; None for all of them.
         keeps_states: Whether the states of the chosen answers are kept.
+        group: Processes that share the batch, see `tree_forward`.
 
     Attributes:
         scored: What TRL was given, after its call.
@@ -37,9 +39,15 @@ class ModelCall:
     """
 
     def __init__(
-        self, model: nn.Module, batch: Batch | None, rows: Tensor | None = None, keeps_states: bool = False
+        self,
+        model: nn.Module,
+        batch: Batch | None,
+        rows: Tensor | None = None,
+        keeps_states: bool = False,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.model = model
+        self.group = group
         self.batch = batch
         self.rows = rows
         self.scored: FusedCausalLMOutput
@@ -60,10 +68,12 @@ class ModelCall:
                 return self.scored
             # What TRL asks of a mixture of experts, for its load-balancing loss; the inputs are our batch's own.
             asked = {name: kwargs[name] for name in ("output_router_logits",) if name in kwargs}
-            forward = tree_forward if is_tree_packed(self.model) else plain_forward
             base = unwrapped(self.model)
             with hidden_states_of(base) as calls:
-                scored = forward(self.model, self.batch, **asked)
+                if is_tree_packed(self.model):
+                    scored = tree_forward(self.model, self.batch, self.group, **asked)
+                else:
+                    scored = plain_forward(self.model, self.batch, **asked)
             if self._keeps_states:
                 texts = (self.batch["input_ids"], self.batch["completion_mask"])
                 states = answer_states(base, calls, scored, *texts)
@@ -177,7 +187,7 @@ def gather_of_unequal_rows(accelerator: Any, has_rows: bool) -> Iterator[None]:
     Numbers are gathered, those of a process without rows as 0. Values of rows stay on their process: `RowScores`
     gathers them.
     """
-    gather = accelerator.gather
+    gather, usual = accelerator.gather, dict(vars(accelerator))
 
     def gather_numbers(tensor: Tensor) -> Tensor:
         if tensor.ndim:
@@ -188,7 +198,11 @@ def gather_of_unequal_rows(accelerator: Any, has_rows: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        del accelerator.gather, accelerator.gather_for_metrics
+        for name in ("gather", "gather_for_metrics"):
+            if name in usual:
+                setattr(accelerator, name, usual[name])
+            else:
+                delattr(accelerator, name)
 
 
 @contextmanager

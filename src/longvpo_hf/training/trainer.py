@@ -11,7 +11,6 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +35,7 @@ from longvpo_hf.training.collator import (
 )
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.distillation import ViewDistillation
+from longvpo_hf.training.groups import SharingTrainer
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
 from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
@@ -48,7 +48,6 @@ from longvpo_hf.training.reference import (
     score_columns,
 )
 from longvpo_hf.training.rows import TimelineSampler, have_clips, set_sampler_epoch
-from longvpo_hf.training.saving import SavingTrainer
 from longvpo_hf.training.scoring import (
     ModelCall,
     gather_of_unequal_rows,
@@ -69,7 +68,7 @@ _WITHOUT_TREES = "Tree packing is off, chosen and rejected are scored as two seq
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
-class LongVPOTrainer(SavingTrainer):
+class LongVPOTrainer(SharingTrainer):
     """Trains a video-language model on preferences about timelines (LongVPO, Temporal Preference Optimization).
 
         trainer = LongVPOTrainer(model="OpenGVLab/InternVL3-2B-hf", args=LongVPOConfig("stage1"), train_dataset=rows)
@@ -206,9 +205,12 @@ class LongVPOTrainer(SavingTrainer):
             check_head(scored)
             prepare_tower(scored, self.args.freeze_vision_tower, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if not self._has_clips:
+            self._check_sharing(False, None)
             return
         self.data_collator.context_tokens = context_tokens(self.model.config)
+        self.data_collator.keeps_videos_on_host = self._group is not None
         reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
+        self._check_sharing(True, next((reason for reason in reasons if reason is not None), None))
         for reason in sorted({reason for reason in reasons if reason is not None}):
             logger.warning(f"{_WITHOUT_TREES}: {reason}")
         is_wanted = self.args.tree_packing_trial
@@ -231,18 +233,6 @@ class LongVPOTrainer(SavingTrainer):
     def _is_half(self) -> bool:
         """Whether the model computes in half precision."""
         return bool(self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """transformers', but under FSDP2 log-probabilities leave the model in the type they were computed in.
-
-        accelerate has FSDP2 cast a model's outputs to the type it computes in. A log-probability of -6 in bfloat16 is
-        off by up to 0.016, and a margin sums those of two whole answers.
-        """
-        super().create_accelerator_and_postprocess()
-        if self.accelerator.is_fsdp2:
-            plugin = self.accelerator.state.fsdp_plugin
-            if plugin.mixed_precision_policy is not None:
-                plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
     # --------------------------------------------------------------------------------------------- the rows
 
@@ -310,7 +300,7 @@ class LongVPOTrainer(SavingTrainer):
             if "videos" not in inputs:
                 return super().compute_ref_log_probs(ModelCall(model, None), inputs)
             self._try_trees(model, inputs)
-            call = ModelCall(model, inputs, keeps_states=self._distillation.weight > 0)
+            call = ModelCall(model, inputs, keeps_states=self._distillation.weight > 0, group=self._group)
             scores = super().compute_ref_log_probs(call, texts_of(inputs))
             self._distillation.teacher = call.states
         if "kept" not in inputs:
@@ -359,7 +349,8 @@ class LongVPOTrainer(SavingTrainer):
         counted = self._counted_rows(mode, inputs)
         inputs = self._with_reference(model, inputs)
         rows = counted if len(counted) else None  # TRL computes a loss in any case; without rows it is thrown away
-        call, texts = ModelCall(model, inputs, rows, self._distillation.weight > 0), texts_of(inputs, rows)
+        call = ModelCall(model, inputs, rows, self._distillation.weight > 0, self._group)
+        texts = texts_of(inputs, rows)
         metrics = self._metrics[mode]
         self._metrics[mode] = defaultdict(list)
         with gather_of_unequal_rows(self.accelerator, has_rows=len(counted) > 0):
@@ -398,7 +389,9 @@ class LongVPOTrainer(SavingTrainer):
         gradients = self.accelerator.gradient_state
         if mode == "train" or not gradients.end_of_dataloader or gradients.remainder <= 0:
             return places
-        return places[kept + self.accelerator.process_index * inputs["rows"] < gradients.remainder]
+        return places[
+            kept + self.accelerator.process_index // self.get_cp_size() * inputs["rows"] < gradients.remainder
+        ]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """transformers', called before each optimizer step: a step that is not finite ends the run, or is skipped."""

@@ -71,6 +71,7 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
             rows = sorted(row for (row,) in part)
             both = torch.tensor(rows + [row + len(index) for row in rows], device=input_ids.device)
             visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
+            visual = {name: value.to(input_ids.device) for name, value in visual.items()}
             if "mm_token_type_ids" in batch:
                 visual["mm_token_type_ids"] = batch["mm_token_type_ids"][both]
             output = _checked(
@@ -185,6 +186,7 @@ def _of_all(output: Any, share: Share, tokens: int) -> FusedCausalLMOutput:
     names = [name for name in TOKEN_FIELDS if getattr(output, name) is not None]
     own = torch.stack([getattr(output, name)[0].to(output.log_probs.dtype) for name in names])
     places = share.held.to(own.device)
+    assert share.group is not None
     everyone = summed(own.new_zeros(len(names), tokens).index_copy(1, places, own), share.group)
     fields = dict(zip(names, everyone[:, None], strict=True))
     for name in ("is_top1", "label_mask"):

@@ -69,10 +69,11 @@ class Share:
         visual: Visual,
         pieces: Sequence[_Piece],
         stretches: Sequence[Stretch],
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | None,
     ) -> None:
         self.held, self.visual, self.group = held, visual, group
         self._pieces, self._stretches = pieces, stretches
+        self._of_trunks = sum(piece.stop - piece.start for piece in pieces if piece.sees is None)
         self.calls = self.windowed_calls = 0
 
     @property
@@ -90,12 +91,9 @@ class Share:
         Returns:
             [1, own tokens, heads, width].
         """
-        rank = dist.get_rank(self.group)
-        own = sum(size for whose, size in self._stretches if whose == rank)
-        rows = torch.stack([key[0, :, :own], value[0, :, :own]]).permute(2, 0, 1, 3)  # [trunk tokens, 2, heads, width]
-        trunk_keys, trunk_values = (
-            of_all.transpose(0, 1)[None] for of_all in gathered(rows, self._stretches, self.group).unbind(1)
-        )
+        own = slice(self._of_trunks)
+        rows = torch.stack([key[0, :, own], value[0, :, own]]).permute(2, 0, 1, 3)  # [trunk tokens, 2, heads, width]
+        trunk_keys, trunk_values = (of_all.transpose(0, 1)[None] for of_all in self._gathered(rows).unbind(1))
         out = []
         for piece in self._pieces:
             before = piece.trunk + piece.before
@@ -107,6 +105,30 @@ class Share:
             asked = query[:, :, piece.start : piece.stop]
             out.append(attend(asked, (trunk_keys, key), (trunk_values, value), parts, scale).transpose(1, 2))
         return torch.cat(out, dim=1)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all trunks' tokens, from this process's: [own, 2, heads, width] to [all, 2, heads, width]."""
+        assert self.group is not None
+        return gathered(rows, self._stretches, self.group)
+
+
+class SupposedShare(Share):
+    """The first process's share of a row that `size` processes would share; what the others hold has no contents.
+
+    Args:
+        spans: The trees of the row.
+        size: How many processes.
+    """
+
+    def __init__(self, spans: Sequence[Span], size: int) -> None:
+        cuts = [_cuts(span.branches - span.start, [], size) for span in spans]
+        held, pieces = _pieces(spans, cuts, _owners(spans, size), 0)
+        super().__init__(torch.tensor(held), {}, pieces, [], None)
+        self._all = sum(span.branches - span.start for span in spans)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        times = -(-self._all // len(rows))
+        return torch.cat([rows] * times)[: self._all]
 
 
 def share_of(
