@@ -221,7 +221,8 @@ def estimates(world: World, save: Save) -> None:
     for offloading in ("false",) if world.is_small else ("false", "true"):
         for size in sizes:
             (frames,) = _frames(scale, [size])
-            recipe, settings = _recipe("unused", scale, [frames], "--activation_offloading", offloading)
+            overrides = ("--activation_offloading", offloading, "--use_cpu", "true")
+            recipe, settings = _recipe("unused", scale, [frames], *overrides)
             rows = Rows(
                 _noise.QUESTION_TOKENS,
                 _noise.CHOSEN_TOKENS,
