@@ -196,6 +196,47 @@ def test_a_few_bad_frames_at_the_end_cost_these_frames(tmp_path: Path, name: str
     assert indices_of(FrameSampler(20)(Timeline((Clip(str(path), 0.0, 0.8),))).pixels)[:17] == list(range(17))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_transport_stream_costs_few_frames_and_no_other_is_moved(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = film(tmp_path / "v.ts")
+    begin = whole_clip(str(path)).start_seconds
+    content = bytearray(path.read_bytes())
+    for packet in rng.sample(range(30, len(content) // 188 - 30), 2):
+        content[188 * packet + 20 : 188 * packet + 188] = rng.randbytes(168)
+    path.write_bytes(content)
+    whole = whole_clip(str(path))
+    assert whole.start_seconds == begin
+    times = [begin + (k + 0.5) / FPS for k in range(round(whole.duration_seconds * FPS))]
+    video = VideoFile(str(path))
+    shown = indices_of(video.frames_at([video.index_at(time) for time in times], video.size))
+    wrong = [(k, index) for k, index in enumerate(shown) if k != index]
+    # In the place of a frame that is lost FFmpeg, or nobody, puts one before it, and says nothing; the frames that lean
+    # on it, up to the next reference, may look like that one too.
+    assert len(wrong) <= 2 * 6
+    assert all(index < k <= index + 6 for k, index in wrong)
+
+
+FRAGMENTS = (*B_FRAMES, "-movflags", "frag_keyframe+empty_moov+default_base_moof")
+
+
+@pytest.mark.parametrize("options", [B_FRAMES, FRAGMENTS])
+@pytest.mark.parametrize("size", [(64, 96), (96, 64)])
+def test_of_joined_files_the_first_is_shown_and_the_other_named(
+    tmp_path: Path, options: tuple[str, ...], size: tuple[int, int]
+) -> None:
+    first = write_video(tmp_path / "a.mp4", 50, FPS, size=(64, 96), options=options)
+    second = write_video(tmp_path / "b.mp4", 50, FPS, size=size, first=50, options=options)
+    path = tmp_path / "v.mp4"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    clips, dropped = built(path, tmp_path)
+    assert [(item.reason, item.detail.split(",")[0]) for item in dropped] == [
+        ("not_shown", f"another mp4 file stands at byte {first.stat().st_size}")
+    ]
+    assert [index for clip in clips for index in shown_by(clip)] == list(range(50))
+    assert sample(path, 5) == [5, 15, 25, 35, 45]
+
+
 # --------------------------------------------------------------------------------------------- what must not be opened
 
 

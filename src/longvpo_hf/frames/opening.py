@@ -6,6 +6,7 @@ a name is only ever a file's, and the file's first bytes decide whether FFmpeg s
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -142,7 +143,13 @@ class Source:
         self.header: Header = header
 
     def for_ffmpeg(self) -> Any:
-        """What FFmpeg is given: a file by its full name behind `file:`, or something to read bytes from."""
+        """What FFmpeg is given: a file by its full name behind `file:`, or something to read bytes from.
+
+        Of MP4 files that are joined behind each other, the first: in one of fragments FFmpeg reads on, takes the next
+        one's frames for the first one's, and shows the last picture in their place.
+        """
+        if self.header.next_file and self.header.container == "mp4":
+            return _First(self._open(), self.header.next_file)
         if self._is_remote or PurePath(self.path).suffix.lower() not in _SUFFIXES:
             return self._open()
         full = os.path.abspath(self.path)
@@ -190,6 +197,36 @@ class Source:
             remedy = ": of URLs only hf:// addresses are opened; download it first" if is_url else ""
             raise UnreadableVideo("missing_file", self.path, f"no such file{remedy}")
         return open(self.path, "rb")
+
+
+class _First(io.RawIOBase):
+    """The first bytes of a file."""
+
+    def __init__(self, file: IO[bytes], num_bytes: int) -> None:
+        self._file = file
+        self._num_bytes = num_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._num_bytes - self._file.tell())
+        return self._file.read(left if size < 0 else min(size, left))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            offset, whence = offset + self._num_bytes, os.SEEK_SET
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def said(error: Exception) -> str:
