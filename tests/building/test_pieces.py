@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,18 @@ def test_requests_are_counted_no_more_often_than_in_one_process(tmp_path: Path) 
             by_shards("stage1", tmp_path / name, order, model=model)
         totals.append(asked.total())
     assert totals[0] == totals[1]
+
+
+def test_of_many_that_are_answered_at_the_same_time_all_take_the_first_answer(tmp_path: Path) -> None:
+    keys = [f"{number:03}" for number in range(60)]
+
+    def keep_all(worker: int) -> list[Any]:
+        remembered = Remembered(tmp_path / "answers")
+        return [remembered.keep(key, f"{worker} {key}") for key in random.Random(worker).sample(keys, len(keys))]
+
+    with ThreadPoolExecutor(8) as threads:
+        given = [dict(zip(random.Random(n).sample(keys, len(keys)), kept, strict=True))
+                 for n, kept in enumerate(threads.map(keep_all, range(8)))]  # fmt: skip
+    for key in keys:
+        assert len({answers[key] for answers in given}) == 1
+    assert not list(tmp_path.rglob("*.part"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +199,19 @@ def test_who_works_is_said_once(videos: Path, tmp_path: Path, options: list[str]
     with pytest.raises(SystemExit):
         stage1.main(arguments(videos, tmp_path / "rows", *options))
     assert message in capsys.readouterr().err
+
+
+def test_a_corpus_that_moved_keeps_its_finished_work(videos: Path, tmp_path: Path) -> None:
+    """Rows by reference name files below the corpus, and so does all that is kept."""
+    more = ("--media", "reference", "--cache", str(tmp_path / "cache"), "--num-shards", "1", "--shard", "0")
+    output, kept = tmp_path / "rows", []
+    shutil.copytree(videos, tmp_path / "here")
+    for name in ("here", "there"):
+        if name == "there":
+            (tmp_path / "here").rename(tmp_path / "there")
+        stage1.main(arguments(tmp_path / name, output, *more))
+        stage1.main(arguments(tmp_path / name, output, *more[:4], "--merge"))
+        job = {str(path): path.stat().st_ino for path in (tmp_path / "rows.job").rglob("*") if path.is_file()}
+        kept.append((job, (output / "train.parquet").read_bytes()))
+    assert kept[0] == kept[1]
+    assert len(kept[0][0]) > 3
