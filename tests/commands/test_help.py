@@ -117,7 +117,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Stage1Settings]:
         raise ModelError("far enough")
 
     monkeypatch.setattr(Stage1Settings, "fitted", fitted)
-    monkeypatch.setattr(stage1, "read_videos", lambda videos, funnel: ([], {}))
+    monkeypatch.setattr(stage1, "read_videos", lambda videos, funnel, executor: ([], {}))
     return seen
 
 
