@@ -33,6 +33,17 @@ def test_names_become_files_and_options_find_their_owner(started: list[SimpleNam
 
 
 @pytest.mark.parametrize(
+    ("words", "given"),
+    [(["--cpu"], ["--use_cpu", "true"]), (["--cpu", "--use_cpu", "false"], ["--use_cpu", "false"]), ([], [])],
+)
+def test_cpu_is_told_to_the_recipe_too(started: list[SimpleNamespace], words: list[str], given: list[str]) -> None:
+    result = longvpo(["train", "stage1", *words])
+    assert result.exit_code == 0, result.output
+    (launch,) = started
+    assert launch.training_script_args == given
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--config", "internvl3_8b/stage1_lor"], "Did you mean internvl3_8b/stage1_lora?"),

@@ -61,6 +61,8 @@ def launch(
 
     file = ["--config", str(find_config(config))] if config else []
     first = ["--config_file", str(find_accelerate_config(accelerate_config))] if accelerate_config else []
+    if "--cpu" in for_launch and not any(word.partition("=")[0] in ("--use_cpu", "--use-cpu") for word in words):
+        words = [*words, "--use_cpu", "true"]  # accelerate's option alone leaves transformers to ask for a GPU
     go_offline_if_unreachable([""])  # for the recipe's process, which names models and rows
     # Quiet: the recipe itself says what went wrong, and its parent's traceback would say nothing more.
     script = str(shipped(f"recipes/{recipe}.py"))
