@@ -13,11 +13,11 @@ from torchcodec.decoders import VideoDecoder
 from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.model import build_model, build_processor
 from longvpo_hf.miniature.pretraining import (
+    PairSampler,
     PretrainingSettings,
     TextCoder,
-    _answer_losses,
-    _ask_two,
-    _PairSampler,
+    answer_losses,
+    ask_two,
     frame_features,
     pixel_values,
     pretrain,
@@ -84,7 +84,7 @@ def test_the_loss_is_the_models_own(world: tuple[list[WorldClip], torch.Tensor])
     texts = [_texts(clips[0])[0], _texts(clips[1])[1]]
     rows = [(coder.prompt_ids(2, question), coder.answer_ids(answer)) for question, answer in texts]
     with torch.no_grad():
-        fast = _answer_losses(model, rows, frame_features(model, processor, frames[:2]))
+        fast = answer_losses(model, rows, frame_features(model, processor, frames[:2]))
         assert [len(losses) for losses in fast] == [len(answer) for _, answer in rows]
         for index, (prompt, answer) in enumerate(rows):
             own = model(
@@ -155,7 +155,7 @@ def test_questions_about_two_clips_are_answered_in_the_order_of_asking(
     seen = set()
     for also_both in (False, True):
         for _ in range(40):
-            for kind, asked, answer in _ask_two(clips[0], clips[1], also_both, rng):
+            for kind, asked, answer in ask_two(clips[0], clips[1], also_both, rng, WORDS):
                 markers = [word for word in asked.split() if word in colour_of]
                 assert answer.split() == [colour_of[marker] for marker in markers]
                 assert len(markers) == {"one": 1, "both": 2}[kind]
@@ -170,7 +170,7 @@ def test_pairs_differ_and_hard_pairs_share_a_word(
     world: tuple[list[WorldClip], torch.Tensor], hard_share: float
 ) -> None:
     clips, _ = world
-    pairs = _PairSampler(clips, np.random.default_rng(0))
+    pairs = PairSampler(clips, np.random.default_rng(0))
     shared = []
     for _ in range(200):
         first, second = (clips[index] for index in pairs.draw(hard_share))

@@ -223,7 +223,7 @@ def _asked(
 ) -> tuple[list[ProbeQuestion], Filler]:
     """What a probe asks, and among what: as given, and else of a miniature's world."""
     from longvpo_hf.evaluation.probes import VideoFiller
-    from longvpo_hf.miniature.language import WORDS
+    from longvpo_hf.miniature.language import language_of
     from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
     from longvpo_hf.miniature.world import TRUTH_FILE, read_world, write_world
 
@@ -244,5 +244,5 @@ def _asked(
         folder = output / "media" / f"world-{num_clips}-{seed}"
         clips = read_world(folder) if (folder / TRUTH_FILE).is_file() else write_world(folder, num_clips, seed)
     per_clip = {} if haystack is None else {"frames_per_clip": 1}  # a film's clips are one frame each
-    questions = world_questions(clips, number, seed, language=None if world is None else WORDS, **per_clip)
+    questions = world_questions(clips, number, seed, language=None if world is None else language_of(world), **per_clip)
     return questions, filler or WorldFiller(clips, seed)

@@ -95,7 +95,7 @@ def _asked(recipe: RecipeArguments, media: Path) -> tuple[list[ProbeQuestion], F
         questions = read_questions(Path(recipe.probe_questions), recipe.probe_video_frames, media)
         haystack = recipe.probe_haystack
         return questions, BlankFiller(media) if haystack is None else VideoFiller(Path(haystack))
-    from longvpo_hf.miniature.language import WORDS
+    from longvpo_hf.miniature.language import language_of
     from longvpo_hf.miniature.probes import WorldFiller, clips_needed, world_questions
     from longvpo_hf.miniature.world import TRUTH_FILE, read_world, write_world
 
@@ -103,6 +103,6 @@ def _asked(recipe: RecipeArguments, media: Path) -> tuple[list[ProbeQuestion], F
     if recipe.probe_world is None and not (folder / TRUTH_FILE).is_file():
         write_world(folder, clips_needed(recipe.probe_frames), seed=0)
     clips = read_world(folder)
-    language = None if recipe.probe_world is None else WORDS
+    language = None if recipe.probe_world is None else language_of(folder)
     asked = world_questions(clips, recipe.probe_number, 0, language=language)
     return asked, WorldFiller(clips, seed=0)

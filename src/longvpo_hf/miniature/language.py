@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from longvpo_hf.miniature.world import FRAME_COLOURS, SHAPE_COLOURS, WALL_COLOURS
+from longvpo_hf.miniature.world import FRAME_COLOURS, SHAPE_COLOURS, WALL_COLOURS, language_name
 
 _NAMES = {"wall": WALL_COLOURS, "frame": FRAME_COLOURS, "colour": SHAPE_COLOURS}
 
@@ -22,6 +23,7 @@ class Language:
     """A language, as forms with places for names of colours.
 
     Args:
+        name: Its name, which a world keeps.
         marker: How a question names a clip, with places for `{wall}` and `{frame}`.
         ask_one: The question about a clip, which `{first}` names.
         ask_two: The question about two clips, which `{first}` and `{second}` name.
@@ -32,6 +34,7 @@ class Language:
         max_answer_tokens: Room for the longest of these answers and its end; a model that says more is cut off.
     """
 
+    name: str
     marker: str
     ask_one: str
     ask_two: str
@@ -131,6 +134,7 @@ def _pattern(form: str) -> str:
 #: questions have as many words: with more in the second, a model that saw few lengths of video told from the position
 #: of its answer how many colours to give (seed 31), and failed in longer videos and after Stage 1.
 WORDS = Language(
+    name="words",
     marker="{wall}-{frame}",
     ask_one="what colour in the {first} clip ?",
     ask_two="what colours in {first} then {second} ?",
@@ -142,6 +146,7 @@ WORDS = Language(
 )
 #: "What colour is the shape in the navy clip with the gold frame?" → "The shape is red."
 SENTENCES = Language(
+    name="sentences",
     marker="the {wall} clip with the {frame} frame",
     ask_one="What colour is the shape in {first}?",
     ask_two="What colours are the shapes in {first} and in {second}?",
@@ -151,3 +156,12 @@ SENTENCES = Language(
     description="The clip is {wall}, its frame is {frame} and the shape is {colour}.",
     max_answer_tokens=24,
 )
+
+
+def language_of(world: str | Path) -> Language:
+    """The language of the models of a world that `write_world` wrote.
+
+    Raises:
+        DatasetError: If it was not written to the end.
+    """
+    return SENTENCES if language_name(world) == SENTENCES.name else WORDS

@@ -10,6 +10,8 @@ positions that short training never saw.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
@@ -29,8 +31,8 @@ from longvpo_hf.miniature.world import FRAME_PIXELS, MARKERS, SHAPE_COLOURS
 
 _PAD, _EOS, _UNKNOWN = "<pad>", "<eos>", "<unk>"
 _USER, _ASSISTANT = "<user>", "<assistant>"
-_VIDEO_START, _VIDEO_END, _FRAME, _VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
-_SPECIAL = (_PAD, _EOS, _UNKNOWN, _USER, _ASSISTANT, _VIDEO_START, _VIDEO_END, _FRAME, _VIDEO)
+VIDEO_START, VIDEO_END, FRAME, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
+_SPECIAL = (_PAD, _EOS, _UNKNOWN, _USER, _ASSISTANT, VIDEO_START, VIDEO_END, FRAME, VIDEO)
 
 # Every piece ends in a space: words are split at spaces, so none of them becomes a token.
 _CHAT_TEMPLATE = """
@@ -51,13 +53,18 @@ _CHAT_TEMPLATE = """
 
 def build_processor() -> InternVLProcessor:
     """The processor: `<user> <img> frames </img> question <assistant> answer <eos>`, a token per word and per frame."""
+    return processor_of(_build_tokenizer(), _CHAT_TEMPLATE, tokens_per_frame=1)
+
+
+def processor_of(tokenizer: PreTrainedTokenizerFast, chat_template: str, tokens_per_frame: int) -> InternVLProcessor:
+    """The processor of the world's frames around a tokenizer of `tokenizer_of` and a chat template."""
     size = {"height": FRAME_PIXELS, "width": FRAME_PIXELS}
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=False),
-        tokenizer=_build_tokenizer(),
+        tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(size=size),
-        image_seq_length=1,
-        chat_template=_CHAT_TEMPLATE,
+        image_seq_length=tokens_per_frame,
+        chat_template=chat_template,
     )
 
 
@@ -117,22 +124,32 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
     )
     words = dict.fromkeys((*_SPECIAL, *(word for text in texts for word in text.split())))
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=_UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"Frame\d+: "), ""), normalizers.Replace(f"{_VIDEO_END}\n{_VIDEO_START}", "")]
-    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer_of(tokenizer, _SPECIAL, pad_token=_PAD, eos_token=_EOS, unk_token=_UNKNOWN)
+
+
+def tokenizer_of(tokenizer: Tokenizer, special: Sequence[str], **roles: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that reads videos without labels, made of `tokenizer`, which it changes.
+
+    Args:
+        tokenizer: Any.
+        special: Tokens that are added, unless it has them.
+        roles: Which tokens are `pad_token`, `eos_token` and so on.
+    """
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    labels = normalizers.Replace(Regex(r"Frame\d+: "), "")
+    between = normalizers.Replace(f"{VIDEO_END}\n{VIDEO_START}", "")
+    tokenizer.normalizer = normalizers.Sequence([labels, between, *own])
     # `normalized`: matched after normalizing. Otherwise the text is split at them first, into pieces.
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True) for token in _SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=_PAD,
-        eos_token=_EOS,
-        unk_token=_UNKNOWN,
         padding_side="left",
         extra_special_tokens={
-            "start_image_token": _VIDEO_START,
-            "end_image_token": _VIDEO_END,
-            "context_image_token": _FRAME,
-            "video_token": _VIDEO,
+            "start_image_token": VIDEO_START,
+            "end_image_token": VIDEO_END,
+            "context_image_token": FRAME,
+            "video_token": VIDEO,
         },
+        **roles,
     )

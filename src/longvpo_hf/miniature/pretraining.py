@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import InternVLForConditionalGeneration, InternVLProcessor
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.miniature.language import WORDS
+from longvpo_hf.miniature.language import WORDS, Language
 from longvpo_hf.miniature.settings import PretrainingSettings
 from longvpo_hf.miniature.world import SHAPE_COLOURS, WorldClip
 
@@ -63,10 +63,19 @@ class TextCoder:
         return self._prompts[key]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of `answer` and the end of sequence."""
+        """Ids of `answer` with all that the chat template writes after it: its end, and a line's end in some."""
         if answer not in self._answers:
-            tokenizer = self._processor.tokenizer
-            self._answers[answer] = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+            asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+            turns = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+            before = self._processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+            whole = self._processor.apply_chat_template(turns, tokenize=False)
+            ids, whole_ids = (self._processor.tokenizer(text)["input_ids"] for text in (before, whole))
+            if whole_ids[: len(ids)] != ids:
+                raise ConfigError(
+                    f"The chat template renders {before[-60:]!r} differently once an answer follows: take a language "
+                    "model whose template only appends."
+                )
+            self._answers[answer] = whole_ids[len(ids) :]
         return self._answers[answer]
 
 
@@ -135,7 +144,7 @@ def _train_naming(
     rng: np.random.Generator,
     settings: PretrainingSettings,
 ) -> list[float]:
-    stepper = _Stepper(model.parameters(), settings)
+    stepper = Stepper(model.parameters(), settings)
     stepper.decay(settings.warmup_steps, settings.naming_steps)
     for _ in tqdm(range(settings.naming_steps), desc="pretraining: naming", unit="step"):
         drawn = rng.integers(0, len(clips), size=settings.naming_clips)
@@ -143,10 +152,10 @@ def _train_naming(
         for index in drawn:
             clip = clips[index]
             wants_caption = rng.random() < settings.caption_share
-            question, answer = _ask_for_caption(clip) if wants_caption else _ask_one(clip)
+            question, answer = ask_for_caption(clip, WORDS) if wants_caption else ask_one(clip, WORDS)
             rows.append((coder.prompt_ids(frames.shape[1], question), coder.answer_ids(answer)))
         pixels = pixel_values(processor, frames[torch.from_numpy(drawn)])
-        stepper.step(torch.cat(_answer_losses(model, rows, model.get_image_features(pixels).pooler_output)).mean())
+        stepper.step(torch.cat(answer_losses(model, rows, model.get_image_features(pixels).pooler_output)).mean())
     return stepper.losses
 
 
@@ -158,9 +167,9 @@ def _train_recall(
     rng: np.random.Generator,
     settings: PretrainingSettings,
 ) -> list[float]:
-    language = (*model.model.language_model.parameters(), *model.lm_head.parameters())
-    stepper = _Stepper(list(dict.fromkeys(language)), settings)
-    pairs = _PairSampler(clips, rng)
+    trained = (*model.model.language_model.parameters(), *model.lm_head.parameters())
+    stepper = Stepper(list(dict.fromkeys(trained)), settings)
+    pairs = PairSampler(clips, rng)
     running_losses = {"one": math.log(len(SHAPE_COLOURS))}  # By kind of question about two clips that is asked so far.
     searched, end = 0, 2 * settings.recall_search_steps + settings.recall_steps
     bar = tqdm(total=end, desc="pretraining: recall", unit="step")
@@ -171,15 +180,15 @@ def _train_recall(
             if is_single:
                 indices = [int(rng.integers(0, len(clips)))]
                 clip = clips[indices[0]]
-                asked = [("single", *_ask_one(clip)), ("single", *_ask_for_caption(clip))]
+                asked = [("single", *ask_one(clip, WORDS)), ("single", *ask_for_caption(clip, WORDS))]
             else:
                 indices = pairs.draw(settings.hard_share if stepper.is_decaying else 0.0)
-                asked = _ask_two(clips[indices[0]], clips[indices[1]], "both" in running_losses, rng)
+                asked = ask_two(clips[indices[0]], clips[indices[1]], "both" in running_losses, rng, WORDS)
             for kind, question, answer in asked:
                 rows.append((coder.prompt_ids(len(indices) * features.shape[1], question), coder.answer_ids(answer)))
                 row_kinds.append(kind)
                 seen.append(features[indices])
-        losses = _answer_losses(model, rows, torch.stack(seen))
+        losses = answer_losses(model, rows, torch.stack(seen))
         stepper.step(torch.cat(losses).mean())
         bar.update()
         for kind, running_loss in running_losses.items():
@@ -203,32 +212,32 @@ def _train_recall(
     return stepper.losses
 
 
-def _ask_one(clip: WorldClip) -> tuple[str, str]:
+def ask_one(clip: WorldClip, language: Language) -> tuple[str, str]:
     """The question about a clip's colour, and its answer."""
-    return WORDS.question(clip.marker), WORDS.answer(clip.colour)
+    return language.question(clip.marker), language.answer(clip.colour)
 
 
-def _ask_for_caption(clip: WorldClip) -> tuple[str, str]:
+def ask_for_caption(clip: WorldClip, language: Language) -> tuple[str, str]:
     """The question about all that a clip shows, and its answer."""
-    return WORDS.caption_question, WORDS.caption(clip.marker, clip.colour)
+    return language.caption_question, language.caption(clip.marker, clip.colour)
 
 
-def _ask_two(
-    first: WorldClip, second: WorldClip, also_both: bool, rng: np.random.Generator
+def ask_two(
+    first: WorldClip, second: WorldClip, also_both: bool, rng: np.random.Generator, language: Language
 ) -> list[tuple[str, str, str]]:
     """Two questions about a video of two clips, as kind, question and answer."""
     if rng.random() < 0.5:
         first, second = second, first
-    one = ("one", *_ask_one(first))
+    one = ("one", *ask_one(first, language))
     if not also_both:
-        return [one, ("one", *_ask_one(second))]
+        return [one, ("one", *ask_one(second, language))]
     if rng.random() < 0.5:
         first, second = second, first
-    both = WORDS.pair_question(first.marker, second.marker), WORDS.pair_answer(first.colour, second.colour)
+    both = language.pair_question(first.marker, second.marker), language.pair_answer(first.colour, second.colour)
     return [one, ("both", *both)]
 
 
-class _PairSampler:
+class PairSampler:
     """Draws two clips with different markers; a given share of the pairs is hard: their markers share a word."""
 
     def __init__(self, clips: Sequence[WorldClip], rng: np.random.Generator) -> None:
@@ -254,7 +263,7 @@ class _PairSampler:
                 return [first, second]
 
 
-class _Stepper:
+class Stepper:
     """AdamW with clipping; warms up, stays at the peak until told to `decay`; remembers the losses."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: PretrainingSettings) -> None:
@@ -294,7 +303,7 @@ class _Stepper:
         self.losses.append(loss.item())
 
 
-def _answer_losses(
+def answer_losses(
     model: InternVLForConditionalGeneration, rows: Sequence[tuple[list[int], list[int]]], features: Tensor
 ) -> tuple[Tensor, ...]:
     """Cross-entropy of each row's answer tokens. `features`: one per frame token, in the order of the rows."""

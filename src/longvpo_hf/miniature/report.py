@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#8a8f98", "#1f6feb", "#1a7f37", "#8e44ad", "#b8430c")
 _MARK = "#c0392b"
 
+#: Without and with a pretrained language model inside.
+_BASES = (
+    "A tiny video-language model was trained from nothing on videos of one and two clips.",
+    "A pretrained language model learnt to see on videos of one and two clips.",
+)
 #: By the model's label, what `Workshop.evaluate` gives.
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -47,7 +52,7 @@ def lengths_section(results: Results, study: Study) -> Section:
     return Section(
         "Longer videos, before and after",
         [
-            "A tiny video-language model was trained from nothing on videos of one and two clips. All rows are made of "
+            f"{_BASES[bool(settings.language_model)]} All rows are made of "
             "the models' own answers, without any label. Asked are the colours of the shapes in one clip or in two, "
             "which the question names by their markers; an answer must match to the letter. No training saw the clips "
             "of this evaluation. The same seed on the same machine gives the same numbers.",
@@ -57,6 +62,26 @@ def lengths_section(results: Results, study: Study) -> Section:
         ],
         tables=tables,
         pictures=pictures,
+    )
+
+
+def base_section(made: Mapping[str, Any]) -> Section:
+    """Where a base with a pretrained language model comes from, and what of the world's truth it was told.
+
+    Args:
+        made: What `Workshop.base` gives.
+    """
+    wall, frame, colour = (f"{100 * share:.1f}" for share in made["words_right"])
+    return Section(
+        "The base",
+        [
+            f"The language model is {made['language_model']}, with its own tokenizer and chat template; the vision "
+            f"tower was trained from nothing for {made['naming_steps']} steps on naming clips.",
+            "What is between them was told the world's truth about single clips: the projector learnt to say each "
+            "frame in the embeddings of its wall's, its frame's and its shape's colour words (of frames held out, the "
+            f"nearest word is right for {wall}, {frame} and {colour} %), and adapters, merged since, were trained for "
+            f"{made['alignment_steps']} steps to answer about one clip and two. Nothing taught it longer videos.",
+        ],
     )
 
 

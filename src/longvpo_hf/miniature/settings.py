@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from longvpo_hf.errors import ConfigError
 
 #: Frames of a clip of the world, which lasts a second.
 FRAMES_PER_CLIP = 2
+#: Small enough for a laptop, instruction-tuned, Apache-2.0.
+DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,48 @@ class PretrainingSettings:
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
 
+    def naming_only(self) -> PretrainingSettings:
+        """The same without the second phase: for a model of which only the vision tower is wanted."""
+        return replace(self, recall_search_steps=0, recall_steps=0)
+
     @classmethod
     def fast(cls) -> PretrainingSettings:
         """A few steps of each phase: shows that everything runs, and that the loss falls."""
         return cls(naming_steps=100, naming_clips=16, recall_search_steps=5, recall_steps=5, warmup_steps=5)
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentSettings:
+    """How a pretrained language model learns to see the miniature's world: first the projector, then adapters.
+
+    Args:
+        projector_steps: Steps in which the projector learns to say each frame in the model's own embeddings.
+        projector_frames: Frames per such step.
+        projector_learning_rate: Peak.
+        steps: Steps of adapters on videos of one and two clips.
+        videos: Timelines per step, each with two questions.
+        single_every: Every so many steps the timelines have one clip instead of two.
+        hard_share: Share of two-clip timelines whose markers share a word.
+        learning_rate: Peak of the adapters.
+        warmup_steps: Steps of linear warm-up of both.
+        lora_rank: Of the adapters on all linear layers, which are then merged.
+    """
+
+    projector_steps: int = 500
+    projector_frames: int = 128
+    projector_learning_rate: float = 3e-3
+    steps: int = 110
+    videos: int = 8
+    single_every: int = 4
+    hard_share: float = 0.25
+    learning_rate: float = 5e-4
+    warmup_steps: int = 15
+    lora_rank: int = 16
+
+    @classmethod
+    def fast(cls) -> AlignmentSettings:
+        """A few steps of each: shows that everything runs."""
+        return cls(projector_steps=300, projector_frames=64, steps=2, videos=2, warmup_steps=2, lora_rank=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +108,10 @@ class MiniatureSettings:
         seed: Decides worlds, weights, rows and order.
         scale: Name of the setting, for the report.
         pretraining_clips: Clips the base is trained on.
+        language_model: Name on the Hub or folder of a small causal language model with a chat template, which then is
+            the base's text model, sees one frame a clip and speaks in sentences. Empty: the base is trained from
+            nothing, sees two frames a clip and speaks in words.
+        alignment: How that language model learns to see.
         stage1_clips: Clips Stage-1 rows are made of.
         stage2_clips: Clips of the long videos that Stage-2 rows are about.
         evaluation_clips: Clips of the evaluation; no training phase sees them.
@@ -93,6 +137,8 @@ class MiniatureSettings:
     stage2_clips: int = 4096
     evaluation_clips: int = 2048
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    language_model: str = ""
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     num_rows: int = 7200
     max_clips: int = 16
     steps: int = 300
@@ -109,7 +155,12 @@ class MiniatureSettings:
     @property
     def num_frames(self) -> int:
         """Frames of the longest video."""
-        return FRAMES_PER_CLIP * max(self.lengths)
+        return self.frames_per_clip * max(self.lengths)
+
+    @property
+    def frames_per_clip(self) -> int:
+        """Frames that the model sees of a clip, which lasts a second."""
+        return 1 if self.language_model else FRAMES_PER_CLIP
 
     @classmethod
     def of(cls, scale: str, seed: int = 0) -> MiniatureSettings:
@@ -118,7 +169,12 @@ class MiniatureSettings:
         Raises:
             ConfigError: If there is none of that name.
         """
-        scales: dict[str, Callable[[int], MiniatureSettings]] = {"standard": cls, "fast": cls.fast, "large": cls.large}
+        scales: dict[str, Callable[[int], MiniatureSettings]] = {
+            "standard": cls,
+            "fast": cls.fast,
+            "large": cls.large,
+            "pretrained": cls.pretrained,
+        }
         if scale not in scales:
             raise ConfigError(f"scale must be one of {', '.join(scales)}, got {scale!r}.")
         return scales[scale](seed)
@@ -134,6 +190,7 @@ class MiniatureSettings:
             stage2_clips=256,
             evaluation_clips=256,
             pretraining=PretrainingSettings.fast(),
+            alignment=AlignmentSettings.fast(),
             num_rows=96,
             steps=4,
             stage2_rows=48,
@@ -163,4 +220,25 @@ class MiniatureSettings:
             stage2_steps=400,
             lengths=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             pair_lengths=(2, 4, 8, 16, 32, 64),
+        )
+
+    @classmethod
+    def pretrained(cls, seed: int = 0) -> MiniatureSettings:
+        """A pretrained language model of 135 million parameters, in half an hour on two cores."""
+        return cls(
+            seed=seed,
+            scale="pretrained",
+            language_model=DEFAULT_LANGUAGE_MODEL,
+            pretraining_clips=3072,
+            stage1_clips=512,
+            stage2_clips=1024,
+            evaluation_clips=1024,
+            num_rows=800,
+            steps=200,
+            stage2_rows=320,
+            stage2_steps=80,
+            lengths=(1, 2, 4, 8, 16, 32),
+            questions_per_length=64,
+            pair_lengths=(2, 4, 8, 16),
+            pair_questions_per_length=32,
         )

@@ -21,15 +21,10 @@ if TYPE_CHECKING:
     from longvpo_hf.studies.study import Study
 
 WORLD = "world"
-#: One thread: the model is so small that a second costs time, and one repeats its numbers. Nothing needs the network.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-}
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
+#: The model that is trained from nothing is so small that a second thread costs time, and one repeats its numbers.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def settings_of(study: Study) -> MiniatureSettings:
@@ -42,11 +37,21 @@ def settings_of(study: Study) -> MiniatureSettings:
 
     given = dict(study.miniature)
     settings = MiniatureSettings.of(given.pop("scale", "standard"), study.seed)
-    known = {item.name for item in fields(MiniatureSettings)} - {"seed", "scale", "pretraining"}
+    known = {item.name for item in fields(MiniatureSettings)} - {"seed", "scale", "pretraining", "alignment"}
     if unknown := sorted(set(given) - known):
         raise ConfigError(f"miniature: {unknown[0]} is not known; have scale, {', '.join(sorted(known))}.")
     changes: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
     return replace(settings, **changes)
+
+
+def environment(study: Study) -> dict[str, str]:
+    """Variables of steps that need no network: all but the base's, where that has a pretrained language model."""
+    return _environment(settings_of(study))
+
+
+def _environment(settings: MiniatureSettings) -> dict[str, str]:
+    threads = {} if settings.language_model else _ONE_THREAD
+    return {**_QUIET, **_OFFLINE, **threads}
 
 
 def make_world(study: Study) -> Step:
@@ -57,8 +62,12 @@ def make_world(study: Study) -> Step:
 
 
 def make_base(study: Study) -> Step:
-    """Trains the base from nothing."""
-    return _step(BASE, "base", settings_of(study), (WORLD,), ("seed", "pretraining"))
+    """Trains the base from nothing, or makes it of a pretrained language model."""
+    settings = settings_of(study)
+    if not settings.language_model:
+        return _step(BASE, "base", settings, (WORLD,), ("seed", "pretraining"))
+    step = _step(BASE, "base", settings, (WORLD,), ("seed", "pretraining", "language_model", "alignment"))
+    return replace(step, environment=_QUIET)
 
 
 def make_rows(study: Study, method: str, name: str, model: str) -> Step:
@@ -137,13 +146,13 @@ def _step(
         program,
         needs,
         {"scale": settings.scale, "words": list(words), **{key: given[key] for key in about}},
-        environment=ENVIRONMENT,
+        environment=_environment(settings),
     )
 
 
 def main(argv: list[str]) -> None:
     """Does a step and writes what it found out."""
-    from longvpo_hf.miniature.settings import MiniatureSettings, PretrainingSettings
+    from longvpo_hf.miniature.settings import AlignmentSettings, MiniatureSettings, PretrainingSettings
     from longvpo_hf.miniature.workshop import Workshop
 
     kind, folder, given, result, *words = argv
@@ -152,6 +161,7 @@ def main(argv: list[str]) -> None:
         read[name] = tuple(read[name])
     read["pretraining"]["betas"] = tuple(read["pretraining"]["betas"])
     read["pretraining"] = PretrainingSettings(**read["pretraining"])
+    read["alignment"] = AlignmentSettings(**read["alignment"])
     workshop = Workshop(Path(folder), MiniatureSettings(**read))
     write_json(Path(result), _do(workshop, kind, words))
 

@@ -25,15 +25,17 @@ from longvpo_hf.frames import FrameSampler
 from longvpo_hf.funnel import log_folder
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
+from longvpo_hf.miniature import pretrained
 from longvpo_hf.miniature.asking import Captioner, Describer, judge, write_question
 from longvpo_hf.miniature.evaluation import Score, make_pair_questions, make_questions, score
-from longvpo_hf.miniature.language import WORDS, Language
+from longvpo_hf.miniature.language import SENTENCES, WORDS, Language
+from longvpo_hf.miniature.language_models import find_language_model
 from longvpo_hf.miniature.model import build_model, build_processor
 from longvpo_hf.miniature.pretraining import pretrain
 from longvpo_hf.miniature.settings import MiniatureSettings
 from longvpo_hf.miniature.truth import row_truth
 from longvpo_hf.miniature.world import (
-    FRAMES_PER_SECOND,
+    CLIP_SECONDS,
     TRUTH_FILE,
     WorldClip,
     read_world,
@@ -55,8 +57,8 @@ class Workshop:
     def __init__(self, folder: Path, settings: MiniatureSettings) -> None:
         self.folder = folder
         self.settings = settings
-        self.language: Language = WORDS
-        self.sampler = FrameSampler(settings.num_frames, fps=FRAMES_PER_SECOND)
+        self.language: Language = SENTENCES if settings.language_model else WORDS
+        self.sampler = FrameSampler(settings.num_frames, fps=settings.frames_per_clip / CLIP_SECONDS)
         # Only the large setting has work for a GPU; the others give the same numbers wherever they run.
         self.on_gpu = settings.scale == "large" and torch.cuda.is_available()
 
@@ -92,14 +94,22 @@ class Workshop:
         }
         for number, (name, num_clips) in enumerate(tqdm(sizes.items(), desc="mp4 files", unit="world")):
             if not (self.folder / "world" / name / TRUTH_FILE).exists():
-                write_world(self.folder / "world" / name, num_clips, seed=4 * self.settings.seed + number)
+                seed = 4 * self.settings.seed + number
+                write_world(self.folder / "world" / name, num_clips, seed, self.language.name)
 
     def world(self, name: str) -> list[WorldClip]:
         """The clips of one of the worlds."""
         return read_world(self.folder / "world" / name)
 
-    def base(self) -> dict[str, int]:
-        """Trains the base from nothing on one and two clips, into `base/`; returns its size and steps."""
+    def base(self) -> dict[str, Any]:
+        """Makes the base, which has seen one and two clips, in `base/`; returns its size and steps.
+
+        It is trained from nothing, or made of a pretrained language model; then also where that came from, and how
+        many of the words of held-out frames the projector says.
+        """
+        settings = self.settings
+        # First: a model that is not in reach is known before the work.
+        found = find_language_model(settings.language_model) if settings.language_model else None
         clips = self.world("pretraining")
         frames = torch.stack(
             [
@@ -108,16 +118,22 @@ class Workshop:
             ]
         )
         processor = build_processor()
-        model = build_model(processor, self.settings.seed)
-        history = pretrain(model, processor, frames, clips, self.settings.seed, self.settings.pretraining)
+        model = build_model(processor, settings.seed)
+        # Of a model that only lends its vision tower, naming is all that is needed.
+        schedule = settings.pretraining if found is None else settings.pretraining.naming_only()
+        history = pretrain(model, processor, frames, clips, settings.seed, schedule)
+        steps = {"naming_steps": len(history.naming_losses), "recall_steps": len(history.recall_losses)}
+        more: dict[str, Any] = {}
+        if found is not None:
+            processor = pretrained.build_processor(found.tokenizer)
+            model = pretrained.build_model(processor, found.model, model, settings.seed)
+            aligned = pretrained.align(model, processor, frames, clips, settings.seed, settings.alignment)
+            steps["alignment_steps"] = len(aligned.losses)
+            more = {"language_model": found.source, "words_right": [round(share, 4) for share in aligned.words_right]}
         with whole_folder(self.folder / "base") as part:
             model.save_pretrained(part)
             processor.save_pretrained(part)
-        return {
-            "parameters": model.num_parameters(),
-            "naming_steps": len(history.naming_losses),
-            "recall_steps": len(history.recall_losses),
-        }
+        return {"parameters": model.num_parameters(), **steps, **more}
 
     def stage1_rows(self, rows: str, model: str = "base") -> dict[str, dict[str, int]]:
         """Makes Stage-1 rows in folder `rows`, asked about and answered by the one in `model`; returns the funnel."""
@@ -203,7 +219,7 @@ class Workshop:
             AutoProcessor.from_pretrained(path),
             self.sampler,
             max_new_tokens=self.language.max_answer_tokens,
-            batch_size=64,
+            batch_size=64 if self.language is WORDS else 16,  # of the larger model's memory
             name=f"miniature-{path.name}",
         )
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ CLIP_SECONDS = FRAMES_PER_CLIP / FRAMES_PER_SECOND
 FRAME_PIXELS = 32
 CLIPS_PER_FILE = 64  # Opening an encoder or a decoder costs far more than these tiny frames do.
 TRUTH_FILE = "truth.json"
+_WORDS = "words"  # the language of models that are trained from nothing
 
 # Three palettes without a colour in common (dark, pale, vivid), so that no shape disappears into its wall.
 WALL_COLOURS: Mapping[str, tuple[int, int, int]] = {
@@ -96,13 +98,14 @@ class WorldClip:
         return f"{self.wall}-{self.frame}"
 
 
-def write_world(folder: str | Path, num_clips: int, seed: int) -> list[WorldClip]:
+def write_world(folder: str | Path, num_clips: int, seed: int, language: str = _WORDS) -> list[WorldClip]:
     """Writes `num_clips` clips as mp4 files into `folder`; the truth about them comes last and marks a whole world.
 
     Args:
         folder: Made if absent; files of the same names are overwritten.
         num_clips: Number of clips, ≥ 1.
         seed: Decides every clip.
+        language: Name of the language in which models are asked about it, see `longvpo_hf.miniature.language`.
 
     Returns:
         The clips, in the order they were drawn.
@@ -135,7 +138,8 @@ def write_world(folder: str | Path, num_clips: int, seed: int) -> list[WorldClip
             }
             for index in range(count)
         )
-    write_text(folder / TRUTH_FILE, json.dumps({"seed": seed, "clips": records}))
+    named = {} if language == _WORDS else {"language": language}
+    write_text(folder / TRUTH_FILE, json.dumps({"seed": seed, **named, "clips": records}))
     return read_world(folder)
 
 
@@ -146,13 +150,12 @@ def read_world(folder: str | Path) -> list[WorldClip]:
         DatasetError: If the truth file is absent (not written, or not to the end) or names a missing mp4 file.
     """
     folder = Path(folder)
-    truth = folder / TRUTH_FILE
-    if not truth.is_file():
-        raise DatasetError(f"No {TRUTH_FILE} in {folder}: writing this world did not finish. Call write_world again.")
-    records = json.loads(truth.read_text(encoding="utf-8"))["clips"]
+    records = _truth(folder)["clips"]
     for file_name in sorted({record["file_name"] for record in records}):
         if not (folder / file_name).is_file():
-            raise DatasetError(f"{truth} names {file_name}, which does not exist. Call write_world again.")
+            raise DatasetError(
+                f"{folder / TRUTH_FILE} names {file_name}, which does not exist. Call write_world again."
+            )
     return [
         WorldClip(
             clip=Clip(
@@ -167,6 +170,25 @@ def read_world(folder: str | Path) -> list[WorldClip]:
         )
         for record in records
     ]
+
+
+def language_name(folder: str | Path) -> str:
+    """The name of the language that `write_world` was given.
+
+    Raises:
+        DatasetError: If the truth file is absent.
+    """
+    name: str = _truth(Path(folder)).get("language", _WORDS)
+    return name
+
+
+def _truth(folder: Path) -> dict[str, Any]:
+    """What the truth file holds."""
+    truth = folder / TRUTH_FILE
+    if not truth.is_file():
+        raise DatasetError(f"No {TRUTH_FILE} in {folder}: writing this world did not finish. Call write_world again.")
+    content: dict[str, Any] = json.loads(truth.read_text(encoding="utf-8"))
+    return content
 
 
 def _encode(frames: npt.NDArray[np.uint8], path: Path) -> None:

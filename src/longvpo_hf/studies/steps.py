@@ -191,12 +191,12 @@ class _Compiler:
         if item.replay is not None:
             options["replay_name"] = InRun(self._of(item.replay, "rows", "replay", name))
             needs = (*needs, item.replay)
-        environment: Mapping[str, str] = {}
+        variables: Mapping[str, str] = {}
         if self._is_miniature:
-            from longvpo_hf.miniature.study import ENVIRONMENT, training_options
+            from longvpo_hf.miniature.study import environment, training_options
 
             options |= training_options(self._study, item.train)
-            environment = ENVIRONMENT
+            variables = environment(self._study)
         options |= {**item.options, "seed": self._study.seed}
         config = item.config
         if config is None:
@@ -213,8 +213,8 @@ class _Compiler:
             (*program, *words),
             tuple(dict.fromkeys(needs)),
             {"recipe": item.train, "config": content, "options": _plain(options), **settings},
-            environment=environment,
             after=tuple(f"{need}-audit" for need in dict.fromkeys(needs) if self._made.get(need) == "rows"),
+            environment=variables,
         )
 
     def _audits(self, training: Step) -> Iterator[Step]:

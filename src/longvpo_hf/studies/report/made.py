@@ -46,7 +46,7 @@ def outcome_of(step: Step, run: Path, ledger: Ledger) -> str:
         return _measured_in_words(run / step.name, ledger.result(step.name))
     if step.kind == "base":
         made = ledger.result(step.name)
-        steps = made["naming_steps"] + made["recall_steps"]
+        steps = sum(number for name, number in made.items() if name.endswith("_steps"))
         return f"{made['parameters']:,} parameters, {steps} steps"
     return ""
 
@@ -86,6 +86,10 @@ def sections_of_step(step: Step, session: Session) -> list[Section]:
     if step.kind == "audit" and (found := findings_of(folder)):
         lines = [f"{item['name']}: {item['verdict']}. {item['said']} → {item['remedy']}" for item in found]
         return [Section(f"Audit: {step.needs[0]}", [*lines, f"All items are in {step.name}/audit.html."])]
+    if step.kind == "base" and "language_model" in (made := session.ledger.result(step.name)):
+        from longvpo_hf.miniature.report import base_section
+
+        return [base_section(made)]
     return []
 
 
