@@ -29,7 +29,7 @@ def test_a_model_is_pushed_with_its_report_and_nothing_of_this_machine(tmp_path:
         (run / name).write_text(text, encoding="utf-8")
     with HubDouble() as hub:
         done = subprocess.run(
-            [sys.executable, "-m", "longvpo_hf.studies.push", str(run / "m"), "someone/m", "private"],
+            [sys.executable, "-m", "longvpo_hf.studies.push", str(run / "m"), "someone/m", "private", "first-try"],
             env={**hub.environment(tmp_path / "hf")},
             capture_output=True,
             text=True,
@@ -37,7 +37,12 @@ def test_a_model_is_pushed_with_its_report_and_nothing_of_this_machine(tmp_path:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        published = hub.files("someone/m")
+        repository = hub.repositories["model", "someone/m"]
+        commit = repository.at("first-try")
+        assert commit is not None
+        published = commit[1]
+    assert repository.private
+    assert not set(repository.files) - {".gitattributes"}, "the branch alone"
     assert set(published) - {".gitattributes"} == {
         "config.json", "model.safetensors", "README.md", "probe/step-2/position.json", "report.md",
         "pictures/accuracy.png",

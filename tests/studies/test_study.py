@@ -142,6 +142,8 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
         ({"base": "auto"}, "base: auto and hours go together"),
         ({"base": "miniature"}, "has videos of its own"),
         ({"push_to": 3}, "push_to must be a text"),
+        ({"private": True}, "name the repository with push_to"),
+        ({"revision": "try"}, "name the repository with push_to"),
     ],
 )
 def test_a_mistake_in_the_file_is_refused_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -1,5 +1,6 @@
 """Publishes the model of a study, with its report, on the Hub.
-    python -m longvpo_hf.studies.push MODEL REPO default|private|public
+
+    python -m longvpo_hf.studies.push MODEL REPO default|private|public [REVISION]
 
 An adapter whose base is a folder of this machine is merged into it first: nobody else has that base.
 """
@@ -19,22 +20,32 @@ from longvpo_hf.public import public_text
 _LEFT_OUT = ("checkpoint-", "checkpoint_files.json", "_", ".", "training_args.bin", "runs")
 
 
-def push(model: Path, repo_id: str, private: bool | None) -> str:
+def push(model: Path, repo_id: str, private: bool | None, revision: str | None = None) -> str:
     """Uploads a model with card, record and report, in one commit; gives its address.
+
+    Args:
+        model: Its folder, in the run's.
+        repo_id: `namespace/name` on the Hub; created if it does not exist.
+        private: Whether a new repository is private; None leaves it to the namespace's setting.
+        revision: Branch to push to; created if it does not exist. None: `main`.
 
     Raises:
         DatasetError: If the repository cannot be written to.
     """
+    import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-    except (HfHubHTTPError, HFValidationError) as error:
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:  # the last: offline, no network
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DatasetError(
-            f"The model {repo_id} cannot be written to ({str(error).strip().splitlines()[0]}). Log in with `hf auth "
-            "login`, with a token that may write to the namespace, and name it namespace/name."
+            f"The model {repo_id} cannot be written to ({reason}). Log in with `hf auth login`, with a token that may "
+            "write to the namespace, and name it namespace/name."
         ) from error
     folder = _whole(model)
     operations = [
@@ -49,7 +60,8 @@ def push(model: Path, repo_id: str, private: bool | None) -> str:
         operations.append(CommitOperationAdd("report.md", text.encode("utf-8")))
         pictures = sorted((run / "pictures").glob("*.png"))
         operations += [CommitOperationAdd(f"pictures/{path.name}", path) for path in pictures]
-    return str(api.create_commit(repo_id, operations, commit_message="Model and report of a study").commit_url)
+    message = "Model and report of a study"
+    return str(api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url)
 
 
 def _whole(model: Path) -> Path:
@@ -74,5 +86,6 @@ def _whole(model: Path) -> Path:
 if __name__ == "__main__":
     end_with_parent()
     with advice("longvpo run"):
-        where = push(Path(sys.argv[1]), sys.argv[2], {"private": True, "public": False}.get(sys.argv[3]))
+        model, repo_id, private, *revision = sys.argv[1:]
+        where = push(Path(model), repo_id, {"private": True, "public": False}.get(private), *revision)
         print(f"pushed: {where}")

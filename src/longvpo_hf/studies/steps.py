@@ -267,12 +267,14 @@ class _Compiler:
     def _push(self) -> Step:
         if self._model == BASE:
             raise ConfigError("push_to pushes the model that was trained last, and no step trains one.")
-        where = {"repo_id": self._study.push_to, "private": self._study.private}
+        study = self._study
+        where = {"repo_id": study.push_to, "private": study.private, "revision": study.revision}
+        words = (str(study.push_to), _private(study.private), *([study.revision] if study.revision else []))
         measured = [f"{self._model}-{what}" for what in _measured(self._study.evaluate)]
         return Step(
             "push",
             "push",
-            ("-m", "longvpo_hf.studies.push", InRun(self._model), str(where["repo_id"]), _private(self._study.private)),
+            ("-m", "longvpo_hf.studies.push", InRun(self._model), *words),
             (self._model, *measured),
             where,
         )

@@ -123,6 +123,7 @@ class Study:
         evaluate: See `Evaluate`.
         push_to: NAMESPACE/NAME of the last model on the Hub. None: nothing is pushed.
         private: Whether a new repository is private. None: as the namespace has it.
+        revision: Branch to push to; made if it is not there. None: main.
         seed: Decides every random choice.
         hours: With `base: auto`: base, frames and rows are chosen so that the study ends within these on this machine.
         miniature: With `base: miniature`: `scale` (standard, fast or large), and fields of `MiniatureSettings`.
@@ -135,6 +136,7 @@ class Study:
     evaluate: Evaluate = field(default_factory=Evaluate)
     push_to: str | None = None
     private: bool | None = None
+    revision: str | None = None
     seed: int = 0
     hours: float | None = None
     miniature: Mapping[str, Any] = field(default_factory=dict)
@@ -145,6 +147,8 @@ class Study:
             raise ConfigError("A study needs a base and at least one step.")
         if self.seed < 0:
             raise ConfigError(f"seed must be ≥ 0, got {self.seed}.")
+        if self.push_to is None and (self.private is not None or self.revision is not None):
+            raise ConfigError("private and revision are about a push: name the repository with push_to.")
         if self.hours is not None and self.hours <= 0:
             raise ConfigError(f"hours must be > 0, got {self.hours}.")
         if (self.base == AUTO) != (self.hours is not None):
