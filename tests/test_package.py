@@ -54,7 +54,7 @@ def run_python(program: str, *, cwd: Path, pythonpath: Path | None = None) -> st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr
