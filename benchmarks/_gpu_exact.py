@@ -118,8 +118,8 @@ def _is_equal(exact: Mapping[str, float], half: Mapping[str, float], plain: Mapp
 
 # ---------------------------------------------------------------------------------------------------------- kernels
 
-#: Kernels for the trunk, and those for branches, which may need a mask. None of them holds a matrix of scores; what
-#: else PyTorch falls back to does.
+#: Kernels for the trunk, and those for branches, which need a mask within a sliding window. None of them holds a matrix
+#: of scores; what else PyTorch falls back to does.
 FLASH = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_cudnn_attention",
@@ -215,7 +215,9 @@ def kernels_of(device: str, trunk: int, dtype: torch.dtype, heads: int, shared: 
         "seconds": seconds,
         "peak_gib": (peak_bytes(device) - before) / 2**30,
         "largest_elements": log.largest,
-        "is_fused": bool(of_trunk and of_branches)
+        # In float32 a CUDA device has no kernel for branches in parts: they are products, in blocks.
+        "is_fused": bool(of_trunk)
+        and (bool(of_branches) or dtype == torch.float32)
         and set(of_trunk) <= set(FLASH)
         and set(of_branches) <= set(FUSED)
         and not masked
