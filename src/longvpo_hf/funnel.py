@@ -106,9 +106,10 @@ class Funnel:
         make_folder(folder)
         remove_parts(folder)
         (folder / "funnel.json").unlink(missing_ok=True)  # of an earlier run: this one may end before its own
+        # By lines: a run that ends with an error, or is killed, says what it dropped.
         # Half a character (in a file's name) is written as the escape that JSON has for it.
         self._path = folder / "dropped.jsonl"
-        self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
+        self._file = self._path.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
     def explain(self, reasons: Mapping[str, str]) -> None:
         """Adds a method's own reasons.

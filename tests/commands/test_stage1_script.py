@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -215,3 +217,51 @@ def test_a_corpus_that_moved_keeps_its_finished_work(videos: Path, tmp_path: Pat
         kept.append((job, (output / "train.parquet").read_bytes()))
     assert kept[0] == kept[1]
     assert len(kept[0][0]) > 3
+
+
+@pytest.fixture(scope="module")
+def odd(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Corpora of one video each, with a record or a container that a bound may be too small for."""
+    root = tmp_path_factory.mktemp("odd")
+    content = (videos / "a" / "video-0.mp4").read_bytes()
+    for name in ("folder", "finevideo", "llava", "same"):
+        (root / name).mkdir()
+    for name in ("folder", "same"):
+        (root / name / "a.mp4").write_bytes(content)
+    records = [{"file_name": "a.mp4", "caption": "c" * 200}, {"file_name": "b.mp4", "caption": 3}]
+    (root / "folder" / "metadata.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    row = {"mp4": content, "json": {"original_video_filename": "a.mp4", "content_metadata": {"scenes": []}}}
+    pq.write_table(pa.Table.from_pylist([row]), root / "finevideo" / "a.parquet")
+    turns = [{"from": "gpt", "value": "c"}]
+    (root / "llava" / "x_cap.json").write_text(json.dumps([{"id": "i", "video": "a.mp4", "conversations": turns}]))
+    with zipfile.ZipFile(root / "llava" / "x.zip", "w") as archive:
+        archive.writestr("a.mp4", content)
+    pq.write_table(pa.table({"file_name": pa.nulls(2**20 + 1)}), root / "same" / "metadata.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("corpus", "folder", "option", "value", "message"),
+    [
+        ("videofolder", "folder", "--max-bad-records", "0", "More than max_bad_records=0 records"),
+        ("videofolder", "folder", "--max-record-bytes", "150", "line 1: longer than max_record_bytes=150"),
+        ("videofolder", "folder", "--max-frame-px", "100", "more than max_frame_px=100"),
+        ("videofolder", "folder", "--max-frame-seconds", "0.1", "more than max_frame_seconds=0.1"),
+        ("finevideo", "finevideo", "--max-row-bytes", "900", "over max_row_bytes=900"),
+        ("finevideo", "finevideo", "--max-index-bytes", "90", "over max_index_bytes=90"),
+        ("llava-video", "llava", "--max-video-bytes", "900", "exceeds max_video_bytes"),
+        ("llava-video", "llava", "--max-index-bytes", "9", "over max_index_bytes=9"),
+        ("videofolder", "same", "--max-expansion", "5", "over max_expansion=5 rows a byte"),
+    ],
+)
+def test_each_bound_is_an_option_that_holds(
+    odd: Path, tmp_path: Path, corpus: str, folder: str, option: str, value: str, message: str
+) -> None:
+    words = ["--corpus", corpus, "--source", str(odd / folder), "--responder", "scripted", "--cutting", "windows"]
+    words += ["--num-rows", "2", "--output", str(tmp_path / "rows"), "--cache", str(tmp_path / "cache"), "--dry-run"]
+    if option == "--max-row-bytes":
+        words += ["--max-record-bytes", "100"]  # rows that are smaller are read many at a time, and none is too large
+
+    result = result_of(lambda: stage1.main([*words, option, value]))
+    drops = "".join(path.read_text() for path in sorted(tmp_path.rglob("dropped.jsonl")))
+    assert message in result.output + drops

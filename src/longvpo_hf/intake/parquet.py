@@ -43,6 +43,8 @@ _FOOTER_BYTES = 8
 #: What the process that reads may allocate, in `max_row_bytes`: measured for one row of random bytes, with zstd and
 #: without, that Arrow unpacks into growing buffers, Python copies, and the pipe copies again.
 _COPIES = 6
+#: What it may allocate besides: Arrow's and Python's own, the index, and batches of small rows.
+_OTHER_BYTES = 64 * MIB
 
 #: A process that reads ends when it has had nothing to do for so long.
 _IDLE_SECONDS = 10.0
@@ -80,7 +82,7 @@ def parquet_rows(
                 yield from rows
             return
         except MemoryError:
-            bound = f"{_COPIES * limits.max_row_bytes} bytes of memory, {_COPIES} times max_row_bytes"
+            bound = f"{_COPIES} times max_row_bytes={limits.max_row_bytes} and {_OTHER_BYTES} bytes of memory"
             yield f"row group {group}", f"it needs more than {bound}."
             group += 1
             continue
@@ -189,7 +191,7 @@ def _rows_of(
     path: Path, limits: IntakeLimits, columns: tuple[str, ...], first_group: int
 ) -> Iterator[tuple[int, _Rows]]:
     """The number of each row group from the first on, with some of its rows."""
-    _bound_memory(_COPIES * limits.max_row_bytes)
+    _bound_memory(_OTHER_BYTES + _COPIES * limits.max_row_bytes)
     _check_footer(path, limits)
     bound = limits.max_index_bytes
     # Read page by page; but a writer may have put a whole row group into one page.
