@@ -1,7 +1,9 @@
-"""Programs as forks of this process, which has loaded torch: each a process of its own, without the seconds of imports.
+"""`longvpo` with steps that are forks: each a process of its own, without the seconds of imports.
 
-`as_forks()` takes the place of `subprocess.Popen` where studies start their steps, and accelerate its script. What only
-a fresh interpreter shows is for the tests of the wheel.
+`longvpo_of_forks` runs a command in a process that has loaded torch and computed nothing: autograd's threads, which the
+tests before may have started in theirs, do not survive a fork. In there `_as_forks` takes the place of
+`subprocess.Popen` where studies start their steps, and accelerate its script. What only a fresh interpreter shows is
+for the tests of the wheel.
 """
 
 from __future__ import annotations
@@ -24,11 +26,19 @@ import longvpo_hf.launch
 import longvpo_hf.methods.stage2
 import longvpo_hf.miniature.temporal
 import longvpo_hf.miniature.workshop  # noqa: F401  # loaded once, before the forks
+from cli import Result
+from longvpo_hf.commands.app import main
 from longvpo_hf.studies import running
 
 
+def longvpo_of_forks(words: Sequence[str]) -> Result:
+    """Runs the `longvpo` command in a process of its own, whose steps are forks of it."""
+    ended = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=600, check=False)
+    return Result(ended.returncode, ended.stdout, ended.stderr)
+
+
 @contextmanager
-def as_forks() -> Iterator[None]:
+def _as_forks() -> Iterator[None]:
     """Within it, steps of studies are forks of this process."""
     double = SimpleNamespace(Popen=_Fork, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     with pytest.MonkeyPatch.context() as patch:
@@ -99,3 +109,8 @@ def _become(words: Sequence[str], environment: Mapping[str, str], output: int | 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+if __name__ == "__main__":
+    with _as_forks():
+        main()

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from chromium import Chromium
 from cli import longvpo
-from forked import as_forks
+from forked import longvpo_of_forks
 from longvpo_hf.miniature.world import read_world
 from longvpo_hf.record import ModelRecord, read_record
 from longvpo_hf.studies.report import _page, _rendered
@@ -48,8 +48,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(study: Path) -> Path:
     """Its finished run."""
     folder = study.parent / "run"
-    with as_forks():
-        result = longvpo(["run", str(study), "--output", str(folder)])
+    result = longvpo_of_forks(["run", str(study), "--output", str(folder)])
     assert result.exit_code == 0, result.output
     return folder
 

@@ -11,8 +11,7 @@ from datasets import load_dataset
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cli import longvpo
-from forked import as_forks
+from forked import longvpo_of_forks
 from longvpo_hf.miniature.language import SENTENCES, language_of
 from longvpo_hf.miniature.study import make_base, make_world
 from longvpo_hf.studies.study import Study, find_study, shipped_studies
@@ -43,8 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(shipped_studies()["pretrained"].read_text(encoding="utf-8"))
     content["miniature"] = {"scale": "fast", "language_model": language_model, **SMALL}
     (folder / "small.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    with as_forks():
-        result = longvpo(["run", str(folder / "small.yaml"), "--output", str(folder / "run")])
+    result = longvpo_of_forks(["run", str(folder / "small.yaml"), "--output", str(folder / "run")])
     assert result.exit_code == 0, result.output
     return folder / "run"
 
