@@ -136,9 +136,9 @@ def test_the_costs_are_those_of_the_plans(monkeypatch: pytest.MonkeyPatch) -> No
     found = WRITE_CONFIGS.estimate()
     assert list(found) == files
     for file in files:
-        for launch, cost in found[file].items():
+        for way, cost in found[file].items():
             # Of all files anew only where they have moved: an hour of estimates for a tenth of a GiB tells nobody more.
-            assert cost == pytest.approx(costs[file][launch], rel=0.01)
+            assert cost == pytest.approx(costs[file][way], rel=0.01)
 
 
 def test_an_unknown_setting_of_a_file_is_an_error(tmp_path: Path) -> None:
