@@ -106,7 +106,8 @@ def test_steps_grow_with_the_text(where: str) -> None:
 
 def test_the_patterns_of_the_package_are_found() -> None:
     assert len(PATTERNS) > 60
-    assert {"intake/records.py:_CLOCK", "evaluation/subtitles.py:_TIMES", "paths.py:101"} <= set(PATTERNS)
+    assert {"intake/records.py:_CLOCK", "evaluation/subtitles.py:_TIMES"} <= set(PATTERNS)
+    assert any(where.startswith("paths.py:") for where in PATTERNS)  # one without a name, by its line
 
 
 @pytest.mark.parametrize(

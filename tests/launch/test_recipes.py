@@ -67,7 +67,7 @@ WRITE_CONFIGS = load("write_configs")
 
 
 def recipe_of(config: Path) -> str:
-    return config.stem.partition("_")[0]
+    return config.stem.removeprefix("pretrained_").partition("_")[0]
 
 
 def arguments(config: Path, *more: str) -> tuple[Any, Any, Any]:

@@ -21,6 +21,9 @@ from longvpo_hf.shipped import shipped
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+#: Bases that studies make, by the end of their folders, and their names in `base_models.json`.
+_MADE = {("miniature", "base"): "miniature", ("pretrained", "base"): "miniature-pretrained"}
+
 
 def find_model_config(name: str, revision: str = "main") -> PreTrainedConfig:
     """The config of a model, or of the base of an adapter: from a folder, this machine's Hub cache, or the known bases.
@@ -66,8 +69,8 @@ def starting_point(name: str, path: Path) -> str:
     passed: set[str] = set()
     while name not in passed and not Path(name).exists():
         passed.add(name)
-        if Path(name).parts[-2:] == ("miniature", "base"):  # which a study makes
-            return "miniature"
+        if Path(name).parts[-2:] in _MADE:
+            return _MADE[Path(name).parts[-2:]]
         name = str(runs.get(str(Path(name)), {}).get("model_name_or_path", name))
     return name
 

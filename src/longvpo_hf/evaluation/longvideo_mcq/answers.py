@@ -79,7 +79,7 @@ _COMMA = re.compile(r"[)\]]?\s*,\s*[(\[]?")
 #: After the second of two letters with a comma between: they are not named together ("not on A, B opens the door").
 _OF_ITS_OWN = re.compile(r"\s+[A-Za-zÀ-ɏ]|(?![都均皆和与與及])[\u4e00-\u9fff]")
 #: Where a reply goes on with a question that nobody asked.
-_RAN_ON = re.compile(r"(?<=\w)\W*\n\s*(?:question|q|user|human)\s*:.*", re.IGNORECASE | re.DOTALL)
+_RAN_ON = re.compile(r"\n[ \t]*(?:question|q|user|human)[ \t]*:", re.IGNORECASE)
 
 #: Words and numbers, and what between two of them ends a line or a sentence.
 _RUN = re.compile(r"[^\W_]+")
@@ -128,7 +128,7 @@ _CALLED_RIGHT = re.compile(
     r"|closest|correct\w*|right|richtig|true|answer|one|fits|matches|remains|answers|describes)\b|is what\b|is\s*[.!]?$"
     r"|[选選]?[项項]?是?(?:正[确確]|更|最|[对對]的)|번|(?:[이가]\s*)?(?:정답|맞|옳)|입니다|라고|[를을]\s*(?:선택|고[르를])"
     r"|(?:to be|as)\s+(?:the\s+)?(?:most\s+)?(?:right|correct|best|answer|accurate|likely|plausible)\b"
-    r"|(?:rather than|instead of)\b|,?\s*I(?:['’]d)?\s+(?:guess|think|believe|suppose|say)\b|with\s+\d+\s?%"
+    r"|(?:rather than|instead of)\b|(?:,\s*)?I(?:['’]d)?\s+(?:guess|think|believe|suppose|say)\b|with\s+\d+\s?%"
     r"|[がは]?(?:正し|正解|最も)|です|だと|を選|(?<=\s)चुन)"
 )
 #: Before a letter that is chosen, without a word for "answer".
@@ -215,7 +215,7 @@ def letter_of(reply: str, letters: Sequence[str]) -> str:
         text = text[: _MOST_CHARACTERS // 2] + "\n" + text[-_MOST_CHARACTERS // 2 :]
     text = _STRUCK.sub("", unicodedata.normalize("NFKC", text).translate(_BLACK))
     text = _MARKS.sub("", _QUOTED.sub(r"\1", _ELEMENT.sub(r"\2", text))).strip()
-    text = _LOOK_ALIKE.sub(lambda match: _LOOK_ALIKES[match[0]], _RAN_ON.sub("", text))
+    text = _LOOK_ALIKE.sub(lambda match: _LOOK_ALIKES[match[0]], _to_its_end(text))
     if alone := _alone(text):
         return alone.upper() if alone.upper() in letters else ""
     mentions = _mentions(text)
@@ -281,6 +281,12 @@ def _split(reply: str) -> tuple[str, bool]:
             parts.append(reply[end : tag.start()])
             is_inside = True
     return ("", True) if is_inside else ("".join([*parts, reply[end:]]).strip(), False)
+
+
+def _to_its_end(text: str) -> str:
+    """The text up to where it goes on with another question."""
+    ends = (match.start() for match in _RAN_ON.finditer(text) if _RUN.search(text, 0, match.start()))
+    return text[: next(ends, None)]
 
 
 def _alone(text: str) -> str:
