@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 #: Bases that studies make, by the end of their folders, and their names in `base_models.json`.
-_MADE = {("miniature", "base"): "miniature", ("pretrained", "base"): "miniature-pretrained"}
+_MADE: dict[tuple[str, ...], str] = {("miniature", "base"): "miniature", ("pretrained", "base"): "miniature-pretrained"}
 
 
 def find_model_config(name: str, revision: str = "main") -> PreTrainedConfig:
