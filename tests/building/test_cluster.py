@@ -85,7 +85,7 @@ def test_a_machine_that_is_lost_costs_its_pieces(cluster: Any, tmp_path: Path, m
 def test_what_ends_a_worker_s_piece_ends_the_build(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error by its own name and words; and a piece that ends every worker is not tried for ever."""
+    """An error is raised as it was on the worker; a piece that kills its workers is given up after two."""
     monkeypatch.setattr("longvpo_hf.building.cluster._LOST_WORKERS", 2)
     nodes, _ = cluster
 
