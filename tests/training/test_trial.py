@@ -208,6 +208,30 @@ def test_in_half_precision_wrong_trees_are_found(change: Callable[[Any], None]) 
         assert "gave other log-probabilities for a tree of the first batch" in str(reason)
 
 
+@pytest.mark.parametrize("is_half", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_one_wrong_token_among_many_is_found(seed: int, is_half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = teapot(), tiny_models.build("internvl")[1]
+    add_fused_lm_head(model)
+    assert enable_tree_packing(model) is None
+    draw, tree_forward = random.Random(seed), trial.tree_forward
+
+    def one_off(*given: Any) -> Any:
+        output = tree_forward(*given)
+        places = output.label_mask.nonzero().tolist()
+        row, place = draw.choice(places)
+        root_mean_square = float(output.log_probs[output.label_mask.bool()].square().mean().sqrt())
+        # With more than 25 answer tokens this is below the bound on their norm in float32.
+        output.log_probs[row, place] += draw.choice([-1, 1]) * root_mean_square * (0.1 if is_half else 0.002)
+        return output
+
+    monkeypatch.setattr(trial, "tree_forward", one_off)
+    batch = make_batch(processor, *BATCHES[1])
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+        reason = trial.reason_on_batch(model, batch, is_half)
+    assert "gave other log-probabilities for a tree of the first batch" in str(reason)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_rows_that_are_tried_show_one_video(seed: int) -> None:
     draw = random.Random(seed)
