@@ -77,6 +77,20 @@ def test_a_study_is_its_steps_with_measurements_before_and_after(tmp_path: Path)
         assert training[training.index(f"--{option}") + 1] == f"/run/{value}"
 
 
+def test_rows_are_audited_against_the_benchmarks_whose_videos_their_build_drops(tmp_path: Path) -> None:
+    lists = ["mlvu=mlvu.txt", "videomme=videomme.txt"]
+    both = {"source": "films", "corpus": "videofolder", "benchmark-videos": lists}
+    compiled = steps_of(read_study(written(tmp_path, videos=both, evaluate=None)), "b", lambda source: "v")
+    found = {step.name: step.words(Path("/run")) for step in compiled}
+    for name in ("stage1-rows", "stage2-rows"):
+        assert found[f"{name}-audit"][3:] == [
+            "audit", f"/run/{name}", "--output", f"/run/{name}-audit/audit.html",
+            "--benchmark-videos", lists[0], "--benchmark-videos", lists[1],
+        ]  # fmt: skip
+    without = {step.name: step.words(Path("/run")) for step in steps(tmp_path, evaluate=None)}
+    assert "--benchmark-videos" not in without["stage1-rows-audit"]
+
+
 def test_a_configuration_for_the_processor_is_started_on_it(tmp_path: Path) -> None:
     trains = [
         {"train": "stage1", "config": "miniature/stage1"},

@@ -248,7 +248,10 @@ def _train_adapters(
             for question, answer in asked:
                 rows.append((coder.prompt_ids(len(indices), question), coder.answer_ids(answer)))
                 seen.append(features[indices])
-        stepper.step(torch.cat(answer_losses(model, rows, torch.stack(seen))).mean())
+        # Weights stay in float32; matrix products take half the time where a CPU knows bfloat16.
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = answer_losses(model, rows, torch.stack(seen))
+        stepper.step(torch.cat(losses).float().mean())
     return stepper.losses
 
 

@@ -105,6 +105,8 @@ class _Compiler:
         self._rows = ""
         self._made: dict[str, str] = {}
         self._audited: set[str] = set()
+        #: Lists of benchmarks' videos that a build was given, for the audit of its rows.
+        self._lists: dict[str, Any] = {}
 
     def steps(self) -> Iterator[Step]:
         if self._is_miniature:
@@ -170,6 +172,7 @@ class _Compiler:
         words = ["build", item.build, *_words(options)]
         _check_command(["build", item.build], options)
         videos = self._videos_identity(str(options["source"]))
+        self._lists[name] = options.get("benchmark_videos")
         return Step(
             name,
             "build",
@@ -223,8 +226,8 @@ class _Compiler:
             if audit not in self._audited:
                 self._audited.add(audit)
                 rows = audit.removesuffix("-audit")
-                words: list[str | InRun] = ["audit", InRun(rows), "--output", InRun(f"{audit}/audit.html")]
-                yield Step(audit, "audit", _longvpo(words), (rows,), {})
+                options = {"output": InRun(f"{audit}/audit.html"), "benchmark_videos": self._lists.get(rows)}
+                yield Step(audit, "audit", _longvpo(["audit", InRun(rows), *_words(options)]), (rows,), {})
 
     def _evaluations(self, model: str) -> Iterator[Step]:
         evaluate = self._study.evaluate
