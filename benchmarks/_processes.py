@@ -82,7 +82,9 @@ class Lane:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=target, args=(theirs, setup), daemon=True)
         self._process.start()
-        if sys.platform == "linux":  # what outgrows the memory is ended by the kernel, before anything else on the machine
+        if (
+            sys.platform == "linux"
+        ):  # what outgrows the memory is ended by the kernel, before anything else on the machine
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000", encoding="ascii")
         theirs.close()
         self.failed: str | None = None

@@ -74,8 +74,8 @@ class AlignmentSettings:
         projector_steps: Steps in which the projector learns to say each frame in the model's own embeddings.
         projector_frames: Frames per such step.
         projector_learning_rate: Peak.
-        steps: Steps of adapters on videos of one and two clips. After 45, the model answered 18 of 32 questions about
-            one of two clips; a prototype that asked about one alone needed 57.
+        steps: Steps of adapters on videos of one and two clips. Of 100 at seed 0 the loss fell no further after 55, and
+            the model then answered all of 64 questions about one of two clips, and 36 about one of eight.
         videos: Timelines per step, each with two questions.
         single_every: Every so many steps the timelines have one clip instead of two.
         hard_share: Share of two-clip timelines whose markers share a word.
@@ -87,7 +87,7 @@ class AlignmentSettings:
     projector_steps: int = 500
     projector_frames: int = 128
     projector_learning_rate: float = 3e-3
-    steps: int = 120
+    steps: int = 80
     videos: int = 8
     single_every: int = 4
     hard_share: float = 0.25
