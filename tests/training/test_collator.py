@@ -207,10 +207,10 @@ def test_rows_with_a_bad_reference_view_are_bad(preferences: list[VideoPreferenc
     made = collator(on_bad_video="skip", num_frames=3, reference_num_frames=8)
     decode = FrameSampler.__call__
 
-    def reference_only_fails(sampler: FrameSampler, timeline: Any, view: Any = None) -> Any:
+    def reference_only_fails(sampler: FrameSampler, timeline: Any, view: Any = None, **more: Any) -> Any:
         if sampler.num_frames == 8 and timeline.clips[0].path == str(damaged):
             damaged.unlink(missing_ok=True)
-        return decode(sampler, timeline, view)
+        return decode(sampler, timeline, view, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrameSampler, "__call__", reference_only_fails)

@@ -17,9 +17,11 @@ import grouped
 import trainers
 from conftest import make_dataset
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.families import family_of
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.training import groups
 from longvpo_hf.training.collator import HostVideos
+from longvpo_hf.training.packing.sharing import Seat
 
 #: Of speed, or an estimate from padded lengths.
 UNCOMPARED = ("runtime", "per_second", "total_flos")
@@ -89,7 +91,7 @@ def test_frames_stay_on_the_host_until_they_are_cut(preferences: list[VideoPrefe
     rows = make_dataset(preferences)
     trainer = trainers.make(tmp_path, rows)
     usual = trainers.loss_of(trainer, rows.select(range(2)))
-    trainer.data_collator.keeps_videos_on_host = True
+    trainer.data_collator.seat = Seat(0, 2, family_of(trainer.model.config))
     batch = trainer.data_collator([rows[0], rows[1]])
     moved = send_to_device(batch, torch.device("meta"))
     assert moved["input_ids"].is_meta
@@ -104,6 +106,10 @@ class _Group:
     @staticmethod
     def size() -> int:
         return 2
+
+    @staticmethod
+    def rank() -> int:
+        return 0
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ class Seen:
         self.timelines: list[Timeline] = []
         decode = FrameSampler.__call__
 
-        def recorded(sampler: FrameSampler, timeline: Timeline, view: Any = None) -> Any:
+        def recorded(sampler: FrameSampler, timeline: Timeline, view: Any = None, **more: Any) -> Any:
             self.timelines.append(timeline)
-            return decode(sampler, timeline, view)
+            return decode(sampler, timeline, view, **more)
 
         monkeypatch.setattr(FrameSampler, "__call__", recorded)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,7 +117,7 @@ class FrameSampler:
         self._forget()
 
     def _forget(self) -> None:
-        self._cache: OrderedDict[tuple[Clip, int, tuple[int, int]], torch.Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[Clip, int, tuple[int, ...], tuple[int, int]], torch.Tensor] = OrderedDict()
         self._cached_bytes = 0
         self._files: OrderedDict[str, VideoFile] = OrderedDict()
 
@@ -129,8 +129,13 @@ class FrameSampler:
         self.__dict__.update(state)
         self._forget()
 
-    def __call__(self, timeline: Timeline, view: View | None = None) -> Frames:
+    def __call__(self, timeline: Timeline, view: View | None = None, wanted: Set[int] | None = None) -> Frames:
         """Frames of `view` (default: the whole timeline).
+
+        Args:
+            timeline: What the view is of.
+            view: What is seen of it.
+            wanted: Numbers of the frames that are decoded; all others are black. None: all are.
 
         Raises:
             UnreadableVideo: If a clip's file is missing, cannot be decoded, or ends before the clip does.
@@ -139,8 +144,11 @@ class FrameSampler:
         import torch
 
         seen, counts = self._plan(timeline, view)
-        size = self._canvas(seen)
-        pixels = [self._clip_frames(clip, count, size) for clip, count in zip(seen.clips, counts, strict=True)]
+        size, pixels, before = self._canvas(seen), [], 0
+        for clip, count in zip(seen.clips, counts, strict=True):
+            of_clip = tuple(i for i in range(count) if wanted is None or before + i in wanted)
+            pixels.append(self._clip_frames(clip, count, of_clip, size))
+            before += count
         clip_indices = tuple(i for i, count in enumerate(counts) for _ in range(count))
         return Frames(torch.cat(pixels), _seconds(seen, counts), clip_indices, seen.duration_seconds)
 
@@ -169,12 +177,12 @@ class FrameSampler:
             height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
         return height, width
 
-    def _clip_frames(self, clip: Clip, count: int, size: tuple[int, int]) -> torch.Tensor:
-        key = (clip, count, size)
+    def _clip_frames(self, clip: Clip, count: int, wanted: tuple[int, ...], size: tuple[int, int]) -> torch.Tensor:
+        key = (clip, count, wanted, size)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        frames = self._decode(clip, count, size)
+        frames = self._decode(clip, count, wanted, size)
         self._cache[key] = frames
         self._cached_bytes += frames.numel()
         while self._cached_bytes > self.cache_bytes:
@@ -194,15 +202,24 @@ class FrameSampler:
         self._files.move_to_end(clip.path)
         return self._files[clip.path]
 
-    def _decode(self, clip: Clip, count: int, canvas: tuple[int, int]) -> torch.Tensor:
-        """uint8 `[count, C, *canvas]`: the clip's frames, scaled to fit and centred on black."""
+    def _decode(self, clip: Clip, count: int, wanted: tuple[int, ...], canvas: tuple[int, int]) -> torch.Tensor:
+        """uint8 `[count, C, *canvas]`: the wanted ones of the clip's frames, scaled to fit and centred on black."""
         video = self._file(clip)
         video.check_span(clip)
-        indices = [video.index_at(clip.start_seconds + offset) for offset in _offsets_seconds(clip, count)]
+        offsets = _offsets_seconds(clip, count)
+        indices = [video.index_at(clip.start_seconds + offsets[i]) for i in wanted]
         try:
-            return video.frames_at(indices, canvas)
+            found = video.frames_at(indices, canvas) if indices else None
         except UnreadableVideo as error:
             raise UnreadableVideo(error.reason, clip, error.detail) from error
+        if found is not None and len(found) == count:
+            return found
+        import torch
+
+        frames = torch.zeros(count, 3, *canvas, dtype=torch.uint8)
+        if found is not None:
+            frames[list(wanted)] = found
+        return frames
 
 
 def _seconds(timeline: Timeline, counts: Sequence[int]) -> tuple[float, ...]:

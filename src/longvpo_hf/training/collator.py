@@ -24,6 +24,7 @@ from longvpo_hf.processes import end_with_parent
 from longvpo_hf.reasoning import AnswerReasoning
 from longvpo_hf.timeline import Timeline, View
 from longvpo_hf.training.config import LongVPOConfig, OnBadVideo, ReferenceView
+from longvpo_hf.training.packing.sharing import Seat
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -91,8 +92,9 @@ class VideoPreferenceCollator:
 
     Attributes:
         context_tokens: Maximum tokens the model was made for; longer sequences are an error. None: not known.
-
-        keeps_videos_on_host: Whether the visual tensors stay on the host when a batch is moved, see `HostVideos`.
+        seat: This process's place among those that share its batches: it then decodes its own frames alone, unless
+            `on_bad_video` is "skip", for which all must find the same videos bad. The visual tensors stay on the host
+            when a batch is moved, see `HostVideos`. None: it has batches of its own.
 
     A batch of B rows about V different views, with sequences of at most L tokens, is
 
@@ -133,7 +135,7 @@ class VideoPreferenceCollator:
         self.reference = reference
         self.max_length = max_length
         self.context_tokens: int | None = None
-        self.keeps_videos_on_host = False
+        self.seat: Seat | None = None
         self.on_bad_video = on_bad_video
         self.precomputed = precomputed
         self.sampler = FrameSampler(num_frames, fps, max_pixels)
@@ -234,7 +236,7 @@ class VideoPreferenceCollator:
         prompts: dict[int, _Prompt | str] = {}
         for seen, rows in members.items():
             try:
-                frames = sampler(seen)
+                asked = self._look(seen, sampler, [preferences[i] for i in rows])
             except UnreadableVideo as error:
                 names = ", ".join(preferences[i].id for i in rows)
                 if self.on_bad_video == "raise":
@@ -243,8 +245,26 @@ class VideoPreferenceCollator:
                 logger.warning(f"on_bad_video='skip': row {names} is left out: {error}")
                 prompts.update(dict.fromkeys(rows, error.reason))
                 continue
-            prompts.update(zip(rows, self._ask(frames, [preferences[i] for i in rows]), strict=True))
+            prompts.update(zip(rows, asked, strict=True))
         return [prompts[i] for i in range(len(preferences))]
+
+    def _look(self, seen: Timeline, sampler: FrameSampler, preferences: Sequence[VideoPreference]) -> list[_Prompt]:
+        """The prompts about a view, of which a process that shares its batches decodes its own frames alone."""
+        number = len(sampler.timeline_seconds(seen))
+        wanted = self.seat.likely_frames(number) if self.seat is not None and self.on_bad_video == "raise" else None
+        frames = sampler(seen, wanted=wanted)
+        prompts = self._ask(frames, preferences)
+        while self.seat is not None and wanted is not None:
+            ids = max((prompt.ids for prompt in prompts), key=len)
+            is_visual = torch.tensor([token in self.visual_token_ids for token in ids])
+            lacking = self.seat.frames_needed(prompts[0].visual, is_visual, number) - wanted
+            if not lacking:
+                break
+            wanted |= lacking
+            places = sorted(lacking)
+            frames.pixels[places] = sampler(seen, wanted=lacking).pixels[places]
+            prompts = self._ask(frames, preferences)
+        return prompts
 
     def _ask(self, frames: Frames, preferences: Sequence[VideoPreference]) -> list[_Prompt]:
         answers = [_answers(preference) for preference in preferences]
@@ -286,7 +306,7 @@ class VideoPreferenceCollator:
         visuals: list[Mapping[str, torch.Tensor]] = [prompt.visual for prompt in videos]
         return {
             **batch,
-            "videos": HostVideos(visuals) if self.keeps_videos_on_host else visuals,
+            "videos": visuals if self.seat is None else HostVideos(visuals),
             "video_index": torch.tensor([index[id(prompt.visual)] for _, prompt in asked]),
             "visual_tokens": sum(map(self._visual_tokens, videos)),
         }

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.families import family_of
 from longvpo_hf.training.packing import is_tree_packed, reason_not_shared
+from longvpo_hf.training.packing.sharing import Seat
 from longvpo_hf.training.saving import SavingTrainer
 
 
@@ -39,6 +41,13 @@ class SharingTrainer(SavingTrainer):
             if plugin.mixed_precision_policy is not None:
                 plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
         self._group = _share_batches(self.accelerator)
+
+    def _seat(self) -> Seat | None:
+        """This process's place in its group."""
+        if self._group is None:
+            return None
+        family = family_of(self.accelerator.unwrap_model(self.model).config)
+        return Seat(self._group.rank(), self._group.size(), family)
 
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: dict[str, Any]

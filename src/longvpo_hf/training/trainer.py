@@ -208,7 +208,7 @@ class LongVPOTrainer(SharingTrainer):
             self._check_sharing(False, None)
             return
         self.data_collator.context_tokens = context_tokens(self.model.config)
-        self.data_collator.keeps_videos_on_host = self._group is not None
+        self.data_collator.seat = self._seat()
         reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
         self._check_sharing(True, next((reason for reason in reasons if reason is not None), None))
         for reason in sorted({reason for reason in reasons if reason is not None}):

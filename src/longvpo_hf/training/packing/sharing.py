@@ -173,6 +173,60 @@ def share_of(
     return Share(places, concatenate_visuals(taken), pieces[own], stretches, group)
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A process's place among those that share its batches: which frames it has to decode.
+
+    Args:
+        rank: Its number in the group.
+        size: How many they are.
+        family: The model's.
+    """
+
+    rank: int
+    size: int
+    family: Family
+
+    def likely_frames(self, frames: int) -> set[int] | None:
+        """About the frames of its chunks, before anything is known of their tokens; None: all, a video is too short.
+
+        From four units a process on, each of the 2 · size chunks has one, so that the row is cut for certain. A unit
+        is at most two frames.
+        """
+        if self.family.units is None or frames < 8 * self.size:
+            return None
+        last, margin = 2 * self.size - 1, 2
+        bounds = [(chunk * frames, (chunk + 1) * frames) for chunk in (self.rank, last - self.rank)]
+        return {
+            frame
+            for begin, end in bounds
+            for frame in range(begin // (2 * self.size) - margin, -(-end // (2 * self.size)) + margin)
+            if 0 <= frame < frames
+        }
+
+    def frames_needed(self, visual: Mapping[str, Tensor], seen: Tensor, frames: int) -> set[int]:
+        """The frames that it may hold, wherever in the rest of the prompt the trunk ends.
+
+        Args:
+            visual: The visual tensors of the video; what other processes hold may be black.
+            seen: Which tokens of the longest prompt about it are visual, bool [tokens].
+            frames: How many the video has.
+        """
+        units = _units(visual, self.family)
+        if not 4 * self.size <= len(units) <= frames:
+            return set(range(frames))
+        starts = _starts(units, seen)
+        shortest, longest = (_cuts(trunk, starts, self.size) for trunk in (int(seen.nonzero()[-1]) + 1, len(seen)))
+        of_unit = -(-frames // len(units))
+        return {
+            frame
+            for chunk in (self.rank, 2 * self.size - 1 - self.rank)
+            for number, start in enumerate(starts)
+            if shortest[chunk] <= start < longest[chunk + 1]
+            for frame in range(number * of_unit, min((number + 1) * of_unit, frames))
+        }
+
+
 def _units(visual: Mapping[str, Tensor], family: Family) -> list[Visual]:
     """The visual tensors of each of a video's units; none where they cannot be told apart."""
     return (family.units(visual) or []) if visual and family.units is not None else []
