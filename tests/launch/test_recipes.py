@@ -137,8 +137,7 @@ def test_the_costs_are_those_of_the_plans(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(found) == files
     for file in files:
         for way, cost in found[file].items():
-            # Of all files anew only where they have moved: an hour of estimates for a tenth of a GiB tells nobody more.
-            assert cost == pytest.approx(costs[file][way], rel=0.01)
+            assert cost == costs[file][way]
 
 
 def test_an_unknown_setting_of_a_file_is_an_error(tmp_path: Path) -> None:

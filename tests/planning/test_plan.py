@@ -76,7 +76,8 @@ def test_known_base_models_have_the_parameters_their_pages_state() -> None:
 
 
 def _no_training() -> Any:
-    return type("Training", (), {"freeze_vision_tower": False, "gradient_checkpointing": False, "bf16": False})()
+    plain = {"freeze_vision_tower": False, "gradient_checkpointing": False, "bf16": False, "tiled_mlp_num_shards": 1}
+    return type("Training", (), plain)()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -291,6 +292,7 @@ def test_what_makes_it_smaller_makes_it_smaller(tmp_path: Path) -> None:
     assert checkpointed < 0.8 * plain
     assert needed(activation_offloading=True) < 0.8 * plain
     assert needed(gradient_checkpointing=True, activation_offloading=True) < checkpointed
+    assert needed(gradient_checkpointing=True, tiled_mlp_num_shards=8) < checkpointed
     assert needed(num_frames=128) == pytest.approx(plain / 2, rel=0.1)
     assert needed(tree_packing=False) > 1.3 * plain  # twice, but for the mask of the branches
 

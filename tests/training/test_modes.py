@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import tiny_models
 import trainers
 from conftest import make_dataset
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import vision
 from longvpo_hf.families.vision import bound_frozen_forward, vision_tower
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.training.packing import enable_tree_packing, plain_forward, tree_forward
+from longvpo_hf.training.packing import enable_tree_packing, plain_forward, tree_forward, unwrapped
 
 LORA = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)", lora_dropout=0.0)
 
@@ -46,6 +48,44 @@ def test_lora_moves_its_adapters_alone(tmp_path: Path, dataset: Dataset) -> None
     moved = changed(trainer)
     assert moved
     assert all("lora_" in name for name in moved)
+
+
+def _note_tokens(tokens: list[int], _: Any, args: tuple[Tensor, ...]) -> None:
+    tokens.append(args[0].shape[-2])
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("internvl", {"gradient_checkpointing": True}),
+        ("internvl", {"peft_config": LORA, "reference": "full"}),
+        ("glm4v", {"tree_packing": False}),
+        ("qwen3_5", {}),
+    ],
+)
+def test_mlps_in_tiles_train_as_whole_ones(tmp_path: Path, dataset: Dataset, family: str, settings: Any) -> None:
+    """Logs and weights; 7 tiles divide no number of tokens here."""
+    found = {}
+    for shards in (1, 7):
+        given = copy.deepcopy(settings)
+        trainer = trainers.make(tmp_path, dataset, family, max_steps=2, tiled_mlp_num_shards=shards, **given)
+        tokens: list[int] = []
+        for part in unwrapped(trainer.model).get_decoder().modules():
+            if type(part).__name__.endswith("MLP"):
+                part.down_proj.register_forward_pre_hook(partial(_note_tokens, tokens))
+        trainer.train()
+        found[shards] = trainers.logged(trainer), weights(trainer), max(tokens)
+    assert found[7][0] == pytest.approx(found[1][0], rel=1e-6)
+    for name, weight in found[1][1].items():
+        assert torch.allclose(found[7][1][name], weight, atol=2e-6), name
+    assert found[7][2] == -(-found[1][2] // 7)
+
+
+def test_models_of_experts_alone_have_no_mlp_to_tile(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(
+        ConfigError, match=r"tiled_mlp_num_shards=2: the text layers of Qwen3VLMoe\w* have no dense MLP"
+    ):
+        trainers.make(tmp_path, dataset, "qwen3_vl_moe", tiled_mlp_num_shards=2)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

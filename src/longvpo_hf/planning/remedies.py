@@ -8,6 +8,7 @@ from typing import Any
 from longvpo_hf.planning.memory import frames_that_fit, memory_gib
 from longvpo_hf.planning.run import Run
 from longvpo_hf.planning.settings import Sharding
+from longvpo_hf.training.models import dense_mlps
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ def _changes(run: Run) -> list[_Change]:
         ),
         (training.per_device_train_batch_size > 1, _of_training("per_device_train_batch_size", 1)),
         (not training.activation_offloading, _of_training("activation_offloading", True)),
+        (
+            training.tiled_mlp_num_shards == 1 and bool(dense_mlps(run.built)),
+            _of_training("tiled_mlp_num_shards", 8),
+        ),
     ]
     return [change for applies, change in changes if applies]
 

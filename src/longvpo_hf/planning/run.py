@@ -18,7 +18,7 @@ from longvpo_hf.planning.settings import Machine, Rows, Sharding
 from longvpo_hf.planning.tokens import DeviceBatch
 from longvpo_hf.planning.trace import Step, Trace, trace_step
 from longvpo_hf.training.config import LongVPOConfig
-from longvpo_hf.training.models import prepare_trees
+from longvpo_hf.training.models import prepare_trees, tile_mlps
 from longvpo_hf.training.packing import reason_not_shared
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def build_model(
             built = _adapted(built, model, family_of(config).adapter_layers)
             if training.freeze_vision_tower:
                 _freeze_tower(built)
+    tile_mlps(built, training.tiled_mlp_num_shards)
     built.train()
     if training.gradient_checkpointing:
         built.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -57,6 +57,10 @@ class LongVPOConfig(DPOConfig):
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Train everything but the vision tower, adapters in it included. A frozen tower runs without a graph, a
             bounded number of frames at a time.
+        tiled_mlp_num_shards (`int`, *optional*, defaults to `1`):
+            Number of parts of its tokens that each dense MLP of the text model takes one after the other, so that the
+            activations inside it live for one part at a time: for long sequences, where one layer's are the most memory
+            of a step under activation checkpointing. The same numbers; the MLP's forward pass is computed once more.
         tree_packing (`bool`, *optional*, defaults to `True`):
             Score all answers about a timeline in one forward pass: the same numbers, less time and memory. Models whose
             attention cannot take it score two sequences per row, and the log says why.
@@ -165,6 +169,13 @@ class LongVPOConfig(DPOConfig):
             "TPO freezes the tower."
         },
     )
+    tiled_mlp_num_shards: int = field(
+        default=1,
+        metadata={
+            "help": "Number of parts of its tokens that each dense MLP of the text model takes one after the other: "
+            "less memory inside a layer, one forward pass of the MLP more."
+        },
+    )
     tree_packing: bool = field(
         default=True,
         metadata={
@@ -234,7 +245,14 @@ class LongVPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "reference_num_frames", "max_pixels", "max_length", "pairs_per_timeline"):
+        for name in (
+            "num_frames",
+            "reference_num_frames",
+            "max_pixels",
+            "max_length",
+            "pairs_per_timeline",
+            "tiled_mlp_num_shards",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be ≥ 1, got {value}.")

@@ -37,7 +37,7 @@ from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.distillation import ViewDistillation
 from longvpo_hf.training.groups import SharingTrainer
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
-from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, undisturbed
+from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, tile_mlps, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
 from longvpo_hf.training.packing import disable_tree_packing, is_tree_packed, trial_on_batches
 from longvpo_hf.training.reference import (
@@ -204,6 +204,7 @@ class LongVPOTrainer(SharingTrainer):
         for scored in models:
             check_head(scored)
             prepare_tower(scored, self.args.freeze_vision_tower, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            tile_mlps(scored, self.args.tiled_mlp_num_shards)
         if not self._has_clips:
             self._check_sharing(False, None)
             return
