@@ -41,8 +41,17 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "distilled": lambda: {"view_distillation_weight": 0.7},
 }
 
-#: By name, how many rows of a timeline are kept together.
-RESUMED = {"resumed": 2, "resumed-singly": 1}
+#: The first with answers of the policy's own that serve the next epoch too: two processes hand them to one another.
+RESUMED: dict[str, dict[str, Any]] = {
+    "resumed": {
+        "pairs_per_timeline": 2,
+        "view_distillation_weight": 0.7,
+        "view_distillation_on": "sampled",
+        "view_distillation_max_new_tokens": 4,
+        "view_distillation_refresh_steps": 4,
+    },
+    "resumed-singly": {"pairs_per_timeline": 1},
+}
 
 
 def run(folder: Path, scenario: str) -> dict[str, Any]:
@@ -80,8 +89,8 @@ def resumed(folder: Path, scenario: str) -> dict[str, Any]:
             load_from_disk(str(folder / "rows")),
             per_device_train_batch_size=4 // processes,
             ddp_backend="gloo" if processes > 1 else None,
-            pairs_per_timeline=RESUMED[scenario],
             max_steps=8,
+            **RESUMED[scenario],
             **more,
         )
         ids: list[list[str]] = []

@@ -20,6 +20,7 @@ import torch
 import tiny_models
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, ModelError
+from longvpo_hf.families.drawing import Draws
 from longvpo_hf.families.templates import may_reason, opened_by_template, thinking_switch
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.reasoning import CutOff, without_reasoning
@@ -110,7 +111,7 @@ def test_seeds_do_not_depend_on_folders() -> None:
 def test_tokens_are_drawn_as_often_as_they_should(temperature: float, top_p: float, shares: tuple[float, ...]) -> None:
     rows = 500
     scores = torch.tensor([0.5, 0.25, 0.15, 0.1]).log().repeat(rows, 1)
-    draws = generating._Draws(Decoding(temperature, top_p), range(rows), torch.device("cpu"))
+    draws = Draws(Decoding(temperature, top_p), range(rows), torch.device("cpu"))
     taken = Counter(token for _ in range(20) for token in draws(torch.zeros(rows, 1), scores).argmax(-1).tolist())
     for token, share in enumerate(shares):
         bound = 4.5 * math.sqrt(share * (1 - share) / (20 * rows)) + 1e-12

@@ -181,7 +181,10 @@ def random_states(seed: int, lengths: Sequence[int], vocabulary: int, **more: An
     hidden = [torch.randn(length, 6, generator=generator, dtype=torch.float64) for length in lengths]
     labels = tuple(torch.randint(vocabulary, (length,), generator=generator) for length in lengths)
     weight = torch.randn(vocabulary, 6, generator=generator, dtype=torch.float64)
-    return AnswerStates(tuple(each.requires_grad_() for each in hidden), labels, weight.requires_grad_(), **more)
+    scores = tuple(torch.zeros(length) for length in lengths)  # not looked at
+    return AnswerStates(
+        tuple(each.requires_grad_() for each in hidden), labels, scores, weight.requires_grad_(), **more
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -47,7 +47,17 @@ SCENARIOS: dict[str, dict[str, object]] = {
 }
 
 #: Not by DeepSpeed, which the term refuses.
-FSDP2: dict[str, dict[str, object]] = {"distilled": {"view_distillation_weight": 1.0, "sft_weight": 0.0}}
+FSDP2: dict[str, dict[str, object]] = {
+    "distilled": {"view_distillation_weight": 1.0, "sft_weight": 0.0},
+    "sampled": {
+        "view_distillation_weight": 1.0,
+        "view_distillation_on": "sampled",
+        "view_distillation_max_new_tokens": 4,
+        "use_peft": "true",
+        "lora_r": 2,
+        "lora_dropout": 0.0,
+    },
+}
 
 #: Folders of `given` that a run takes unless it names others.
 NAMES = {"model_name_or_path": "base", "dataset_name": "rows"}

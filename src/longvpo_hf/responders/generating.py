@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, TopPLogitsWarper
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from longvpo_hf.decoding import Decoding
+from longvpo_hf.families.drawing import Draws
 from longvpo_hf.reasoning import TAG, CutOff
 from longvpo_hf.responders import Request
 
@@ -59,7 +60,7 @@ def generate(
     Returns:
         Texts, each after `opened`; a `CutOff` for each that has as many tokens as it may and no end.
     """
-    processors = LogitsProcessorList([_Draws(decoding, seeds, model.device)] if decoding.temperature else [])
+    processors = LogitsProcessorList([Draws(decoding, seeds, model.device)] if decoding.temperature else [])
     with torch.inference_mode():
         # Greedy either way: what is drawn has the highest score.
         output = model.generate(
@@ -75,29 +76,6 @@ def generate(
         return texts
     ended = torch.isin(new, torch.as_tensor(ends, device=new.device)).any(1).tolist()
     return [text if end else CutOff(text) for text, end in zip(texts, ended, strict=True)]
-
-
-class _Draws(LogitsProcessor):
-    """Scores whose highest is a draw from the sampled distribution: p / e is highest at a token with probability p.
-
-    e are exponential random numbers, of each row by its own generator (vLLM draws seeded requests in this way).
-    """
-
-    def __init__(self, decoding: Decoding, seeds: Sequence[int], device: torch.device) -> None:
-        self._temperature = decoding.temperature
-        self._nucleus = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1 else None
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores `[B, V]` of the next tokens."""
-        logits: Any = scores.float() / self._temperature
-        if self._nucleus is not None:
-            logits = self._nucleus(input_ids, logits)
-        noise = torch.empty_like(logits)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        drawn: Any = logits.log_softmax(-1) - noise.log()
-        return drawn
 
 
 def _texts(tokenizer: Any, tokens: torch.Tensor) -> list[str]:

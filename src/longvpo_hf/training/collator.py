@@ -6,6 +6,7 @@ reference view get batches of the same form.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ Batch = dict[str, Any]
 #: Why `on_bad_video="skip"` leaves a row out. The last: its reference view could not be decoded when reference scores
 #: were precomputed.
 BAD_VIDEO_REASONS: tuple[str, ...] = (*get_args(Reason), "no_reference_score")
+
+#: In `row_keys`: the stand-in of a batch that has no row left.
+NO_ROW = -1
 
 #: Columns of precomputed reference scores, as TRL names them.
 SCORE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -107,6 +111,7 @@ class VideoPreferenceCollator:
         visual_tokens    int, tokens of the V views together
         ref_chosen_logps, ref_rejected_logps   float [B], if `precomputed`
         reference        the same for the reference view, unless `precomputed`
+        row_keys         long [B], what tells the rows apart in every batch and process; `NO_ROW` for a stand-in
         places           float [B], where the middle of the row's evidence lies on the timeline, in [0, 1]; NaN: none
         rows             int, how many rows were given
         kept             long, which of them the batch holds: all but those that `on_bad_video="skip"` left out
@@ -193,6 +198,7 @@ class VideoPreferenceCollator:
         else:
             batch["reference"] = self._batch(preferences, asked, kept, "reference_num_frames")
         batch["places"] = torch.tensor([_place(preferences[i]) for i in kept] or [math.nan])
+        batch["row_keys"] = torch.tensor([_key(preferences[i]) for i in kept] or [NO_ROW])
         batch["bad_videos"] = torch.tensor([bad.count(reason) for reason in BAD_VIDEO_REASONS])
         return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
 
@@ -339,6 +345,11 @@ def _answers(preference: VideoPreference) -> tuple[str, str]:
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
     """Per row the reason why it has no prompt; None where it has one."""
     return [prompt if isinstance(prompt, str) else None for prompt in prompts]
+
+
+def _key(preference: VideoPreference) -> int:
+    """A number ≥ 0 that follows from the row's id."""
+    return int.from_bytes(hashlib.sha256(preference.id.encode()).digest()[:8]) >> 1
 
 
 def _place(preference: VideoPreference) -> float:

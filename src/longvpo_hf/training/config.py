@@ -17,6 +17,7 @@ from longvpo_hf.reasoning import AnswerReasoning
 ReferenceView = Literal["row", "anchor", "full"]
 OnBadVideo = Literal["raise", "skip"]
 Divergence = Literal["forward", "reverse", "jsd"]
+DistilledAnswer = Literal["chosen", "sampled"]
 OnBadRow = Literal["raise", "skip"]
 
 
@@ -44,8 +45,16 @@ class LongVPOConfig(DPOConfig):
             loss, on `α · (−log π(y⁺) / |y⁺|)`.
         view_distillation_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the divergence between the reference on its own view and the policy on the whole timeline, over
-            the vocabulary, averaged over the tokens of the chosen answer, then over the batch. With `loss_type="sft"`
-            and `sft_weight=0` it is trained on alone. Not in the papers.
+            the vocabulary, averaged over the tokens of an answer, then over the batch. With `loss_type="sft"` and
+            `sft_weight=0` it is trained on alone. Not in the papers.
+        view_distillation_on (`str`, *optional*, defaults to `"chosen"`):
+            Over which answer: `"chosen"` the row's, `"sampled"` one that the policy draws from its own distribution
+            on the whole timeline. The gradient does not go through the drawing.
+        view_distillation_refresh_steps (`int`, *optional*, defaults to `1`):
+            Number of optimizer steps for which a sampled answer serves its row; the row is then answered anew. With 1
+            the policy answers each batch. Larger numbers save work only where rows come again within so many steps.
+        view_distillation_max_new_tokens (`int`, *optional*, defaults to `128`):
+            Maximum number of tokens of a sampled answer, and no more than `max_length` and the model's context leave.
         view_distillation_divergence (`str`, *optional*, defaults to `"forward"`):
             `"forward"`: KL(reference ‖ policy), `"reverse"`: KL(policy ‖ reference), `"jsd"`: the mean of both's KL to
             their mean.
@@ -141,7 +150,29 @@ class LongVPOConfig(DPOConfig):
         default=0.0,
         metadata={
             "help": "Weight of the divergence between the reference on its own view and the policy on the whole "
-            "timeline, per token of the chosen answer; 0 leaves it out. Not in the papers."
+            "timeline, per token of an answer; 0 leaves it out. Not in the papers."
+        },
+    )
+    view_distillation_on: DistilledAnswer = field(
+        default="chosen",
+        metadata={
+            "help": "The answer that view distillation is over: 'chosen' the row's, 'sampled' one that the policy "
+            "draws on the whole timeline.",
+            "choices": ["chosen", "sampled"],
+        },
+    )
+    view_distillation_refresh_steps: int = field(
+        default=1,
+        metadata={
+            "help": "Number of optimizer steps for which a sampled answer serves its row in view distillation; 1 "
+            "answers each batch anew."
+        },
+    )
+    view_distillation_max_new_tokens: int = field(
+        default=128,
+        metadata={
+            "help": "Maximum number of tokens of a sampled answer in view distillation. The default is that of TRL's "
+            "GKD, which samples too."
         },
     )
     view_distillation_divergence: Divergence = field(
@@ -318,6 +349,11 @@ class LongVPOConfig(DPOConfig):
         weight, divergence = self.view_distillation_weight, self.view_distillation_divergence
         if not (weight >= 0 and math.isfinite(weight)):
             raise ConfigError(f"view_distillation_weight must be ≥ 0 and finite, got {weight}.")
+        if self.view_distillation_on not in ("chosen", "sampled"):
+            raise ConfigError(f"view_distillation_on must be 'chosen' or 'sampled', got {self.view_distillation_on!r}.")
+        for name in ("view_distillation_refresh_steps", "view_distillation_max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {getattr(self, name)}.")
         if divergence not in ("forward", "reverse", "jsd"):
             raise ConfigError(
                 f"view_distillation_divergence must be 'forward', 'reverse' or 'jsd', got {divergence!r}."
@@ -325,6 +361,12 @@ class LongVPOConfig(DPOConfig):
         if not (self.view_distillation_temperature > 0 and math.isfinite(self.view_distillation_temperature)):
             raise ConfigError(
                 f"view_distillation_temperature must be > 0 and finite, got {self.view_distillation_temperature}."
+            )
+        if weight and self.view_distillation_on == "sampled" and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "view_distillation_on='sampled' does not go with precompute_ref_log_probs=True: the reference has to "
+                "grade them when they are drawn. Set view_distillation_on='chosen', or train an adapter (use_peft), "
+                "for which the reference takes no memory."
             )
         if weight and self.precompute_ref_log_probs:
             raise ConfigError(

@@ -1,9 +1,9 @@
 """View distillation: what the reference says of an answer where it sees the evidence, taught to the policy.
 
 DPO is told one bit of a row, which answer is better. The reference, scored on its own view, has a whole distribution
-for each token of the chosen answer, and is sure where the policy, which sees the whole timeline, is not. The term is
-the divergence of the two, averaged over an answer's tokens and then over rows. On-policy relatives of it: Vision-OPD
-(arXiv 2605.18740), S²VOPD (arXiv 2608.14144).
+for each token of an answer, and is sure where the policy, which sees the whole timeline, is not. The term is the
+divergence of the two, averaged over an answer's tokens and then over rows. The answer is the row's chosen one, or one
+that the policy samples (`sampling.py`), as in Vision-OPD (arXiv 2605.18740) and S²VOPD (arXiv 2608.14144).
 
 Hidden states of the answers' tokens are kept from the passes that are made anyway (`ModelCall`); distributions over the
 vocabulary exist for a bounded number of tokens at a time, in the backward pass too.
@@ -12,7 +12,7 @@ vocabulary exist for a bounded number of tokens at a time, in the backward pass 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +35,12 @@ _BOUNDS = {False: 1e-3, True: 0.2}
 
 @dataclass(frozen=True, slots=True)
 class AnswerStates:
-    """Where a model predicts the chosen answers of B rows, and the LM head that reads it.
+    """Where a model predicts an answer of each of B rows, and the LM head that reads it.
 
     Args:
         hidden: Of each row `[tokens of the answer, width]`.
         labels: Of each row the answer's token ids, `[tokens]`.
+        scores: Of each row the log-probabilities that the model was scored with, `[tokens]`.
         weight: Of the head, `[vocabulary, width]`.
         bias: Of the head, `[vocabulary]`; None without.
         softcap: Bound of the logits, by a tanh; None without.
@@ -47,14 +48,15 @@ class AnswerStates:
 
     hidden: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
 
     def of(self, rows: Sequence[int]) -> AnswerStates:
         """The same of some rows."""
-        hidden, labels = (tuple(each[row] for row in rows) for each in (self.hidden, self.labels))
-        return AnswerStates(hidden, labels, self.weight, self.bias, self.softcap)
+        hidden, labels, scores = (tuple(each[row] for row in rows) for each in (self.hidden, self.labels, self.scores))
+        return AnswerStates(hidden, labels, scores, self.weight, self.bias, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[tokens, vocabulary]`, float32, of states `[tokens, width]`."""
@@ -74,17 +76,18 @@ def hidden_states_of(base: Any) -> Iterator[list[Tensor]]:
 
 
 def answer_states(
-    base: Any, calls: Sequence[Tensor], scored: FusedCausalLMOutput, input_ids: Tensor, completion_mask: Tensor
+    base: Any, calls: Sequence[Tensor], scored: FusedCausalLMOutput, batch: Mapping[str, Any]
 ) -> AnswerStates:
-    """The states of the chosen answers of a batch.
+    """The states of a batch's sampled answers; where it has none, of the chosen ones.
 
     Args:
         base: The transformers model, its head gathered where it is sharded.
         calls: See `hidden_states_of`.
         scored: What `plain_forward` or `tree_forward` made of these calls.
-        input_ids: `[2B, L]`.
-        completion_mask: `[2B, L]`.
+        batch: What was scored.
     """
+    input_ids, pairs = batch["input_ids"], len(batch["video_index"])
+    block = slice(2 * pairs, None) if len(input_ids) > 2 * pairs else slice(pairs)
     places: Tensor | None = getattr(scored, "places", None)
     widths: Sequence[int] = getattr(scored, "widths", None) or ()
     if places is None:  # one call, whose rows are the batch's; prompt learning puts virtual tokens before them
@@ -92,14 +95,15 @@ def answer_states(
         places, widths = torch.arange(rows * width, device=input_ids.device).view(rows, width), [width]
         places = places[:, 1 - input_ids.shape[1] :]
     flat = [call[:, :width].flatten(0, 1) for call, width in zip(calls, widths, strict=True)]
-    pairs = len(input_ids) // 2
-    chosen = completion_mask[:pairs, 1:] == 1
-    counts = chosen.sum(1).tolist()
-    hidden = (flat[0] if len(flat) == 1 else torch.cat(flat))[places[:pairs][chosen]]
+    answers = batch["completion_mask"][block, 1:] == 1
+    counts = answers.sum(1).tolist()
+    hidden = (flat[0] if len(flat) == 1 else torch.cat(flat))[places[block][answers]]
+    scores = scored.log_probs[block, 1 - input_ids.shape[1] :]
     head = base.get_output_embeddings()
     return AnswerStates(
         hidden.split(counts),
-        input_ids[:pairs, 1:][chosen].split(counts),
+        input_ids[block, 1:][answers].split(counts),
+        scores[answers].detach().float().split(counts),
         head.weight,
         head.bias,
         getattr(base.config.get_text_config(), "final_logit_softcapping", None),
@@ -169,21 +173,16 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check_states(states: AnswerStates, log_probs: Tensor, completion_mask: Tensor, is_half: bool) -> None:
+def check_states(states: AnswerStates, is_half: bool) -> None:
     """Refuses states that give other log-probabilities than the model was scored with.
 
     Args:
-        states: Of the chosen answers.
-        log_probs: `[2B, L-1]`, of the same rows.
-        completion_mask: `[2B, L]`, of the same rows.
+        states: Of the policy.
         is_half: Whether the model computes in half precision.
 
     Raises:
         ModelError: If they differ: the head does more than multiply, or the states are those of other tokens.
     """
-    rows = len(states.hidden)
-    mask = completion_mask[:rows, 1:] == 1
-    expected = log_probs[:rows, -mask.shape[1] :][mask].float()
     size = max(1, _TABLE // len(states.weight))
     found = [
         _of_labels(states.logits(hidden), labels)
@@ -191,7 +190,7 @@ def check_states(states: AnswerStates, log_probs: Tensor, completion_mask: Tenso
             torch.cat(states.hidden).split(size), torch.cat(states.labels).split(size), strict=True
         )
     ]
-    difference = float((torch.cat(found) - expected).abs().mean())
+    difference = float((torch.cat(found) - torch.cat(states.scores)).abs().mean())
     if not difference <= _BOUNDS[is_half]:
         raise ModelError(
             f"view_distillation_weight: the log-probabilities of this model's answers do not follow from its hidden "
@@ -216,16 +215,12 @@ class ViewDistillation:
         self._is_guarded = settings.view_distillation_guard
         self._is_checked = False
 
-    def losses(
-        self, student: AnswerStates, rows: Tensor | None, log_probs: Tensor, completion_mask: Tensor, is_half: bool
-    ) -> Tensor:
+    def losses(self, student: AnswerStates, rows: Tensor | None, is_half: bool) -> Tensor:
         """The term of each row, `[B]`.
 
         Args:
             student: States of the policy's pass over the rows.
             rows: Which of the teacher's rows they are; None for all.
-            log_probs: `[2B, L-1]`, what the policy was scored with.
-            completion_mask: `[2B, L]`.
             is_half: See `check_states`.
 
         Raises:
@@ -235,7 +230,7 @@ class ViewDistillation:
         if teacher is None:
             raise RuntimeError("The reference was not scored on this batch: view distillation has no teacher.")
         if not self._is_checked:
-            check_states(student, log_probs, completion_mask, is_half)
+            check_states(student, is_half)
             self._is_checked = True
         teacher = teacher if rows is None else teacher.of(rows.tolist())
         if not torch.equal(torch.cat(student.labels), torch.cat(teacher.labels)):

@@ -107,6 +107,7 @@ def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: b
     if args.view_distillation_weight:
         how = f"{args.view_distillation_divergence}, temperature {args.view_distillation_temperature:g}"
         how += ", guarded" if args.view_distillation_guard else ""
+        how += ", on sampled answers" if args.view_distillation_on == "sampled" else ""
         terms[f"view distillation ({how})"] = args.view_distillation_weight
     return TrainingRecord(
         losses={**args.preference_losses, **terms},

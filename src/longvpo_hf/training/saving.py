@@ -19,10 +19,14 @@ from longvpo_hf.training.facts import record_of
 from longvpo_hf.training.models import undisturbed
 from longvpo_hf.training.nonfinite import nonfinite_error, nonfinite_weight
 from longvpo_hf.training.packing import is_tree_packed
+from longvpo_hf.training.sampling import SampledAnswers
 
 
 class SavingTrainer(DPOTrainer):
     """TRL's trainer with our checkpoints, records and cards; `LongVPOTrainer` trains."""
+
+    #: Answers of the policy's own that later steps may use; None where none are sampled.
+    _sampled: SampledAnswers | None = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads weights by `from_pretrained`: checkpoints of video models name them otherwise than the model in memory.
@@ -30,6 +34,8 @@ class SavingTrainer(DPOTrainer):
         transformers' own method matches names as they are, warns of what it did not find, and goes on with weights
         that were never loaded.
         """
+        if self._sampled is not None:
+            self._sampled.read(Path(resume_from_checkpoint))
         target = self.model if model is None else model
         if not isinstance(target, PreTrainedModel) or self.is_fsdp_enabled:
             with undisturbed(target):
@@ -48,6 +54,8 @@ class SavingTrainer(DPOTrainer):
         self.accelerator.wait_for_everyone()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and folder.is_dir():
+            if self._sampled is not None:
+                self._sampled.write(folder)
             seal(folder)
 
     def _require_finite_weights(self) -> None:

@@ -30,7 +30,7 @@ class ModelCall:
         model: The model, perhaps wrapped.
         batch: The batch with its videos; None to call the model as TRL does.
         rows: Int, which of the batch's rows TRL is given; None for all of them.
-        keeps_states: Whether the states of the chosen answers are kept.
+        keeps_states: Whether the states of the answers that are distilled are kept.
         group: Processes that share the batch, see `tree_forward`.
 
     Attributes:
@@ -75,32 +75,40 @@ class ModelCall:
                 else:
                     scored = plain_forward(self.model, self.batch, **asked)
             if self._keeps_states:
-                texts = (self.batch["input_ids"], self.batch["completion_mask"])
-                states = answer_states(base, calls, scored, *texts)
+                states = answer_states(base, calls, scored, self.batch)
                 self.states = states if self.rows is None else states.of(self.rows.tolist())
-        self.scored = scored if self.rows is None else _of_rows(scored, both_answers(self.rows, self.batch))
+        self.scored = _of_rows(scored, both_answers(self.rows, self.batch))
         return self.scored
 
 
 def texts_of(batch: Batch, rows: Tensor | None = None) -> Batch:
     """What TRL takes of a batch: its token ids and masks, and the reference's scores; of all rows, or of some."""
-    texts = {key: batch[key] for key in _TEXT_KEYS}
-    scores = {key: batch[key] for key in SCORE_COLUMNS if key in batch}
-    if rows is None:
-        return {**texts, **scores}
     both = both_answers(rows, batch)
-    return {
-        **{key: value[both] for key, value in texts.items()},
-        **{key: value[rows] for key, value in scores.items()},
-    }
+    texts = {key: batch[key] if both is None else batch[key][both] for key in _TEXT_KEYS}
+    scores = {key: batch[key] if rows is None else batch[key][rows] for key in SCORE_COLUMNS if key in batch}
+    return {**texts, **scores}
 
 
-def both_answers(rows: Tensor, batch: Batch) -> Tensor:
-    """Where the chosen and the rejected answers of rows are in a batch, chosen first: `[2 · len(rows)]`."""
-    return torch.cat([rows, rows + len(batch["input_ids"]) // 2])
+def both_answers(rows: Tensor | None, batch: Batch) -> Tensor | None:
+    """Where the chosen and the rejected answers of rows are in a batch, chosen first: `[2 · len(rows)]`.
+
+    Args:
+        rows: None for all.
+
+    Returns:
+        None if they are all that the batch holds, in its order.
+    """
+    pairs = len(batch["video_index"])
+    if rows is None:
+        if len(batch["input_ids"]) == 2 * pairs:
+            return None
+        rows = torch.arange(pairs, device=batch["input_ids"].device)
+    return torch.cat([rows, rows + pairs])
 
 
-def _of_rows(scored: FusedCausalLMOutput, both: Tensor) -> FusedCausalLMOutput:
+def _of_rows(scored: FusedCausalLMOutput, both: Tensor | None) -> FusedCausalLMOutput:
+    if both is None:
+        return scored
     values = {name: getattr(scored, name) for name in TOKEN_FIELDS}
     chosen = {name: None if value is None else value[both.to(value.device)] for name, value in values.items()}
     return FusedCausalLMOutput(loss=scored.loss, aux_loss=scored.aux_loss, **chosen)

@@ -48,6 +48,7 @@ from longvpo_hf.training.reference import (
     score_columns,
 )
 from longvpo_hf.training.rows import TimelineSampler, have_clips, set_sampler_epoch
+from longvpo_hf.training.sampling import SampledAnswers, with_sampled
 from longvpo_hf.training.scoring import (
     ModelCall,
     gather_of_unequal_rows,
@@ -146,6 +147,7 @@ class LongVPOTrainer(SharingTrainer):
         self._throughput = Throughput()
         self._nonfinite = NonFiniteSteps(args.max_nonfinite_steps)
         self._distillation = ViewDistillation(args)
+        self._sampled = SampledAnswers.of_run(args)
         if self._has_clips:
             revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
             if not isinstance(model, str):
@@ -208,6 +210,8 @@ class LongVPOTrainer(SharingTrainer):
         if not self._has_clips:
             self._check_sharing(False, None)
             return
+        if self._sampled is not None:
+            self._sampled.prepare(self.model, self.processing_class)
         self.data_collator.context_tokens = context_tokens(self.model.config)
         self.data_collator.seat = self._seat()
         reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
@@ -348,7 +352,7 @@ class LongVPOTrainer(SharingTrainer):
         self._try_trees(model, inputs)
         rows_left = self._count(mode, inputs)
         counted = self._counted_rows(mode, inputs)
-        inputs = self._with_reference(model, inputs)
+        inputs = self._with_reference(model, self._with_sampled(mode, model, inputs))
         rows = counted if len(counted) else None  # TRL computes a loss in any case; without rows it is thrown away
         call = ModelCall(model, inputs, rows, self._distillation.weight > 0, self._group)
         texts = texts_of(inputs, rows)
@@ -362,9 +366,8 @@ class LongVPOTrainer(SharingTrainer):
             loss = loss + self.args.sft_weight * sft.mean()
         distilled = torch.zeros_like(sft)
         if call.states is not None:
-            scored = (call.scored.log_probs, texts["completion_mask"])
             with self.accelerator.autocast():
-                distilled = self._distillation.losses(call.states, rows, *scored, self._is_half)
+                distilled = self._distillation.losses(call.states, rows, self._is_half)
             loss = loss + self._distillation.weight * distilled.mean()
         places = inputs["places"] if rows is None else inputs["places"][rows]
         scores = row_scores(call.scored, texts, self.ld_alpha, places, sft, distilled, loss).first(len(counted))
@@ -382,6 +385,16 @@ class LongVPOTrainer(SharingTrainer):
                 # Processes are averaged: with these weights the average is the mean over all remaining rows.
                 loss = loss * (len(rows_left) * len(counted) / max(sum(rows_left), 1))
         return loss
+
+    def _with_sampled(self, mode: str, model: nn.Module, inputs: Batch) -> Batch:
+        """The batch with answers of the policy's own, for it and its reference, if it is distilled on such."""
+        if self._sampled is None:
+            return inputs
+        step, is_kept = self.state.global_step, mode == "train"
+        answers = self._sampled.of(model, inputs, step, self.accelerator, is_kept)
+        pad = self.processing_class.tokenizer.pad_token_id
+        reference = with_sampled(inputs["reference"], answers, pad)
+        return {**with_sampled(inputs, answers, pad), "reference": reference}
 
     def _counted_rows(self, mode: str, inputs: Batch) -> Tensor:
         """Which of the batch's rows count: those kept; in evaluation without the repeats that fill the last batch."""

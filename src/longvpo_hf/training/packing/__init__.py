@@ -1,13 +1,14 @@
 """One forward for every answer about a timeline: rows that share a video are packed into a tree and scored together.
 
 A batch of the collator holds `input_ids`, `attention_mask`, `completion_mask` [2B, L] (right padded; row i is prompt +
-chosen, row B + i prompt + rejected), `videos` (the processor's tensors, each timeline once), `video_index` [B] (which
+chosen, row B + i prompt + rejected; a third block, where there is one, prompt + an answer of the policy's own: A·B
+sequences of A answers a row), `videos` (the processor's tensors, each timeline once), `video_index` [B] (which
 of them a row shows, -1 for none) and, where the processor gives them, `mm_token_type_ids` [2B, L]. Two functions score
 it with TRL's fused LM head and agree:
 
-- `plain_forward`: the ordinary two sequences per row, each with its own copy of the video;
+- `plain_forward`: an ordinary sequence for each answer, each with its own copy of the video;
 - `tree_forward`: one sequence per batch. Per timeline a *trunk* (the longest common prefix of the prompts, with all
-  visual tokens), then for each row the rest of its question and under it two answers:
+  visual tokens), then for each row the rest of its question and under it its answers:
 
       trunk | question 1 | chosen 1 | rejected 1 | question 2 | chosen 2 | rejected 2 | …
 

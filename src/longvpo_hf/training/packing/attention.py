@@ -142,7 +142,7 @@ def visibility(question: Tensor, answer: Tensor) -> Tensor:
 
     Args:
         question: Int [n], the row whose branch a token belongs to.
-        answer: Int [n], 0 in the rest of the question, 1 in the chosen and 2 in the rejected answer.
+        answer: Int [n], 0 in the rest of the question, 1 in the chosen, 2 in the rejected and 3 in the sampled answer.
 
     Returns:
         Bool [n, n], row sees column.

@@ -1,7 +1,7 @@
 """The load-balancing loss of mixtures of experts, over the tokens that separate sequences would have.
 
 A token of a tree counts as often as there are sequences it stands for: the trunk for every answer about its video, the
-rest of a question for its two answers. Counted once, a long video would weigh less beside its answers than in the plain
+rest of a question for its answers. Counted once, a long video would weigh less beside its answers than in the plain
 way, and the loss would depend on how many rows share it. Padding does not count.
 """
 

@@ -1,4 +1,4 @@
-"""Scores a batch as two sequences per row or as trees; both give the same per-token numbers (see the package)."""
+"""Scores a batch as a sequence for each answer or as trees; both give the same per-token numbers (see the package)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from longvpo_hf.training.packing.sharing import Share, share_of
 from longvpo_hf.training.packing.tree import Batch, Packed, find_visual_tokens, pack, trees_of, trunk_positions
 
 TOKEN_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
-"""Per-token fields [2B, L - 1] of TRL's `FusedCausalLMOutput`; those the head was not asked for are None."""
+"""Per-token fields [A·B, L - 1] of TRL's `FusedCausalLMOutput`; those the head was not asked for are None."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Scored(FusedCausalLMOutput):
     """What several calls of a model, or a call on trees, gave a batch.
 
     Args:
-        places: `[2B, L - 1]`, where each token was predicted, counted over the positions of all calls laid end to end;
+        places: `[A·B, L - 1]`, where each token was predicted, counted over the positions of all calls laid end to end;
             -1 for nowhere.
         widths: How many positions of a sequence count, for each call.
     """
@@ -47,7 +47,7 @@ class Scored(FusedCausalLMOutput):
 
 
 def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
-    """Two sequences per row, each with its own copy of the video.
+    """A sequence for each answer, each with its own copy of the video.
 
     One call of the model; more only where the visual tensors of different videos cannot be concatenated.
 
@@ -57,7 +57,7 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
         kwargs: Passed on to the model.
 
     Returns:
-        Per-token fields [2B, L - 1], zero where no answer token is predicted.
+        Per-token fields [A·B, L - 1], zero where no answer token is predicted.
     """
     input_ids = batch["input_ids"]
     labels = input_ids.masked_fill(batch["completion_mask"] == 0, -100)
@@ -65,20 +65,21 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
     parts = _concatenable([[row] for row in range(len(index))], index, batch["videos"])
     base = unwrapped(model)
     outputs, counts, source = [], [], torch.full_like(input_ids[:, 1:], -1)
-    done = 0
+    done, of_row = 0, len(input_ids) // len(index)
     with routing_of(base) as routing:
         for part in parts:
             rows = sorted(row for (row,) in part)
-            both = torch.tensor(rows + [row + len(index) for row in rows], device=input_ids.device)
-            visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * 2 if index[row] >= 0])
+            answers = [row + number * len(index) for number in range(of_row) for row in rows]
+            every = torch.tensor(answers, device=input_ids.device)
+            visual = concatenate_visuals([batch["videos"][index[row]] for row in rows * of_row if index[row] >= 0])
             visual = {name: value.to(input_ids.device) for name, value in visual.items()}
             if "mm_token_type_ids" in batch:
-                visual["mm_token_type_ids"] = batch["mm_token_type_ids"][both]
+                visual["mm_token_type_ids"] = batch["mm_token_type_ids"][every]
             output = _checked(
                 model(
-                    input_ids=input_ids[both],
-                    attention_mask=batch["attention_mask"][both],
-                    labels=labels[both],
+                    input_ids=input_ids[every],
+                    attention_mask=batch["attention_mask"][every],
+                    labels=labels[every],
                     fused_lm_head=True,
                     **visual,
                     **kwargs,
@@ -88,11 +89,13 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
                 return output
             outputs.append(output)
             width = output.log_probs.shape[1]  # prompt learning puts virtual tokens before the real ones
-            places = torch.arange(done, done + output.log_probs.numel(), device=input_ids.device).view(len(both), width)
-            source[both] = places[:, -source.shape[1] :]
+            places = torch.arange(done, done + output.log_probs.numel(), device=input_ids.device).view(
+                len(every), width
+            )
+            source[every] = places[:, -source.shape[1] :]
             done += places.numel()
             virtual = width + 1 - input_ids.shape[1]
-            counts.append(F.pad(batch["attention_mask"][both], (virtual, 0), value=1))
+            counts.append(F.pad(batch["attention_mask"][every], (virtual, 0), value=1))
     return _at(base, outputs, source, routing, counts)
 
 
@@ -113,7 +116,7 @@ def tree_forward(model: Any, batch: Batch, group: ProcessGroup | None = None, **
         kwargs: Passed on to the model.
 
     Returns:
-        Per-token fields [2B, L - 1], zero where no answer token is predicted.
+        Per-token fields [A·B, L - 1], zero where no answer token is predicted.
 
     Raises:
         RuntimeError: If the model's layers did not all attend along the tree; the numbers would be wrong.
@@ -229,7 +232,7 @@ def _at(
     """What calls of the model gave, as one output.
 
     Args:
-        source: [2B, L - 1], the places of per-token fields, counted over all outputs laid end to end; -1 for a 0.
+        source: [A·B, L - 1], the places of per-token fields, counted over all outputs laid end to end; -1 for a 0.
         routing: The experts' part of the calls; empty where no load-balancing loss is asked for.
         counts: Of each call, how often each of its tokens counts for that loss.
     """

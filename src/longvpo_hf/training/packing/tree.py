@@ -33,7 +33,7 @@ class Packed:
         input_ids: [1, T].
         position_ids: [1, T], or [3, 1, T] for multimodal rope.
         shift_labels: [1, T], the token that each position is to predict; -100 where none.
-        source: [2B, L - 1], the place in the packed row that predicts a row's next token; -1 where none.
+        source: [A·B, L - 1], the place in the packed row that predicts a row's next token; -1 where none.
         counts: [1, T], how many of the batch's sequences a token stands for.
         forest: What attention needs.
     """
@@ -50,7 +50,7 @@ def trees_of(batch: Batch, visual_tokens: Tensor) -> list[Tree]:
     """The trees of a batch: one for each video, more where prompts differ before the video ends.
 
     Args:
-        visual_tokens: Bool [2B, L], see `find_visual_tokens`.
+        visual_tokens: Bool [A·B, L], see `find_visual_tokens`.
     """
     groups = _same_video(batch["video_index"].tolist())
     return [tree for rows in groups for tree in _trunks(batch, rows, visual_tokens)]
@@ -70,7 +70,7 @@ def _trunks(batch: Batch, rows: list[int], visual_tokens: Tensor) -> list[Tree]:
     The trunk leaves at least the last prompt token to the branches.
     """
     input_ids, pairs = batch["input_ids"], len(batch["video_index"])
-    prompts = {row: _prompt_length(batch, row, row + pairs) for row in rows}
+    prompts = {row: _prompt_length(batch, range(row, len(input_ids), pairs)) for row in rows}
     shortest = min(prompts.values())
     ids = input_ids[rows, :shortest]
     common = int((ids == ids[:1]).all(dim=0).long().cumprod(dim=0).sum())
@@ -84,22 +84,24 @@ def _trunks(batch: Batch, rows: list[int], visual_tokens: Tensor) -> list[Tree]:
     return [tree for row in rows for tree in _trunks(batch, [row], visual_tokens)]
 
 
-def _prompt_length(batch: Batch, chosen: int, rejected: int) -> int:
-    """How many tokens the prompt of a pair has.
+def _prompt_length(batch: Batch, sequences: Sequence[int]) -> int:
+    """How many tokens the prompt of a row has; its answers are these sequences of the batch, chosen and rejected first.
 
     Raises:
-        ValueError: If the two rows do not start with the same prompt of at least one token.
+        ValueError: If they do not start with the same prompt of at least one token.
     """
     lengths = []
-    for row in (chosen, rejected):
-        answer = batch["completion_mask"][row].nonzero()
-        lengths.append(int(answer[0]) if len(answer) else int(batch["attention_mask"][row].sum()))
+    for sequence in sequences:
+        answer = batch["completion_mask"][sequence].nonzero()
+        lengths.append(int(answer[0]) if len(answer) else int(batch["attention_mask"][sequence].sum()))
+    chosen, *others = sequences
     ids, length = batch["input_ids"], lengths[0]
-    if length < 1 or length != lengths[1] or not torch.equal(ids[chosen, :length], ids[rejected, :length]):
-        raise ValueError(
-            f"Rows {chosen} (chosen) and {rejected} (rejected) must start with the same prompt of at least 1 token, "
-            f"got prompts of {lengths[0]} and {lengths[1]} tokens: tokenize the prompt apart from the answers."
-        )
+    for name, other, found in zip(("rejected", "sampled"), others, lengths[1:], strict=False):
+        if length < 1 or length != found or not torch.equal(ids[chosen, :length], ids[other, :length]):
+            raise ValueError(
+                f"Rows {chosen} (chosen) and {other} ({name}) must start with the same prompt of at least 1 token, "
+                f"got prompts of {length} and {found} tokens: tokenize the prompt apart from the answers."
+            )
     return length
 
 
@@ -114,7 +116,8 @@ def pack(
     """
     input_ids, completion_mask = batch["input_ids"], batch["completion_mask"]
     lengths = batch["attention_mask"].sum(dim=1).tolist()
-    pairs, device = len(lengths) // 2, input_ids.device
+    pairs, device = len(batch["video_index"]), input_ids.device
+    of_row = len(lengths) // pairs  # answers
     source = torch.full_like(input_ids[:, 1:], -1)
     ids: list[Tensor] = []
     positions: list[Tensor] = []
@@ -139,14 +142,14 @@ def pack(
 
     for tree, trunk in zip(trees, trunk_positions, strict=True):
         tree_start = placed
-        add(tree.rows[0], 0, tree.trunk, trunk[:, :-1], sequences=2 * len(tree.rows))
+        add(tree.rows[0], 0, tree.trunk, trunk[:, :-1], sequences=of_row * len(tree.rows))
         branches, questions, answers, sizes = placed, [], [], []
         for row in tree.rows:
             last = tree.prompts[row] - 1
             parent_end = trunk[:, -1:]
-            added = [add(row, tree.trunk, last, _restart(parent_end, last - tree.trunk), sequences=2)]
+            added = [add(row, tree.trunk, last, _restart(parent_end, last - tree.trunk), sequences=of_row)]
             parent_end = parent_end + last - tree.trunk
-            for answer in (row, row + pairs):
+            for answer in range(row, len(lengths), pairs):
                 size = max(lengths[answer] - 1 - last, 0)
                 added.append(add(answer, last, last + size, _restart(parent_end, size), sequences=1, answers=True))
                 if with_last_tokens:
@@ -184,7 +187,7 @@ def trunk_positions(base: PreTrainedModel, batch: Batch, tree: Tree, video: int)
 
 
 def find_visual_tokens(base: PreTrainedModel, batch: Batch) -> Tensor:
-    """Bool [2B, L], true on placeholders of visual features."""
+    """Bool [A·B, L], true on placeholders of visual features."""
     if "mm_token_type_ids" in batch:
         return batch["mm_token_type_ids"] != 0
     ids = torch.tensor(sorted(visual_token_ids(base.config)), dtype=torch.long, device=batch["input_ids"].device)

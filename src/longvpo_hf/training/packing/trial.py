@@ -81,7 +81,7 @@ def reason_on_batch(model: Any, batch: Batch, is_half: bool) -> str | None:
         ModelError: If the plain way fails: then there is none to score the batch.
     """
     rows, name = _rows(batch), type(unwrapped(model)).__name__
-    with _evaluating(model):
+    with evaluating(model):
         try:
             plain = plain_forward(model, rows)
             expected, is_answer = plain.log_probs.float(), plain.label_mask.bool()
@@ -141,7 +141,8 @@ def _padded(batch: Batch) -> Batch:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model and its parts are in evaluation mode."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
