@@ -74,6 +74,11 @@ SPELLINGS: list[tuple[Any, str, str]] = [
     (DPOTrainer.__init__, "self.beta", "rewards by position"),
     (DPOTrainer._precompute_ref_logps, "collate_fn=self.data_collator", "replaced by the reference views' collator"),
     (DPOTrainer._precompute_ref_logps, "(dataset._fingerprint, model_hash)", "the cache file's key"),
+    (
+        DPOTrainer._precompute_ref_logps,
+        "dataset._get_cache_file_path(fingerprint)",
+        "likeliest tokens are kept beside it",
+    ),
     (DPOTrainer._precompute_ref_logps, "self.compute_ref_log_probs(model, padded_batch)", "scores our batches"),
     (DPOTrainer.compute_ref_log_probs, "model(**model_kwargs, labels=labels, fused_lm_head=True)", "ModelCall"),
     (DPOTrainer._compute_loss, "model(**model_kwargs, labels=labels, fused_lm_head=True)", "ModelCall"),

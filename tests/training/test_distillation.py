@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from peft import LoraConfig, PromptTuningConfig
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.timeline import View
 from longvpo_hf.training import distillation, scoring
-from longvpo_hf.training.distillation import AnswerStates, divergences
+from longvpo_hf.training.distillation import AnswerStates, divergences, top_tokens
+from longvpo_hf.training.trainer import LongVPOTrainer
 
 KINDS = ("forward", "reverse", "jsd")
 ALONE = {"loss_type": "sft", "sft_weight": 0.0}
@@ -214,6 +216,126 @@ def test_chunks_and_the_whole_give_the_definition_and_its_gradient(seed: int) ->
             torch.testing.assert_close(gradient, one, rtol=1e-4, atol=1e-5)
 
 
+# ------------------------------------------------------------------------------------ the likeliest tokens alone
+
+
+@pytest.mark.parametrize("guard", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_likeliest_tokens_and_the_rest_bound_the_divergence(kind: str, guard: bool) -> None:
+    lengths, vocabulary, temperature = [3, 1, 5], 12, 1.5
+    student, teacher = random_states(1, lengths, vocabulary), random_states(2, lengths, vocabulary)
+    teacher = replace(teacher, labels=student.labels)
+    whole = divergences(student, teacher, kind, temperature, guard)
+    before = torch.zeros(3, dtype=torch.float64)
+    for k in range(1, vocabulary + 3):
+        top = top_tokens(teacher, k, temperature, table=4 * vocabulary)
+        found = divergences(student, top, kind, temperature, guard, table=2 * vocabulary)
+        assert (found >= before - 1e-6).all()  # each token more parts the rest further
+        assert (found <= whole + 1e-6).all()
+        before = found.detach()
+        # By hand: what is missing lies within the rest.
+        expected = []
+        for row, hidden in enumerate(student.hidden):
+            p, q = (
+                (each @ s.weight.T / temperature).softmax(-1)
+                for each, s in ((teacher.hidden[row], teacher), (hidden, student))
+            )
+            order = p.argsort(descending=True)
+            p, q = (each.gather(-1, order) for each in (p, q))
+            p, q = (torch.cat([each[:, :k], each[:, k:].sum(-1, keepdim=True)], -1)[:, :vocabulary] for each in (p, q))
+            expected.append(float(direct(q.log(), p.log(), kind, 1.0).detach()) / lengths[row])
+        if not guard:
+            assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    leaves = [*student.hidden, student.weight]
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(whole.sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_precomputed_tokens_teach_what_the_reference_does(
+    tmp_path: Path, preferences: list[VideoPreference], adapter: bool
+) -> None:
+    rows = make_dataset(preferences[:2])
+    more: dict[str, Any] = {"view_distillation_weight": 0.7, "view_distillation_temperature": 1.5}
+    if adapter:
+        more["peft_config"] = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.0)
+    else:
+        more |= {"view_distillation_guard": True, "ref_model": tiny_models.build("internvl")[0]}
+
+    def train(**settings: Any) -> tuple[list[float], Any]:
+        given = {**more, **settings}
+        trainer = make(tmp_path, rows, **given)
+        trainer.train()
+        return trainers.logged(trainer, "loss/view_distillation"), trainer
+
+    direct_way, _ = train()
+    all_tokens, trainer = train(precompute_ref_log_probs=True, view_distillation_top_k=10**6)
+    assert all_tokens == pytest.approx(direct_way, rel=1e-5)
+    assert trainer.ref_model is None
+    few, trainer = train(precompute_ref_log_probs=True, view_distillation_top_k=3)
+    assert 0 < few[0] < direct_way[0]
+    assert all(len(row) == 3 for answer in trainer.train_dataset["ref_top_tokens"] for row in answer)
+    assert all(len(row) == 4 for answer in trainer.train_dataset["ref_top_logps"] for row in answer)
+
+
+def test_precomputed_tokens_are_never_stale(
+    tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(preferences[:3]).save_to_disk(str(tmp_path / "rows"))
+    rows, passes = load_from_disk(str(tmp_path / "rows")), []
+    compute = LongVPOTrainer.compute_ref_log_probs
+
+    def counted(*args: Any) -> Any:
+        passes.append(1)
+        return compute(*args)
+
+    monkeypatch.setattr(LongVPOTrainer, "compute_ref_log_probs", counted)
+
+    def scored(dataset: Any, **more: Any) -> tuple[Any, bool]:
+        passes.clear()
+        given = {
+            "precompute_ref_log_probs": True,
+            "view_distillation_weight": 1.0,
+            "view_distillation_top_k": 3,
+            **more,
+        }
+        trainer = trainers.make(tmp_path, dataset, per_device_train_batch_size=2, **given)
+        return trainer.train_dataset, bool(passes)
+
+    kept, anew = scored(rows)
+    assert anew
+    assert not scored(rows)[1]  # in the cache of the dataset on disk
+    for file in tmp_path.rglob("cache-*"):
+        if "ref_top_tokens" in Dataset.from_file(str(file)).column_names:
+            file.unlink()  # as if killed before it was whole
+    again, anew = scored(rows)
+    assert anew
+    assert again.to_dict() == kept.to_dict()
+    assert not scored(Dataset.from_dict(kept.to_dict(), features=kept.features))[1]
+    assert scored(kept, view_distillation_top_k=4)[1]
+    assert scored(kept, view_distillation_temperature=2.0)[1]
+    assert not scored(kept, view_distillation_weight=0.0)[1]  # the scores alone are asked for
+    assert scored(kept.remove_columns("ref_top_fingerprint"))[1]
+
+
+def test_rows_without_a_reference_score_have_no_tokens(tmp_path: Path, preferences: list[VideoPreference]) -> None:
+    broken = make_dataset(preferences[:3]).to_list()
+    for clip in broken[0]["clips"]:
+        clip["file_name"] = str(tmp_path / "gone.mp4")
+    more: dict[str, Any] = {"view_distillation_weight": 1.0, "on_bad_video": "skip", **ALONE}
+    more["view_distillation_top_k"] = 10**6
+    rows = Dataset.from_list(broken)
+    ready = make(tmp_path, rows, **more, precompute_ref_log_probs=True, ref_model=tiny_models.build("internvl")[0])
+    assert [len(tokens) > 0 for tokens in ready.train_dataset["ref_top_tokens"]] == [False, True, True]
+    scored = ready.train_dataset
+    found = trainers.loss_of(ready, scored).item()
+    assert found == pytest.approx(trainers.loss_of(make(tmp_path, rows, **more), rows).item(), rel=1e-5)
+    assert trainers.loss_of(ready, scored.select([0])).item() == 0.0  # a stand-in
+
+
 # ---------------------------------------------------------------------------------------- what must be noticed
 
 
@@ -279,7 +401,7 @@ def test_without_a_weight_nothing_is_kept_or_logged(tmp_path: Path, preferences:
         ({"view_distillation_weight": float("nan")}, "≥ 0 and finite, got nan"),
         ({"view_distillation_divergence": "kl"}, "'forward', 'reverse' or 'jsd', got 'kl'"),
         ({"view_distillation_temperature": 0.0}, "view_distillation_temperature must be > 0 and finite, got 0.0"),
-        ({"view_distillation_weight": 1.0, "precompute_ref_log_probs": True}, "keeps only its scores"),
+        ({"view_distillation_top_k": 0}, "view_distillation_top_k must be ≥ 1, got 0"),
         (ALONE, "nothing to train on"),
     ],
 )

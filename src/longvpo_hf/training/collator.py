@@ -44,6 +44,9 @@ NO_ROW = -1
 #: Columns of precomputed reference scores, as TRL names them.
 SCORE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
+#: Columns of the reference's likeliest tokens for each token of the chosen answer, see `distillation.TopTokens`.
+TOP_COLUMNS = ("ref_top_tokens", "ref_top_logps", "ref_token_logps")
+
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
@@ -110,6 +113,8 @@ class VideoPreferenceCollator:
         video_index      long [B], which of `videos` a row shows
         visual_tokens    int, tokens of the V views together
         ref_chosen_logps, ref_rejected_logps   float [B], if `precomputed`
+        ref_top_tokens, ref_top_logps, ref_token_logps   `[T, k]`, `[T, k + 1]` and `[T]` over the T tokens of all
+                         chosen answers, if `precomputed` rows have them
         reference        the same for the reference view, unless `precomputed`
         row_keys         long [B], what tells the rows apart in every batch and process; `NO_ROW` for a stand-in
         places           float [B], where the middle of the row's evidence lies on the timeline, in [0, 1]; NaN: none
@@ -195,6 +200,8 @@ class VideoPreferenceCollator:
         if self.precomputed:
             for name in SCORE_COLUMNS:
                 batch[name] = torch.tensor([rows[i][name] for i in kept] or [0.0], dtype=torch.float32)
+            if TOP_COLUMNS[0] in rows[0]:
+                batch.update(_top_tokens([rows[i] for i in kept], int(batch["completion_mask"][0].sum())))
         else:
             batch["reference"] = self._batch(preferences, asked, kept, "reference_num_frames")
         batch["places"] = torch.tensor([_place(preferences[i]) for i in kept] or [math.nan])
@@ -345,6 +352,17 @@ def _answers(preference: VideoPreference) -> tuple[str, str]:
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
     """Per row the reason why it has no prompt; None where it has one."""
     return [prompt if isinstance(prompt, str) else None for prompt in prompts]
+
+
+def _top_tokens(rows: Sequence[Mapping[str, Any]], stand_in_tokens: int) -> Batch:
+    """The reference's likeliest tokens for the answers of rows; without rows, of any for a stand-in's."""
+    if not rows:
+        rows = [dict(zip(TOP_COLUMNS, ([[0]], [[math.log(0.5)] * 2], [0.0]), strict=True))] * stand_in_tokens
+    types = (torch.long, torch.float32, torch.float32)
+    return {
+        name: torch.cat([torch.tensor(row[name], dtype=dtype) for row in rows])
+        for name, dtype in zip(TOP_COLUMNS, types, strict=True)
+    }
 
 
 def _key(preference: VideoPreference) -> int:

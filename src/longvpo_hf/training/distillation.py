@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
 from longvpo_hf.errors import ModelError
+from longvpo_hf.training.collator import TOP_COLUMNS
 from longvpo_hf.training.config import Divergence, LongVPOConfig
 
 #: Numbers of a table of tokens × vocabulary that is held at once: 128 MiB in float32.
@@ -62,6 +63,59 @@ class AnswerStates:
         """`[tokens, vocabulary]`, float32, of states `[tokens, width]`."""
         logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """What a model finds likeliest for each token of an answer of each of B rows; in place of its states.
+
+    Args:
+        tokens: Of each row `[tokens of the answer, k]`.
+        log_probs: Of each row those of these tokens at the term's temperature, and last that of all other tokens
+            together, `[tokens of the answer, k + 1]`; without the last where no others are.
+        own: Of each row the log-probabilities of the answer's own tokens at temperature 1, `[tokens of the answer]`.
+    """
+
+    tokens: tuple[Tensor, ...]
+    log_probs: tuple[Tensor, ...]
+    own: tuple[Tensor, ...]
+
+    def of(self, rows: Sequence[int]) -> TopTokens:
+        """The same of some rows."""
+        fields = (self.tokens, self.log_probs, self.own)
+        return TopTokens(*(tuple(each[row] for row in rows) for each in fields))
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any]) -> TopTokens:
+        """Those of a batch whose rows hold them."""
+        lengths = batch["completion_mask"][: len(batch["video_index"])].sum(1).tolist()
+        return cls(*(batch[name].split(lengths) for name in TOP_COLUMNS))
+
+
+Teacher = AnswerStates | TopTokens
+
+
+@torch.no_grad()
+def top_tokens(states: AnswerStates, k: int, temperature: float, table: int = _TABLE) -> TopTokens:
+    """The `k` likeliest tokens of each place, or the whole vocabulary where that is no more."""
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    size = max(1, table // len(states.weight))
+    pieces = zip(torch.cat(states.hidden).split(size), torch.cat(states.labels).split(size), strict=True)
+    for hidden, labels in pieces:
+        logits = states.logits(hidden)
+        log_probs = (logits / temperature).log_softmax(-1)
+        tokens = log_probs.topk(min(k, log_probs.shape[-1])).indices
+        found.append((tokens, _gathered(log_probs, tokens), _of_labels(logits, labels)))
+    lengths = [len(labels) for labels in states.labels]
+    return TopTokens(*(torch.cat(field).split(lengths) for field in zip(*found, strict=True)))
+
+
+def _gathered(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities `[tokens, vocabulary]` of some tokens `[tokens, k]`, and of all others together."""
+    some = log_probs.gather(-1, tokens)
+    if tokens.shape[-1] == log_probs.shape[-1]:
+        return some
+    return torch.cat([some, log_probs.scatter(-1, tokens, -math.inf).logsumexp(-1, keepdim=True)], dim=-1)
 
 
 @contextmanager
@@ -112,7 +166,7 @@ def answer_states(
 
 def divergences(
     student: AnswerStates,
-    teacher: AnswerStates,
+    teacher: Teacher,
     kind: Divergence,
     temperature: float,
     is_guarded: bool = False,
@@ -122,7 +176,8 @@ def divergences(
 
     Args:
         student: Of the policy.
-        teacher: Of the reference, on its view of the same rows; without gradient.
+        teacher: Of the reference, on its view of the same rows; without gradient. Of `TopTokens` the divergence is
+            that of the likeliest tokens with all others as one, which is never more than that of all.
         kind: "forward" is KL(teacher ‖ student), "reverse" KL(student ‖ teacher), "jsd" the mean of both's KL to their
             mean distribution, at most ln 2.
         temperature: Both's logits are divided by it. The result is not multiplied by its square.
@@ -130,20 +185,27 @@ def divergences(
             answer's own token: a teacher that is no surer than the student teaches nothing there.
         table: Numbers of a table of tokens × vocabulary that is held at once.
     """
-    of_student, of_teacher = torch.cat(student.hidden), torch.cat(teacher.hidden).detach()
 
-    def of_tokens(mine: Tensor, theirs: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            known = teacher.logits(theirs)
+    def of_tokens(mine: Tensor, labels: Tensor, *theirs: Tensor) -> Tensor:
         logits = student.logits(mine)
-        values = _divergence((logits / temperature).log_softmax(-1), (known / temperature).log_softmax(-1), kind)
+        log_probs = (logits / temperature).log_softmax(-1)
+        if isinstance(teacher, TopTokens):
+            tokens, known, sure = theirs
+            log_probs = _gathered(log_probs, tokens)
+        else:
+            with torch.no_grad():
+                known = teacher.logits(*theirs)
+                sure = _of_labels(known, labels) if is_guarded else known
+                known = (known / temperature).log_softmax(-1)
+        values = _divergence(log_probs, known, kind)
         if not is_guarded:
             return values
-        own, sure = (_of_labels(each, labels) for each in (logits.detach(), known))
-        return values * (1 - (own - sure).exp()).clamp(min=0)
+        return values * (1 - (_of_labels(logits.detach(), labels) - sure).exp()).clamp(min=0)
 
     size = max(1, table // len(student.weight))
-    tensors = (of_student, of_teacher, torch.cat(student.labels))
+    given = (teacher.tokens, teacher.log_probs, teacher.own) if isinstance(teacher, TopTokens) else (teacher.hidden,)
+    of_teacher = (torch.cat(each).detach() for each in given)
+    tensors = (torch.cat(student.hidden), torch.cat(student.labels), *of_teacher)
     pieces = [
         checkpoint(of_tokens, *piece, use_reentrant=False, preserve_rng_state=False)
         for piece in zip(*(each.split(size) for each in tensors), strict=True)
@@ -204,16 +266,26 @@ class ViewDistillation:
 
     Attributes:
         weight: `view_distillation_weight`; 0 for no term.
-        teacher: States of the reference's pass over the batch at hand.
+        teacher: What the reference says of the batch at hand.
     """
 
     def __init__(self, settings: LongVPOConfig) -> None:
         self.weight = settings.view_distillation_weight
-        self.teacher: AnswerStates | None = None
+        self.teacher: Teacher | None = None
+        self._top_k = settings.view_distillation_top_k
         self._kind = settings.view_distillation_divergence
         self._temperature = settings.view_distillation_temperature
         self._is_guarded = settings.view_distillation_guard
         self._is_checked = False
+
+    @property
+    def kept(self) -> str:
+        """What `top_of` keeps."""
+        return f"{self._top_k} at {self._temperature:g}"
+
+    def top_of(self, states: AnswerStates) -> TopTokens:
+        """What is kept of the reference's states, for `precompute_ref_log_probs`."""
+        return top_tokens(states, self._top_k, self._temperature)
 
     def losses(self, student: AnswerStates, rows: Tensor | None, is_half: bool) -> Tensor:
         """The term of each row, `[B]`.
@@ -233,6 +305,10 @@ class ViewDistillation:
             check_states(student, is_half)
             self._is_checked = True
         teacher = teacher if rows is None else teacher.of(rows.tolist())
-        if not torch.equal(torch.cat(student.labels), torch.cat(teacher.labels)):
+        if isinstance(teacher, TopTokens):  # its fingerprint tells whose they are
+            is_same = [len(labels) for labels in student.labels] == [len(own) for own in teacher.own]
+        else:
+            is_same = torch.equal(torch.cat(student.labels), torch.cat(teacher.labels))
+        if not is_same:
             raise RuntimeError("The reference was scored on other answers than the policy: tokens cannot be compared.")
         return divergences(student, teacher, self._kind, self._temperature, self._is_guarded)

@@ -1,4 +1,7 @@
-"""Precomputed scores of the reference model, kept with the rows, and the fingerprints that say what they belong to."""
+"""What the reference model says of rows, computed beforehand and kept with them, and the fingerprints of what for.
+
+Scores, and where they are distilled the likeliest tokens for each token of the chosen answer.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,21 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from datasets.fingerprint import Hasher
 
 from longvpo_hf import __version__
+from longvpo_hf.artifacts import whole_file
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.training.collator import SCORE_COLUMNS, VideoPreferenceCollator
+from longvpo_hf.training.collator import SCORE_COLUMNS, TOP_COLUMNS, VideoPreferenceCollator
+from longvpo_hf.training.distillation import TopTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
@@ -24,6 +32,8 @@ logger = get_logger(__name__)
 
 #: Column beside `SCORE_COLUMNS`: a hash of everything a row's scores depend on.
 FINGERPRINT_COLUMN = "ref_fingerprint"
+#: Column beside `TOP_COLUMNS`: the row's fingerprint, how many tokens, and at which temperature.
+TOP_FINGERPRINT_COLUMN = "ref_top_fingerprint"
 
 
 def reference_fingerprints(
@@ -75,7 +85,7 @@ def has_scores(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool
         fingerprints: Those of the run at hand, in row order.
         name: What the log calls the dataset.
     """
-    columns = score_columns(dataset)
+    columns = [column for column in (*SCORE_COLUMNS, FINGERPRINT_COLUMN) if column in dataset.column_names]
     if len(columns) <= len(SCORE_COLUMNS):
         if columns:
             logger.warning(f"The {name} dataset's {', '.join(columns)} do not say what they belong to: computed anew.")
@@ -92,8 +102,86 @@ def has_scores(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool
 
 
 def score_columns(dataset: Dataset) -> list[str]:
-    """The columns of reference scores that a dataset has."""
-    return [column for column in (*SCORE_COLUMNS, FINGERPRINT_COLUMN) if column in dataset.column_names]
+    """The columns that a dataset has of a reference model."""
+    columns = (*SCORE_COLUMNS, FINGERPRINT_COLUMN, *TOP_COLUMNS, TOP_FINGERPRINT_COLUMN)
+    return [column for column in columns if column in dataset.column_names]
+
+
+def has_top_tokens(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool:
+    """Whether a dataset holds the reference's likeliest tokens with these fingerprints; the log says if it does not."""
+    if not {*TOP_COLUMNS, TOP_FINGERPRINT_COLUMN} <= set(dataset.column_names):
+        return False
+    if list(dataset[TOP_FINGERPRINT_COLUMN]) == list(fingerprints):
+        return True
+    logger.warning(
+        f"Rows of the {name} dataset hold the likeliest tokens of another reference, or at another temperature, or "
+        f"another number of them ({TOP_FINGERPRINT_COLUMN} differs): all are computed anew."
+    )
+    return False
+
+
+class TopTokenWriter:
+    """Writes the reference's likeliest tokens into a file, in the order of the rows.
+
+    Args:
+        file: Where to; None on processes that do not write.
+        accelerator: Of the run.
+    """
+
+    def __init__(self, file: IO[bytes] | None, accelerator: Any) -> None:
+        kinds = (List(List(Value("int32"))), List(List(Value("float32"))), List(Value("float32")))
+        features = Features(dict(zip(TOP_COLUMNS, kinds, strict=True)))
+        self._accelerator = accelerator
+        self._writer = None if file is None else ArrowWriter(features=features, stream=file)
+
+    def add(self, top: TopTokens, kept: Sequence[int], num_rows: int) -> None:
+        """Adds a batch of all processes; rows that were left out have no tokens.
+
+        Args:
+            top: Of this process's rows.
+            kept: Which of its rows they are.
+            num_rows: Of its batch.
+        """
+        rows: list[Any] = [([], [], [])] * num_rows
+        for place, *fields in zip(kept, top.tokens, top.log_probs, top.own, strict=False):
+            rows[place] = tuple(field.tolist() for field in fields)
+        everyone = self._accelerator.gather_for_metrics(rows, use_gather_object=True)
+        if self._writer is not None:
+            self._writer.write_batch(dict(zip(TOP_COLUMNS, map(list, zip(*everyone, strict=True)), strict=True)))
+
+    def finish(self) -> None:
+        """Ends the file."""
+        if self._writer is not None:
+            self._writer.finalize(close_stream=False)
+
+
+@contextmanager
+def top_token_file(dataset: Dataset, model_hash: Any, accelerator: Any) -> Iterator[tuple[Path, TopTokenWriter | None]]:
+    """The file of the reference's likeliest tokens in a dataset's cache, and what writes it while scores are computed.
+
+    Args:
+        dataset: Rows without what a reference said.
+        model_hash: Under which TRL caches their scores.
+        accelerator: Of the run.
+
+    Yields:
+        The file, whole when the block ends, and its writer; None where the file is there already.
+    """
+    scores, tokens = (
+        Path(dataset._get_cache_file_path(Hasher.hash((dataset._fingerprint, model_hash, *more))))
+        for more in ((), TOP_COLUMNS)
+    )
+    if tokens.exists():
+        yield tokens, None
+        return
+    with whole_file(tokens) if accelerator.is_main_process else nullcontext() as file:
+        if accelerator.is_main_process:
+            scores.unlink(missing_ok=True)  # of a run that was killed between the two files
+        accelerator.wait_for_everyone()
+        writer = TopTokenWriter(file, accelerator)
+        yield tokens, writer
+        writer.finish()
+    accelerator.wait_for_everyone()
 
 
 def config_facts(config: PreTrainedConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -30,11 +30,12 @@ from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
     BAD_VIDEO_REASONS,
     SCORE_COLUMNS,
+    TOP_COLUMNS,
     Batch,
     VideoPreferenceCollator,
 )
 from longvpo_hf.training.config import LongVPOConfig
-from longvpo_hf.training.distillation import ViewDistillation
+from longvpo_hf.training.distillation import TopTokens, ViewDistillation
 from longvpo_hf.training.groups import SharingTrainer
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
 from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, tile_mlps, undisturbed
@@ -42,10 +43,14 @@ from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
 from longvpo_hf.training.packing import disable_tree_packing, is_tree_packed, trial_on_batches
 from longvpo_hf.training.reference import (
     FINGERPRINT_COLUMN,
+    TOP_FINGERPRINT_COLUMN,
+    TopTokenWriter,
     config_facts,
     has_scores,
+    has_top_tokens,
     reference_fingerprints,
     score_columns,
+    top_token_file,
 )
 from longvpo_hf.training.rows import TimelineSampler, have_clips, set_sampler_epoch
 from longvpo_hf.training.sampling import SampledAnswers, with_sampled
@@ -104,7 +109,8 @@ class LongVPOTrainer(SharingTrainer):
     of its reference view, frame budget, processor, model). Save that dataset (`save_to_disk`, `to_parquet`) to score
     only once: if all fingerprints are those of the run at hand the scores are kept, else all rows are scored anew and
     the log says so. Rows of a dataset on disk are also found in its cache. Without the option, such columns are
-    ignored.
+    ignored. Where rows are distilled, `ref_top_tokens`, `ref_top_logps` and `ref_token_logps` hold what the reference
+    finds likeliest for each token of the chosen answer, with `ref_top_fingerprint` beside.
 
     Metrics are means over all rows (or tokens) since the last log, or of an evaluation, at every batch size and number
     of processes: TRL's, and `rewards/{chosen,rejected,accuracies}/{begin,middle,end}` by where on the timeline the
@@ -147,6 +153,7 @@ class LongVPOTrainer(SharingTrainer):
         self._throughput = Throughput()
         self._nonfinite = NonFiniteSteps(args.max_nonfinite_steps)
         self._distillation = ViewDistillation(args)
+        self._top_writer: TopTokenWriter | None = None
         self._sampled = SampledAnswers.of_run(args)
         if self._has_clips:
             revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
@@ -250,7 +257,8 @@ class LongVPOTrainer(SharingTrainer):
         if not self._has_clips:
             super()._set_signature_columns_if_needed()
         elif self._signature_columns is None:
-            self._signature_columns = [*TRAINING_COLUMNS, *SCORE_COLUMNS]
+            top = TOP_COLUMNS if self._distillation.weight else ()
+            self._signature_columns = [*TRAINING_COLUMNS, *SCORE_COLUMNS, *top]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -278,7 +286,10 @@ class LongVPOTrainer(SharingTrainer):
         rows = list(dataset.select_columns(list(TRAINING_COLUMNS)))
         wanted = [reference_fingerprints(collator, rows, json.dumps(depends, default=str))]
         broadcast_object_list(wanted, from_process=0)  # ZeRO-3 shards the model, so each process hashes another
-        if has_scores(dataset, wanted[0], name):
+        top = None
+        if self._distillation.weight:
+            top = [f"{fingerprint} {self._distillation.kept}" for fingerprint in wanted[0]]
+        if has_scores(dataset, wanted[0], name) and (top is None or has_top_tokens(dataset, top, name)):
             return dataset
         dataset = dataset.remove_columns(score_columns(dataset))
         if self.accelerator.num_processes > 1 and not dataset.cache_files:
@@ -287,12 +298,24 @@ class LongVPOTrainer(SharingTrainer):
                 f"the {name} dataset's cache on disk, but it was made in memory: save_to_disk and load_from_disk it."
             )
         self.data_collator = collator.reference_batch
-        self._precompute_model_hash = wanted[0]
+        self._precompute_model_hash = top or wanted[0]
         try:
-            scored = super()._precompute_ref_logps(dataset, name, batch_size)
+            if top is None:
+                scored = super()._precompute_ref_logps(dataset, name, batch_size)
+            else:
+                scored = self._with_top_tokens(dataset, name, batch_size).add_column(TOP_FINGERPRINT_COLUMN, top)
         finally:
             self.data_collator, self._precompute_model_hash = collator, model_hash
         return scored.add_column(FINGERPRINT_COLUMN, wanted[0])
+
+    def _with_top_tokens(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """TRL's pass over the dataset, and beside its scores the likeliest tokens, written as they come."""
+        try:
+            with top_token_file(dataset, self._precompute_model_hash, self.accelerator) as (path, self._top_writer):
+                scored = super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._top_writer = None
+        return concatenate_datasets([scored, Dataset.from_file(str(path))], axis=1)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Tensor]:
         """The reference's log-probabilities of chosen and rejected answers, `[B]` each; NaN for rows left out.
@@ -308,6 +331,8 @@ class LongVPOTrainer(SharingTrainer):
             call = ModelCall(model, inputs, keeps_states=self._distillation.weight > 0, group=self._group)
             scores = super().compute_ref_log_probs(call, texts_of(inputs))
             self._distillation.teacher = call.states
+            if self._top_writer is not None and call.states is not None:
+                self._top_writer.add(self._distillation.top_of(call.states), inputs["kept"].tolist(), inputs["rows"])
         if "kept" not in inputs:
             return scores
         spread = [score.new_full((inputs["rows"],), math.nan) for score in scores]
@@ -318,6 +343,8 @@ class LongVPOTrainer(SharingTrainer):
     def _with_reference(self, model: nn.Module, inputs: Batch) -> Batch:
         """The batch with the reference's log-probabilities."""
         if SCORE_COLUMNS[0] in inputs:
+            if self._distillation.weight:
+                self._distillation.teacher = TopTokens.of_batch(inputs)
             return inputs
         if self.ref_model is None and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
             raise ConfigError(
