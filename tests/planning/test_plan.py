@@ -29,6 +29,7 @@ from longvpo_hf.planning.tokens import CHAT_TOKENS, DeviceBatch, frame_shapes
 from longvpo_hf.planning.trace import FlopCounter, _delta_rule_at_once
 from longvpo_hf.planning.work import received_gb, tflop
 from longvpo_hf.shipped import shipped
+from longvpo_hf.training import distillation
 from longvpo_hf.training.collator import VideoPreferenceCollator
 
 FAMILIES = list(tiny_models.ALL)
@@ -326,6 +327,80 @@ def test_devices_that_share_a_timeline_hold_a_part_of_it(tmp_path: Path) -> None
     few = run_of("qwen3_vl", tmp_path, shared.machine, SHORT, num_frames=6)  # three units of frames for four devices
     assert few.sharing(6) == 1
     assert few.sharing(8) == 4
+
+
+# ------------------------------------------------------------------------------------------------ view distillation
+
+
+@pytest.mark.parametrize(
+    ("dtype", "more"),
+    [
+        (torch.float32, {}),
+        (torch.float32, {"view_distillation_divergence": "jsd", "view_distillation_guard": True}),
+        (torch.float32, {"precompute_ref_log_probs": True, "view_distillation_top_k": 8}),
+        (torch.bfloat16, {"view_distillation_divergence": "reverse"}),
+    ],
+    ids=["forward", "jsd", "precomputed", "bfloat16"],
+)
+def test_view_distillation_takes_at_its_highest_point_what_is_planned(
+    dtype: torch.dtype, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every allocation and release of the real loss and its gradient, as torch's profiler sees them."""
+    vocabulary, tokens, rows = 4000, 64, 2
+    monkeypatch.setattr(distillation.divergences, "__defaults__", (False, 50 * vocabulary))  # three pieces
+    training = trainers.settings(tmp_path, view_distillation_weight=1.0, per_device_train_batch_size=rows, **more)
+    config = copy.deepcopy(tiny_models.build("internvl")[0].config)
+    config.text_config.vocab_size = vocabulary
+    model = ModelConfig(model_name_or_path="tiny", dtype=str(dtype).removeprefix("torch."))
+    run = Run(config, model, training, Machine(), Rows(chosen_tokens=tokens, source_px=SOURCE_PX))
+    planned = run.distillation
+    assert planned is not None
+    heads = [torch.randn(vocabulary, tiny_models.HIDDEN).to(dtype) for _ in range(2)]
+    heads[0].requires_grad_()
+    labels = tuple(torch.randint(vocabulary, (tokens,)) for _ in range(rows))
+    kind, guard = training.view_distillation_divergence, training.view_distillation_guard
+
+    def states(head: torch.Tensor) -> distillation.AnswerStates:
+        hidden = [torch.randn(tokens, tiny_models.HIDDEN).to(dtype) for _ in range(rows)]
+        return distillation.AnswerStates(tuple(hidden), labels, (), head)
+
+    student, teacher = states(heads[0]), states(heads[1])
+    for hidden in student.hidden:
+        hidden.requires_grad_()
+    known = distillation.top_tokens(teacher, 8, 1.0) if "view_distillation_top_k" in more else teacher
+    given = [*student.hidden, *labels]
+    given += teacher.hidden if known is teacher else [*known.tokens, *known.log_probs, *known.own]
+    held = sum(tensor.nbytes for tensor in given)
+    with FlopCounter() as counter:
+        distillation.divergences(student, known, kind, 1.0, guard).mean().backward()
+    heads[0].grad = None
+    with torch.profiler.profile(profile_memory=True) as profile:
+        distillation.divergences(student, known, kind, 1.0, guard).mean().backward()
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    assert planned.flops == counter.flops
+    assert planned.peak == pytest.approx(held + peak, rel=0.05)
+    assert memory_gib(run, FRAMES)["view distillation"] == planned.peak / GIB
+    assert tflop(run)["view distillation"] == counter.flops / 1e12
+
+
+def test_sampled_answers_are_one_more_branch_and_work_of_their_own(tmp_path: Path) -> None:
+    more = {"view_distillation_weight": 1.0, "num_frames": 64}  # enough for the video to outweigh the text
+    sampled = {"view_distillation_on": "sampled", "view_distillation_max_new_tokens": 5}
+    one, other = (run_of("internvl", tmp_path, rows=SHORT, **more, **given) for given in ({}, sampled))
+    assert other.batch.packed(64) == one.batch.packed(64) + 5
+    assert other.batch.answers == one.batch.answers + 5
+    work = tflop(other)
+    assert work["sampling"] == pytest.approx(work["reference"], rel=0.1)  # as a forward pass of the whole timeline
+    plain, third = (
+        run_of("internvl", tmp_path, rows=SHORT, tree_packing=False, **more, **given).batch for given in ({}, sampled)
+    )
+    assert third.packed(64) == 1.5 * plain.packed(64)
+    note = "Sampled answers are assumed to have 5 tokens"
+    assert any(note in said for said in planning.plan._notes(other))
 
 
 def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:

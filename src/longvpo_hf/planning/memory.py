@@ -28,6 +28,8 @@ _ZERO_LIVE, _ZERO_BUCKET = 1e9, 5e8
 def memory_gib(run: Run, frames: int) -> dict[str, float]:
     """GiB of a device by what holds them, for timelines of so many frames."""
     parts = {**states(run), **activations(run, frames)}
+    if run.distillation is not None:
+        parts["view distillation"] = run.distillation.peak
     gib = {name: value / GIB for name, value in parts.items() if value}
     gib["CUDA, work space, fragments"] = RESERVE_GIB + FRAGMENTED * sum(gib.values())
     return gib
@@ -169,7 +171,7 @@ def _units(run: Run, frames: int) -> int:
 def _tower_bytes(run: Run, frames: int) -> tuple[float, float]:
     """What vision keeps for the backward pass, and what it needs besides while it runs."""
     training, shapes, width = run.training, run.batch.shapes, run.compute_bytes
-    units = _units(run, frames) * (1 if run.batch.is_packed else 2 * run.batch.pairs)
+    units = _units(run, frames) * (1 if run.batch.is_packed else run.batch.answers_of_row * run.batch.pairs)
     layers = sum(layers for _, layers in shapes.windows)
     block = _kept_by_block(run.tower, shapes) * width * shapes.patches
     projector = units * shapes.projected * width * _projector_width(run)

@@ -9,6 +9,7 @@ How a plan is worked out:
 - *The vision tower* is worked out from its layers: matrix products exactly, what is kept for the backward pass by what
   each layer keeps.
 - *Weights, gradients, optimizer* follow from the numbers of parameters and how processes share them.
+- *View distillation*: its loss is run on fake tensors likewise, in the pieces that the trainer takes.
 - *Time* is the work over the FLOP/s that a device is said to achieve. It is not a measurement.
 
 `benchmarks/results/plan.md` compares plans with what was measured. Memory is what tensors need; work space of kernels,
@@ -161,6 +162,11 @@ def _notes(run: Run) -> list[str]:
         f"Question, chosen and rejected answer are assumed to have {rows.question_tokens}, {rows.chosen_tokens} and "
         f"{rows.rejected_tokens} tokens.",
     ]
+    if run.batch.sampled:
+        notes.append(
+            f"Sampled answers are assumed to have {run.batch.sampled} tokens, drawn anew for each batch. Keys and "
+            "values while they are drawn are not counted; time counts operations, and drawing waits for memory."
+        )
     if rows.reference_frames is None:
         view = {
             "row": "the whole timeline, its upper bound: rows may name less (Stage 1: the anchor)",

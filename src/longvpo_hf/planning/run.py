@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from longvpo_hf.families import family_of
 from longvpo_hf.families.vision import vision_tower
 from longvpo_hf.planning.settings import Machine, Rows, Sharding
 from longvpo_hf.planning.tokens import DeviceBatch
-from longvpo_hf.planning.trace import Step, Trace, trace_step
+from longvpo_hf.planning.trace import Distilled, Step, Trace, trace_distillation, trace_step
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.models import prepare_trees, tile_mlps
 from longvpo_hf.training.packing import reason_not_shared
@@ -153,6 +154,26 @@ class Run:
             )
             self._traces[key] = trace_step(decoder, step)
         return self._traces[key]
+
+    @cached_property
+    def distillation(self) -> Trace | None:
+        """The loss term of view distillation; None without one."""
+        training, text = self.training, self.config.get_text_config()
+        if training.view_distillation_weight == 0:
+            return None
+        return trace_distillation(
+            Distilled(
+                answers=(self.batch.distilled,) * training.per_device_train_batch_size,
+                width=text.hidden_size,
+                vocabulary=text.vocab_size,
+                kept=training.view_distillation_top_k if training.precompute_ref_log_probs else None,
+                divergence=training.view_distillation_divergence,
+                is_guarded=training.view_distillation_guard,
+                is_head_trained=self.built.get_output_embeddings().weight.requires_grad,
+                weight_dtype=self.dtype,
+                dtype=torch.bfloat16 if training.bf16 or training.fp16 else self.dtype,
+            )
+        )
 
     def with_changes(self, training: dict[str, Any], model: dict[str, Any]) -> Run:
         """This run with other settings of the trainer and of the model."""

@@ -76,8 +76,15 @@ class DeviceBatch:
         self.trees = -(-training.per_device_train_batch_size // training.pairs_per_timeline)
         #: Rows of a timeline.
         self.pairs = -(-training.per_device_train_batch_size // self.trees)
+        is_sampled = training.view_distillation_weight > 0 and training.view_distillation_on == "sampled"
+        #: Tokens of an answer that the policy draws, as long as the chosen one if it may be; 0 where it draws none.
+        self.sampled = min(rows.chosen_tokens, training.view_distillation_max_new_tokens) if is_sampled else 0
+        #: Tokens of an answer that is distilled.
+        self.distilled = self.sampled or rows.chosen_tokens
+        #: Answers that are scored of each row.
+        self.answers_of_row = 3 if is_sampled else 2
         #: Tokens of all answers.
-        self.answers = training.per_device_train_batch_size * (rows.chosen_tokens + rows.rejected_tokens)
+        self.answers = training.per_device_train_batch_size * self._answer_tokens
 
     @property
     def reference_frames(self) -> int:
@@ -105,14 +112,14 @@ class DeviceBatch:
         pairs = self.trees * self.pairs // trees
         lengths = [trunk + pairs * self.branches] * trees
         if not self.is_packed:
-            lengths = [trunk + self._question_and_answer] * (2 * trees * pairs)
+            lengths = [trunk + self._question_and_answer] * (self.answers_of_row * trees * pairs)
         stops = [sum(lengths[: place + 1]) for place in range(len(lengths))]
         return list(zip([0, *stops], stops, strict=False))
 
     @property
     def branches(self) -> int:
-        """Tokens of a row beside the trunk: the rest of its question, and both answers."""
-        return self.rows.question_tokens + self.rows.chosen_tokens + self.rows.rejected_tokens
+        """Tokens of a row beside the trunk: the rest of its question, and its answers."""
+        return self.rows.question_tokens + self._answer_tokens
 
     def packed(self, frames: int) -> int:
         """Tokens of the policy's batch."""
@@ -154,6 +161,10 @@ class DeviceBatch:
     def _label_tokens(self) -> int:
         given = self.rows.label_tokens
         return self.family.label_tokens if given is None else given
+
+    @property
+    def _answer_tokens(self) -> int:
+        return self.rows.chosen_tokens + self.rows.rejected_tokens + self.sampled
 
     @property
     def _question_and_answer(self) -> int:

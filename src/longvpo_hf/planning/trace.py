@@ -1,4 +1,4 @@
-"""A step of a text model, run for real on fake tensors: the bytes that live and the operations done.
+"""A step of a text model, and view distillation, run for real on fake tensors: the bytes that live, the operations.
 
 Fake tensors have shapes and no contents, so nothing is computed and no memory is taken. The model is on the meta
 device; attention is the trainer's own.
@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from longvpo_hf.training.config import Divergence
+from longvpo_hf.training.distillation import AnswerStates, Teacher, TopTokens, divergences
 from longvpo_hf.training.packing.attention import Forest, Span, tree_attention
 from longvpo_hf.training.packing.sharing import SupposedShare
 
@@ -185,6 +187,66 @@ def trace_step(decoder: PreTrainedModel, step: Step) -> Trace:
                 del forest, followed
                 output.backward(gradient)
     return Trace(saved, ledger.peak, forward, counter.flops - counter.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """View distillation of a batch, once both models have run.
+
+    Args:
+        answers: Tokens of each answer that is distilled.
+        width: Of the hidden states.
+        vocabulary: Of the head.
+        kept: How many of the reference's likeliest tokens were precomputed; None where it has hidden states.
+        divergence: See `LongVPOConfig`.
+        is_guarded: See `LongVPOConfig`.
+        is_head_trained: Whether the head's weight has a gradient.
+        weight_dtype: Of the head.
+        dtype: Of the hidden states.
+    """
+
+    answers: tuple[int, ...]
+    width: int
+    vocabulary: int
+    kept: int | None
+    divergence: Divergence
+    is_guarded: bool
+    is_head_trained: bool
+    weight_dtype: torch.dtype
+    dtype: torch.dtype
+
+
+def trace_distillation(step: Distilled) -> Trace:
+    """Runs the term and its backward pass; what it takes of the models, hidden states of the answers, counts."""
+    with FakeTensorMode():
+        weight, its_own = (torch.empty(step.vocabulary, step.width, dtype=step.weight_dtype) for _ in range(2))
+        weight.requires_grad_(step.is_head_trained)
+        if step.is_head_trained:
+            weight.register_post_accumulate_grad_hook(_drop_gradient)  # gradients are counted apart
+        counter, ledger = FlopCounter(), _Ledger([weight, its_own])
+        with ledger, counter:
+            labels = tuple(torch.zeros(tokens, dtype=torch.long) for tokens in step.answers)
+
+            def states(head: Tensor, has_gradient: bool) -> AnswerStates:
+                hidden = [
+                    torch.empty(tokens, step.width, dtype=step.dtype, requires_grad=has_gradient)
+                    for tokens in step.answers
+                ]
+                return AnswerStates(tuple(hidden), labels, (), head)
+
+            student = states(weight, has_gradient=True)
+            teacher: Teacher = states(its_own, has_gradient=False)
+            if step.kept is not None:
+                shapes = [(tokens, min(step.kept, step.vocabulary)) for tokens in step.answers]
+                teacher = TopTokens(
+                    tuple(torch.zeros(shape, dtype=torch.long) for shape in shapes),
+                    tuple(torch.empty(tokens, k + (k < step.vocabulary)) for tokens, k in shapes),
+                    tuple(torch.empty(tokens) for tokens in step.answers),
+                )
+            term = divergences(student, teacher, step.divergence, 1.0, step.is_guarded).mean()
+            saved, forward = ledger.live, counter.flops
+            term.backward()
+    return Trace(saved, ledger.peak, forward, counter.flops)
 
 
 def _attend_along_trees(decoder: PreTrainedModel) -> None:

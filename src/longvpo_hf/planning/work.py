@@ -26,7 +26,21 @@ def tflop(run: Run) -> dict[str, float]:
         + _vision_flops(run, batch.reference_frames, batch.reference_timelines, is_policy=False)
         + _head_flops(run, batch.reference_frames, has_backward=False),
     }
+    if run.distillation is not None:
+        work["view distillation"] = run.distillation.flops
+    if run.batch.sampled:
+        work["sampling"] = _sampling_flops(run)
     return {name: value / 1e12 for name, value in work.items()}
+
+
+def _sampling_flops(run: Run) -> float:
+    """Each row's whole timeline once more, without a backward pass, with the answer that is drawn."""
+    batch, frames = run.batch, run.training.num_frames
+    policy, *_ = run.text_model(frames)
+    rows = run.training.per_device_train_batch_size
+    of_sequence = policy.forward_flops / batch.packed(frames) * (batch.trunk(frames) + batch.sampled)
+    timelines = 1 if batch.is_packed else 1 / (batch.answers_of_row * batch.pairs)
+    return rows * (of_sequence + timelines * _vision_flops(run, frames, 1, is_policy=False))
 
 
 def received_gb(run: Run) -> float:
@@ -48,7 +62,7 @@ def received_gb(run: Run) -> float:
 def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> float:
     shapes = run.batch.shapes
     if not run.batch.is_packed:
-        timelines *= 2 * run.batch.pairs
+        timelines *= run.batch.answers_of_row * run.batch.pairs
     connecting = sum(_linear_elements(part) for part in run.connectors)
     inside = [part for connector in run.connectors if connector not in run.projectors for part in connector.modules()]
     convolutions = [part for part in run.tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
