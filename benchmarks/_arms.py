@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from _internvl import PAIRS, SCALES, build_model, build_processor, stock_row
+from _internvl import CHOSEN_TOKENS, PAIRS, SCALES, build_model, build_processor, stock_row
 from _processes import OUT_OF_MEMORY, best_matmul, peak_bytes, quiet, reset_peak, wait_for_device
 from datasets import Dataset
 from peft import LoraConfig
@@ -68,6 +68,8 @@ class Arm:
     equal_answers: bool = False
     tree: bool = True
     pairs: int = 1
+    distilled: dict[str, Any] = field(default_factory=dict)
+    """Settings of view distillation, whose loss is another than that of the other arms."""
 
 
 ARMS = {
@@ -77,6 +79,15 @@ ARMS = {
     "all": Arm("ours, everything on"),
     "all-4": Arm("ours, four pairs of a timeline", pairs=PAIRS),
     "anchor-4": Arm("ours, four pairs of a timeline, anchor reference only", tree=False, pairs=PAIRS),
+    "distilled": Arm("ours, everything on, with view distillation", distilled={"view_distillation_weight": 1.0}),
+    "sampled": Arm(
+        "ours, everything on, with view distillation on sampled answers",
+        distilled={
+            "view_distillation_weight": 1.0,
+            "view_distillation_on": "sampled",
+            "view_distillation_max_new_tokens": CHOSEN_TOKENS,
+        },
+    ),
 }
 
 _STOCK_ARMS = ["stock", "stock-equal", "anchor", "all", "all-4"]
@@ -150,6 +161,7 @@ def build_trainer(setup: Setup, folder: str) -> DPOTrainer:
             tree_packing=arm.tree,
             pairs_per_timeline=arm.pairs,
             freeze_vision_tower=mode.lora,
+            **arm.distilled,
             **arguments,
         )
         rows = Dataset.from_list(setup.rows[: arm.pairs])

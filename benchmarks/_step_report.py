@@ -51,7 +51,7 @@ def report(results: dict[str, Any]) -> str:
         *_SETTING.format(**results["settings"], **_shape(results)).splitlines(),
         "",
         *_tree_lines(results),
-        "",
+        *_distilled_lines(results),
         *(_stock_lines(results) if "stock" in results["settings"]["arms"] else []),
         "## Measured",
         "",
@@ -78,6 +78,8 @@ def report(results: dict[str, Any]) -> str:
 
 def _tree_lines(results: dict[str, Any]) -> list[str]:
     """What trees alone save: the same trainer, reference and rows without them and with them."""
+    if not any(run["ratios"]["without_over_with"] for run in results["runs"]):
+        return []
     text = [
         "## Trees",
         "",
@@ -90,7 +92,28 @@ def _tree_lines(results: dict[str, Any]) -> list[str]:
         found = [run["ratios"]["without_over_with"].get(str(pairs), {}) for pairs in WITHOUT_AND_WITH]
         cells = [_times(ratio.get(figure)) for figure in ("cpu_seconds", "peak_bytes") for ratio in found]
         text.append(f"| {run['size']} | {run['mode']} | " + " | ".join(cells) + " |")
-    return text
+    return [*text, ""]
+
+
+def _distilled_lines(results: dict[str, Any]) -> list[str]:
+    """What view distillation costs beside DPO + SFT."""
+    runs = [run for run in results["runs"] if run["ratios"].get("distilled_over_all")]
+    if not runs:
+        return []
+    text = [
+        "## View distillation",
+        "",
+        "A step with it over one without, DPO + SFT in both.",
+        "",
+        "| visual tokens | mode | on | CPU time | peak memory | FLOPs |",
+        "|---:|---|---|---:|---:|---:|",
+    ]
+    for run in runs:
+        for arm, found in run["ratios"]["distilled_over_all"].items():
+            on = ARMS[arm].distilled.get("view_distillation_on", "chosen")
+            cells = " | ".join(_times(found[figure]) for figure in ("cpu_seconds", "peak_bytes", "flops"))
+            text.append(f"| {run['size']} | {run['mode']} | the {on} answer | {cells} |")
+    return [*text, ""]
 
 
 def _stock_lines(results: dict[str, Any]) -> list[str]:

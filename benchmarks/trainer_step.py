@@ -15,6 +15,11 @@ three one-pair arms must agree.
     python benchmarks/trainer_step.py --model-scale hybrid --sizes 1024 4096 --modes full lora --steps 2
 
 is about a text model whose layers are mostly linear attention: ours without trees and with them, one pair and four.
+
+    python benchmarks/trainer_step.py --arms all distilled sampled --sizes 1024 4096 --modes full lora --budget 20 \\
+        --output benchmarks/results/view_distillation_cpu
+
+is about view distillation beside DPO + SFT: on the chosen answer, and on one of as many tokens that is sampled.
 """
 
 from __future__ import annotations
@@ -53,7 +58,11 @@ def check_losses(setup: Setup, arms: list[str], tolerance: float) -> dict[str, A
         RuntimeError: If they do not: what is timed would not be the same training.
     """
     same = replace(setup, reference="full", distinct_reference=True)
-    found = {arm: one_answer(losses, replace(same, arm=arm)) for arm in arms if not ARMS[arm].equal_answers}
+    found = {
+        arm: one_answer(losses, replace(same, arm=arm))
+        for arm in arms
+        if not (ARMS[arm].equal_answers or ARMS[arm].distilled)
+    }
     first = next(iter(found.values()))
     for arm, values in found.items():
         if first is None or values is None:  # out of memory
@@ -130,6 +139,12 @@ def ratios(results: dict[str, Any]) -> dict[str, Any]:
             found[arm]["saved"] = results[arm]["saved_bytes"] / results["stock"]["saved_bytes"]
     if "anchor" in whole and "all" in whole:
         found["anchor_over_all"] = middle("anchor", "seconds") / middle("all", "seconds")
+    found["distilled_over_all"] = {
+        arm: {figure: middle(arm, figure) / middle("all", figure) for figure in ("cpu_seconds", "peak_bytes")}
+        | {"flops": results[arm]["flops"] / results["all"]["flops"]}
+        for arm in whole
+        if ARMS[arm].distilled and "all" in whole
+    }
     found["without_over_with"] = {
         str(pairs): {
             figure: middle(without, figure) / middle(within, figure) for figure in ("cpu_seconds", "peak_bytes")

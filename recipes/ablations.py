@@ -1,6 +1,8 @@
 """What each part of the method does, in the miniature's world: one command, one table.
 
     python recipes/ablations.py --seeds 51 52 53
+    python recipes/ablations.py --seeds 71 72 73 74 75 --arms anchored sft distilled dpo-distilled sampled \\
+        anchored-wrong sft-wrong distilled-wrong dpo-distilled-wrong --output benchmarks/results/distillation
     python recipes/ablations.py --fast --work runs/ablations-fast --output runs/ablations-fast/ablations
 
 Every arm is trained by the recipes themselves, with the configurations of `configs/miniature/` and what the arm changes
@@ -14,7 +16,9 @@ import argparse
 import json
 import os
 import platform
+import random
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,12 +40,22 @@ from longvpo_hf.miniature.temporal import temporal_rows
 from longvpo_hf.miniature.workshop import Workshop
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.record import DatasetRecord, MethodRecord
+from longvpo_hf.training.checkpoints import last_whole_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"
 
 Rows = Literal[
-    "dataset", "unfiltered", "single", "single-first", "localized", "comprehensive", "stage2", "stage2-of-base"
+    "dataset",
+    "unfiltered",
+    "single",
+    "single-first",
+    "wrong",
+    "tenth",
+    "localized",
+    "comprehensive",
+    "stage2",
+    "stage2-of-base",
 ]
 
 
@@ -57,6 +71,8 @@ class Arm:
         recipe: Which recipe trains it, with the miniature's configuration of that.
         start: Folder of the model it begins with, and whose reference it has.
         replay: Whether rows of Stage 1 are mixed in.
+        cpu_time_of: Arm whose CPU time it is to take: as many steps more or less as its own twin, the arm without
+            "-timed" in its name, took per step. None for as many steps as all.
     """
 
     name: str
@@ -66,11 +82,34 @@ class Arm:
     recipe: Literal["stage1", "stage2", "temporal"] = "stage1"
     start: str = "base"
     replay: bool = False
+    cpu_time_of: str | None = None
 
 
 FULL = ("--reference", "full")
 ALONE = ("--beta", "1.0", "--sft_weight", "0.0")
 DISTILLED = ("--view_distillation_weight", "1.0")
+SFT = ("--loss_type", "sft")
+#: Answers are a few words. The weight is 1 everywhere, as that of SFT; nothing was tuned.
+SAMPLED = (*DISTILLED, "--view_distillation_on", "sampled", "--view_distillation_max_new_tokens", "8")
+
+#: What the chosen answer is used for; fixed, with the seeds 71 to 75, before any of them was run.
+DISTILLATION = (
+    Arm("anchored", "DPO + SFT"),
+    Arm("sft", "SFT alone", options=SFT),
+    Arm("distilled", "view distillation alone", options=(*SFT, "--sft_weight", "0.0", *DISTILLED)),
+    Arm("dpo-distilled", "DPO + view distillation", options=("--sft_weight", "0.0", *DISTILLED)),
+    Arm("sampled", "view distillation alone, on sampled answers", options=(*SFT, "--sft_weight", "0.0", *SAMPLED)),
+)
+
+
+def _on(rows: Rows) -> tuple[Arm, ...]:
+    return tuple(replace(arm, name=f"{arm.name}-{rows}", rows=rows) for arm in DISTILLATION)
+
+
+def _in_equal_time() -> tuple[Arm, ...]:
+    first, *others = DISTILLATION
+    return first, *(replace(arm, name=f"{arm.name}-timed", cpu_time_of=first.name) for arm in others)
+
 
 #: What is asked, and the arms that answer it. An arm may stand under several questions.
 QUESTIONS: dict[str, tuple[Arm, ...]] = {
@@ -85,15 +124,15 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
     "Which loss": (
         Arm("anchored", "DPO + SFT"),
         Arm("dpo-anchored", "DPO alone", options=ALONE),
-        Arm("sft", "SFT alone", options=("--loss_type", "sft")),
+        Arm("sft", "SFT alone", options=SFT),
     ),
     "What the anchored reference says of each token, at equal steps": (
-        Arm("anchored", "DPO + SFT"),
-        Arm("sft", "SFT alone", options=("--loss_type", "sft")),
-        Arm("distilled", "view distillation alone", options=("--loss_type", "sft", "--sft_weight", "0.0", *DISTILLED)),
-        Arm("dpo-distilled", "DPO + view distillation", options=("--sft_weight", "0.0", *DISTILLED)),
+        *DISTILLATION,
         Arm("anchored-distilled", "DPO + SFT + view distillation", options=DISTILLED),
     ),
+    "The same, with a tenth of the chosen answers wrong": _on("wrong"),
+    "The same, with a tenth of the rows": _on("tenth"),
+    "The same, at the CPU time of DPO + SFT": _in_equal_time(),
     "The similarity filter": (
         Arm("anchored", "on"),
         Arm("unfiltered", "off", rows="unfiltered"),
@@ -183,14 +222,44 @@ def _single_first(workshop: Workshop, output: Path) -> Any:
     """The rows of `single` with the anchor moved to the begin."""
     make_rows(workshop, "single")
     rows = workshop.rows("rows-single")
+    moved = []
+    for row in rows:
+        given = VideoPreference.from_row(row)
+        (anchor,) = given.evidence
+        clips = given.timeline.clips
+        timeline = Timeline((clips[anchor], *clips[:anchor], *clips[anchor + 1 :]))
+        moved.append(replace(given, timeline=timeline, evidence=(0,), reference=(0,), id=""))
+    return _write(moved, output, "Anchors first")
+
+
+def _wrong(workshop: Workshop, output: Path) -> Any:
+    """The demo's rows, a tenth of them with a chosen answer of another row, neither their own nor the rejected one."""
+    rows, rng = _rows(workshop), random.Random(workshop.settings.seed)
+    answers = sorted({row.chosen for row in rows})
+    changed = set(rng.sample(range(len(rows)), round(len(rows) / 10)))
+    for number in changed:
+        row = rows[number]
+        others = [answer for answer in answers if answer not in (row.chosen, row.rejected)]
+        rows[number] = replace(row, chosen=rng.choice(others), id="")
+    return _write(rows, output, "A tenth of the chosen answers wrong")
+
+
+def _tenth(workshop: Workshop, output: Path) -> Any:
+    rows = _rows(workshop)
+    kept = random.Random(workshop.settings.seed).sample(rows, max(1, round(len(rows) / 10)))
+    return _write(kept, output, "A tenth of the rows")
+
+
+def _rows(workshop: Workshop) -> list[VideoPreference]:
+    make_rows(workshop, "dataset")
+    return [VideoPreference.from_row(row) for row in workshop.rows("dataset")]
+
+
+def _write(rows: Sequence[VideoPreference], output: Path, name: str) -> Any:
     with DatasetWriter(output) as writer:
         for row in rows:
-            given = VideoPreference.from_row(row)
-            (anchor,) = given.evidence
-            clips = given.timeline.clips
-            timeline = Timeline((clips[anchor], *clips[:anchor], *clips[anchor + 1 :]))
-            writer.add(replace(given, timeline=timeline, evidence=(0,), reference=(0,), id=""))
-        writer.write_record(DatasetRecord("Anchors first", (MethodRecord("longvpo-stage1", citation=papers.LONGVPO),)))
+            writer.add(row)
+        writer.write_record(DatasetRecord(name, (MethodRecord("longvpo-stage1", citation=papers.LONGVPO),)))
         return {"rows": writer.num_rows}
 
 
@@ -198,6 +267,8 @@ ROWS: dict[Rows, Callable[[Workshop, Path], Any]] = {
     "unfiltered": _unfiltered,
     "single": _single,
     "single-first": _single_first,
+    "wrong": _wrong,
+    "tenth": _tenth,
     "localized": partial(temporal_rows, mode="localized"),
     "comprehensive": partial(temporal_rows, mode="comprehensive"),
 }
@@ -207,7 +278,7 @@ ROWS: dict[Rows, Callable[[Workshop, Path], Any]] = {
 
 
 def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
-    """Trains the arm by its recipe, into its folder; gives the last log."""
+    """Trains the arm by its recipe, into its folder; gives the last log, the steps, and the CPU seconds of a step."""
 
     def work() -> dict[str, float]:
         output = workshop.folder / arm.name
@@ -216,12 +287,18 @@ def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
         given["dataset_name"] = str(rows_folder(workshop, arm.rows))
         given["output_dir"] = str(output)
         steps = workshop.settings.stage2_steps if arm.recipe == "stage2" else workshop.settings.steps
+        if arm.cpu_time_of is not None:
+            of_step = [train(workshop, ARMS[name])["cpu_seconds_per_step"] for name in (arm.cpu_time_of, _twin(arm))]
+            steps = max(1, round(steps * of_step[0] / of_step[1]))
         given["max_steps"], given["seed"] = steps, workshop.settings.seed
         given["replay_name"] = str(rows_folder(workshop, "dataset")) if arm.replay else None
         config = workshop.folder / f"{arm.name}.yaml"
         config.write_text(yaml.safe_dump(given), encoding="utf-8")
         words = ["--config", str(config), "--resume_from_checkpoint", "true", *arm.options]
+        begun = last_whole_checkpoint(output)
+        done, started = (0 if begun is None else int(begun.name.partition("-")[2])), time.process_time()
         trainer = load_recipe(arm.recipe).main(words)
+        per_step = (time.process_time() - started) / max(1, trainer.state.global_step - done)
         for checkpoint in output.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         logs = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
@@ -233,9 +310,15 @@ def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
             "rewards/margins",
             "logps_per_token/chosen",
         )
-        return {name: logs[-1][name] for name in names if name in logs[-1]} if logs else {}
+        last = {name: logs[-1][name] for name in names if name in logs[-1]} if logs else {}
+        return {**last, "steps": trainer.state.global_step, "cpu_seconds_per_step": per_step}
 
     return workshop.once(f"train {arm.name}", work)
+
+
+def _twin(arm: Arm) -> str:
+    """The arm that is trained alike, but for as many steps as all."""
+    return arm.name.removesuffix("-timed")
 
 
 def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str], only_done: bool) -> dict[str, Any]:
@@ -248,6 +331,9 @@ def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str], only_don
         arm = ARMS[name]
         if only_done and not workshop.is_done(f"evaluate {name}"):
             continue
+        if arm.cpu_time_of is not None:
+            for other in (arm.cpu_time_of, _twin(arm)):
+                make_rows(workshop, ARMS[other].rows)
         if arm.start != "base":
             make_rows(workshop, ARMS[arm.start].rows)
             train(workshop, ARMS[arm.start])
@@ -275,8 +361,8 @@ def report(results: dict[str, Any]) -> str:
         "",
         f"Percent of right answers by number of clips, {results['questions_per_length']} questions a length, chance "
         f"12.5 %; mean and standard deviation over the seeds (of {', '.join(results['seeds'])}) that an arm was "
-        "trained with. All arms of a seed begin with the same base, see as many pairs in as many steps, and are "
-        "trained by `recipes/`.",
+        "trained with. All arms of a seed begin with the same base, see as many pairs in as many steps but for those "
+        "at equal CPU time, and are trained by `recipes/`.",
         "",
     ]
     if results["fast"]:
@@ -344,10 +430,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     used = settings(0, args.fast)
     seeds, fast = " ".join(map(str, args.seeds)), " --fast" if args.fast else ""
+    arms = "" if args.arms == list(ARMS) else f" --arms {' '.join(args.arms)}"
     results: dict[str, Any] = {
         "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("longvpo-hf", "torch", "transformers", "trl", "datasets", "torchcodec")},
-        "command": f"python recipes/ablations.py --seeds {seeds}{fast}",
+        "command": f"python recipes/ablations.py --seeds {seeds}{arms}{fast}",
         "fast": args.fast,
         "lengths": list(used.lengths),
         "questions_per_length": used.questions_per_length,

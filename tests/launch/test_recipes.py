@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tiny_models
+from conftest import make_dataset
 from hub_double import HubDouble
 from longvpo_hf import LongVPOTrainer, VideoPreference, launch
 from longvpo_hf.miniature.language import WORDS
@@ -544,6 +545,59 @@ def test_anchors_move_to_the_begin_and_nothing_else(
         rest = spans[:anchor] + spans[anchor + 1 :]
         assert [(Path(c.path).stat().st_size, c.end_seconds) for c in after.timeline.clips] == [spans[anchor], *rest]
         assert (after.question, after.chosen, after.rejected) == (before.question, before.chosen, before.rejected)
+
+
+def test_a_tenth_of_the_chosen_answers_is_wrong_and_a_tenth_of_the_rows_is_some_of_them(
+    tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ABLATIONS, "make_rows", lambda workshop, name: None)
+    asked = [replace(row, question=f"{row.question} {time}", id="") for time in range(5) for row in preferences]
+    rows = list(make_dataset(asked))  # forty
+    workshop = SimpleNamespace(rows=lambda folder: rows, settings=SimpleNamespace(seed=3))
+
+    def written(name: str) -> list[VideoPreference]:
+        ABLATIONS.ROWS[name](workshop, tmp_path / name)
+        recipe, _, _ = launch.parse(options(tmp_path, tmp_path / name, tmp_path))
+        return [VideoPreference.from_row(row) for row in launch.load_rows(recipe)[0]]
+
+    wrong, right = written("wrong"), [VideoPreference.from_row(row) for row in rows]
+    changed = [(mine, given) for mine, given in zip(wrong, right, strict=True) if mine.chosen != given.chosen]
+    assert len(changed) == 4
+    answers = {row.chosen for row in right}
+    for mine, given in changed:
+        assert mine.chosen in answers - {given.chosen, given.rejected}
+        assert (mine.question, mine.rejected, mine.evidence) == (given.question, given.rejected, given.evidence)
+    few = written("tenth")
+    assert len(few) == 4
+    assert {(row.question, row.chosen, row.rejected) for row in few} <= {
+        (row.question, row.chosen, row.rejected) for row in right
+    }
+
+
+def test_an_arm_at_equal_time_takes_the_steps_that_this_time_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, asked = {"anchored": 0.2, "sampled": 0.5}, {}
+
+    def main(words: list[str]) -> Any:
+        given = yaml.safe_load(Path(words[1]).read_text(encoding="utf-8"))
+        arm = Path(given["output_dir"]).name
+        asked[arm] = given["max_steps"]
+        clock[0] += seconds.get(arm, 0.0) * given["max_steps"]
+        return SimpleNamespace(state=SimpleNamespace(log_history=[], global_step=given["max_steps"]))
+
+    clock = [5.0]
+    monkeypatch.setattr(ABLATIONS.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(ABLATIONS, "load_recipe", lambda name: SimpleNamespace(main=main))
+    made: dict[str, Any] = {}
+    workshop = SimpleNamespace(
+        folder=tmp_path,
+        settings=SimpleNamespace(steps=300, stage2_steps=9, seed=1),
+        once=lambda name, work: made[name] if name in made else made.setdefault(name, work()),
+    )
+    found = ABLATIONS.train(workshop, ABLATIONS.ARMS["sampled-timed"])
+    assert asked == {"anchored": 300, "sampled": 300, "sampled-timed": 120}  # 300 · 0.2 / 0.5
+    assert found["steps"] == 120
 
 
 def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
