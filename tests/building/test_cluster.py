@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from longvpo_hf.building import engine
 from longvpo_hf.building.cluster import Cluster, WorkersLost
 from longvpo_hf.building.executors import HERE, Executor
 from longvpo_hf.building.rehearsal import rehearsal
+from longvpo_hf.commands.build.models import _identity
 from longvpo_hf.errors import EndpointError
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
-from longvpo_hf.responders import Request, ScriptedResponder, one_by_one
+from longvpo_hf.responders import Deferred, Request, ScriptedResponder, one_by_one
 from scenes import rows_of, same_files, unfilmed
 
 ray = pytest.importorskip("ray")
@@ -73,9 +75,11 @@ def test_a_machine_that_is_lost_costs_its_pieces(cluster: Any, tmp_path: Path, m
         nodes.remove_node(machines.pop(), allow_graceful=False)
         lost_after.append(len(list((tmp_path / "many").glob("rows.job/*.jsonl"))))
 
+    everyone = Cluster(nodes.address)
+    make = partial(Slow, 0.05)  # each worker makes its own, as of a model of its own GPU
     thread = threading.Thread(target=lose)
     thread.start()
-    build(tmp_path / "many", Cluster(nodes.address), Slow(0.05))
+    build(tmp_path / "many", everyone, Deferred(make, *everyone.ask(partial(_identity, make))))
     thread.join()
     assert lost_after[0] < 10, "the machine was lost in mid-job"
     assert len(rows_of(tmp_path / "many" / "rows")) == 40

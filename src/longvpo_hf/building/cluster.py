@@ -55,7 +55,7 @@ class Cluster:
     def ask(self, question: Callable[[], Any]) -> Any:
         """What a function returns on one worker."""
         ray = self._connected()
-        return ray.get(ray.remote(question).options(**self._resources(ray)).remote())
+        return ray.get(ray.remote(_returned).options(**self._resources(ray)).remote(question))
 
     @contextmanager
     def opened(self, bench: Bench[P]) -> Iterator[Worked[P]]:
@@ -96,6 +96,11 @@ class Cluster:
                     f"There is no Ray cluster at {self.address} ({error}): start one, ray start."
                 ) from error
         return ray
+
+
+def _returned(question: Callable[[], Any]) -> Any:
+    """What a function returns; Ray takes no other callables than functions of a module."""
+    return question()
 
 
 class _Worker:
