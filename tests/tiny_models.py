@@ -503,6 +503,7 @@ FAMILIES: dict[str, Builder] = {
 #: All families; `tests/families` and `tests/planning` run on them.
 ALL: dict[str, Builder] = {
     **FAMILIES,
+    "exaone4_5": _newer("exaone4_5"),
     "gemma4": _newer("gemma4"),
     "glm46v": _glm46v,
     "glm4v": _glm4v,
@@ -515,6 +516,7 @@ ALL: dict[str, Builder] = {
     "qwen2_vl": _newer("qwen2_vl"),
     "qwen3_5": _qwen3_5,
     "qwen3_5_moe": _qwen3_5_moe,
+    "qwen3_omni_moe_thinker": _newer("qwen3_omni_moe_thinker"),
     "qwen3_vl_moe": _qwen3_vl_moe,
     "smolvlm": _smolvlm,
     "video_llama_3": _video_llama_3,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from transformers import (
+    Exaone4_5_Config,
+    Exaone4_5_ForConditionalGeneration,
+    Exaone4_5_Processor,
     Gemma4AudioFeatureExtractor,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
@@ -33,6 +36,9 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3OmniMoeProcessor,
+    Qwen3OmniMoeThinkerConfig,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
     Qwen3VLVideoProcessor,
     WhisperFeatureExtractor,
 )
@@ -137,26 +143,27 @@ def gemma4(bidirectional: str | None = "vision", per_layer: int = 0) -> Parts:
     return Gemma4ForConditionalGeneration(config), processor
 
 
+_OF_OMNI = {
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+    "image_token": "<|IMAGE|>",
+    "video_token": "<|VIDEO|>",
+    "audio_token": "<|AUDIO|>",
+}
+_OMNI_TEMPLATE = tiny_models._template("<|vision_bos|><|VIDEO|><|vision_eos|>", "<|vision_bos|><|IMAGE|><|vision_eos|>")
+
+
 def qwen2_5_omni_thinker() -> Parts:
-    named = {
-        "vision_bos_token": "<|vision_bos|>",
-        "vision_eos_token": "<|vision_eos|>",
-        "audio_bos_token": "<|audio_bos|>",
-        "audio_eos_token": "<|audio_eos|>",
-        "image_token": "<|IMAGE|>",
-        "video_token": "<|VIDEO|>",
-        "audio_token": "<|AUDIO|>",
-    }
-    tokenizer = tiny_models._tokenizer([], **named)
+    tokenizer = tiny_models._tokenizer([], **_OF_OMNI)
     size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
     processor = Qwen2_5OmniProcessor(
         Qwen2VLImageProcessor(size=size),
         Qwen2VLVideoProcessor(size=size),
         WhisperFeatureExtractor(),
         tokenizer,
-        chat_template=tiny_models._template(
-            "<|vision_bos|><|VIDEO|><|vision_eos|>", "<|vision_bos|><|IMAGE|><|vision_eos|>"
-        ),
+        chat_template=_OMNI_TEMPLATE,
     )
     config = Qwen2_5OmniThinkerConfig(
         audio_config={
@@ -179,7 +186,7 @@ def qwen2_5_omni_thinker() -> Parts:
             tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
         ),
         **{
-            f"{name}_token_index": tokenizer.convert_tokens_to_ids(named[f"{name}_token"])
+            f"{name}_token_index": tokenizer.convert_tokens_to_ids(_OF_OMNI[f"{name}_token"])
             for name in ("image", "video", "audio")
         },
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_bos|>"),
@@ -188,6 +195,91 @@ def qwen2_5_omni_thinker() -> Parts:
         audio_end_token_id=tokenizer.convert_tokens_to_ids("<|audio_eos|>"),
     )
     return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
+
+
+def qwen3_omni_moe_thinker() -> Parts:
+    tokenizer = tiny_models._tokenizer([], **_OF_OMNI)
+    size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 16}
+    processor = Qwen3OmniMoeProcessor(
+        Qwen2VLImageProcessor(size=size, patch_size=16),
+        Qwen2VLVideoProcessor(size=size, patch_size=16, cap_pixels_per_frame=False),
+        WhisperFeatureExtractor(),
+        tokenizer,
+        chat_template=_OMNI_TEMPLATE,
+    )
+    config = Qwen3OmniMoeThinkerConfig(
+        audio_config={
+            "d_model": 16,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "downsample_hidden_size": 8,
+            "output_dim": HIDDEN,
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "out_hidden_size": HIDDEN,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        text_config=tiny_models._text_config(
+            tokenizer,
+            head_dim=8,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            decoder_sparse_step=1,
+        ),
+        **{
+            f"{name}_token_id": tokenizer.convert_tokens_to_ids(_OF_OMNI[f"{name}_token"])
+            for name in ("image", "video", "audio")
+        },
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_bos|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_eos|>"),
+        audio_start_token_id=tokenizer.convert_tokens_to_ids("<|audio_bos|>"),
+        audio_end_token_id=tokenizer.convert_tokens_to_ids("<|audio_eos|>"),
+    )
+    return Qwen3OmniMoeThinkerForConditionalGeneration(config), processor
+
+
+def exaone4_5() -> Parts:
+    tokenizer = tiny_models._qwen_tokenizer()
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+    processor = Exaone4_5_Processor(
+        Qwen2VLImageProcessor(size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=tiny_models._template(
+            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
+        ),
+    )
+    config = Exaone4_5_Config(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 32,
+            "out_hidden_size": HIDDEN,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        text_config=tiny_models._text_config(
+            tokenizer, model_type="exaone4", layer_types=["sliding_attention", "full_attention"], sliding_window=24
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+    )
+    return Exaone4_5_ForConditionalGeneration(config), processor
 
 
 def llava_next_video() -> Parts:

@@ -136,7 +136,7 @@ def refuses_a_single_frame(name: str) -> bool:
 
 
 def own_settings(name: str, frames: Frames) -> dict[str, Any]:
-    """Sizes that leave 56 × 56 as it is, up to the family's grid or tile, and the rate that Qwen2.5-Omni is told."""
+    """Sizes that leave 56 × 56 as it is, up to the family's grid or tile, and the frames' rate where it is told."""
     if name == "llava_next_video":
         return {"size": {"height": 56, "width": 56}, "do_center_crop": False}
     if name not in GRIDDED:
@@ -144,7 +144,7 @@ def own_settings(name: str, frames: Frames) -> dict[str, Any]:
     settings: dict[str, Any] = {"size": {"shortest_edge": 28 * 28, "longest_edge": 10**9}}
     if "cap_pixels_per_frame" in family(name)[1].video_processor.valid_kwargs.__annotations__:
         settings["cap_pixels_per_frame"] = False
-    if name == "qwen2_5_omni_thinker":
+    if family_of(name).takes_frame_rate:
         settings["fps"] = len(frames.timeline_seconds) / frames.duration_seconds
     return settings
 
@@ -287,8 +287,9 @@ def test_gemma_4_writes_whole_seconds_before_each_frame() -> None:
     assert re.findall(r"(\d\d:\d\d) <\|image>", text) == ["00:00", "00:01", "00:04", "00:04", "00:09", "01:01"]
 
 
-def test_times_reach_the_positions_of_qwen2_5_omni() -> None:
-    model, processor = family("qwen2_5_omni_thinker")
+@pytest.mark.parametrize("name", ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"])
+def test_times_reach_the_positions_of_qwens_that_speak(name: str) -> None:
+    model, processor = family(name)
     encoded = PromptEncoder(processor).encode(make_frames((0.5, 1.5, 2.5, 3.5), duration=4.0), [[user("When?")]])
     assert encoded.visual["video_second_per_grid"].tolist() == [2.0]
     positions = prompt_positions(model, {"input_ids": torch.tensor(encoded.input_ids)}, encoded.visual)

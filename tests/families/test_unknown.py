@@ -26,7 +26,7 @@ from longvpo_hf.families.encoding import PromptEncoder, _reason_in_trial, contro
 from longvpo_hf.families.refused import REFUSED, refusal
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.responders import LocalResponder
-from longvpo_hf.responders.checkpoint import load_checkpoint
+from longvpo_hf.responders.checkpoint import check_checkpoint, load_checkpoint
 
 QWEN_SIZE = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
 QWEN_TEMPLATE = tiny_models._template(
@@ -87,6 +87,15 @@ def test_eval_refuses_in_one_line_before_it_looks_for_data(outsider: tuple[str, 
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_kind_that_cannot_be_used_is_said_before_weights_that_lack(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ernie4_5_vl_moe"}), encoding="utf-8")
+    with pytest.raises(ModelError, match="Models of type ernie4_5_vl_moe cannot be used"):
+        check_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}), encoding="utf-8")
+    with pytest.raises(ModelError, match="lacks weights"):
+        check_checkpoint(str(tmp_path))
+
+
 def test_the_trainer_and_every_other_loader_refuse(outsider: tuple[str, str], dataset: Dataset, tmp_path: Path) -> None:
     folder, reason = outsider
     for load in (
@@ -136,10 +145,10 @@ def test_every_video_model_of_transformers_is_of_a_family_or_refused_by_name() -
 def test_a_model_that_is_loaded_already_is_refused_by_its_config(dataset: Dataset, tmp_path: Path) -> None:
     """With a processor that a family has too."""
     model, processor = tiny_models.build("qwen3_vl")
-    model.config.model_type = "cosmos3_omni"
-    with pytest.raises(ModelError, match="Models of type cosmos3_omni cannot be used: no test"):
+    model.config.model_type = "qwen4_exp"
+    with pytest.raises(ModelError, match="Models of type qwen4_exp cannot be used: its layers"):
         LongVPOTrainer(model=model, processing_class=processor, args=trainers.settings(tmp_path), train_dataset=dataset)
-    with pytest.raises(ModelError, match="Models of type cosmos3_omni cannot be used: no test"):
+    with pytest.raises(ModelError, match="Models of type qwen4_exp cannot be used: its layers"):
         LocalResponder(model, processor, FrameSampler(4))
 
 

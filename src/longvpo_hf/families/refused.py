@@ -88,14 +88,27 @@ REFUSED = (
     Refused("cohere_compass", "CohereCompassProcessor", _UNTRIED),
     Refused("cosmos3_edge", "Cosmos3EdgeProcessor", _UNTRIED),
     Refused("cosmos3_omni", "", _UNTRIED),
-    Refused("exaone4_5", "Exaone4_5_Processor", _UNTRIED),
     Refused("gemma4_unified", "Gemma4UnifiedProcessor", _UNTRIED),
-    Refused("glmga", "", _UNTRIED),
-    Refused("hyperclovax_vision_v2", "HyperCLOVAXVisionV2Processor", _UNTRIED),
+    Refused(
+        "glmga",
+        "",
+        "its video processor rounds the sides of frames to a multiple (patch_expand_factor) that the model's config "
+        "does not tell, so that the tokens of a frame are not known",
+    ),
+    Refused(
+        "hyperclovax_vision_v2",
+        "HyperCLOVAXVisionV2Processor",
+        "its prompts tell a video's duration by a mark of its own (<|video_duration|>), which its processor fills in "
+        "for the first prompt of a video alone",
+    ),
     Refused("muse_glimmer", "MuseGlimmerProcessor", _UNTRIED),
     Refused("muse_spark", "MuseSparkProcessor", _UNTRIED),
-    Refused("qwen3_omni_moe", "", f"it speaks too; of its thinker, {_UNTRIED}"),
-    Refused("qwen3_omni_moe_thinker", "Qwen3OmniMoeProcessor", _UNTRIED),
+    Refused(
+        "qwen3_omni_moe",
+        "",
+        "it speaks too, and only its thinker is trained here: save that alone, with the processor beside it, by "
+        "Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(…).save_pretrained(…)",
+    ),
     Refused(
         "llava_qwen",
         "",

@@ -16,7 +16,7 @@ from longvpo_hf.record import hub_commit, weights_digest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
     from longvpo_hf.responders import LocalResponder
 
@@ -132,10 +132,19 @@ def check_checkpoint(name: str) -> bool:
         return check_checkpoint(base)
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    return _kind(name) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def _kind(name: str) -> type[PreTrainedConfig]:
+    """The class of a checkpoint's config.
+
+    Raises:
+        ModelError: If it has none that can be read, or its kind of model cannot be used.
+    """
     from longvpo_hf.families import model_config
 
     try:
-        return type(model_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        return type(model_config(name))
     except OSError as error:
         raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from error
 
@@ -148,6 +157,8 @@ def _check_folder(folder: Path) -> None:
         inside = sorted(path.name for path in folder.glob("checkpoint-*"))
         hint = f"; did you mean {folder / inside[-1]}?" if inside else ""
         raise ModelError(f"{folder} holds no model: it has neither config.json nor adapter_config.json{hint}")
+    if not (folder / "adapter_config.json").is_file():
+        _kind(str(folder))  # of a kind that cannot be used, no weights need be fetched
     weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     named = set()
     for index in folder.glob("*.index.json"):
