@@ -210,7 +210,7 @@ def test_a_cut_that_breaks_off_leaves_nothing(tmp_path: Path, source: Path, monk
     monkeypatch.setattr(VideoFile, "frames", first_chunk_only)
     with pytest.raises(KeyboardInterrupt):
         cut([Clip(str(source), 0.0, 1.0)], tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path for path in (tmp_path / "clips").rglob("*") if path.is_file()] == []
 
 
 def test_what_a_killed_run_left_is_removed_and_what_another_run_writes_is_not(tmp_path: Path, source: Path) -> None:
@@ -223,7 +223,8 @@ def test_what_a_killed_run_left_is_removed_and_what_another_run_writes_is_not(tm
     os.utime(left, (0, 0))
     assert cut([Clip(str(source), 0.0, 1.0)], tmp_path) == [clip]
     assert Path(clip.path).read_bytes() == content
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [Path(clip.path), being_written]
+    clips = (tmp_path / "clips").rglob("*")
+    assert sorted(path for path in clips if path.is_file()) == [Path(clip.path), being_written]
 
 
 def test_builds_share_what_is_cut(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def _each(
             yield Dropped("missing_file", path, source_id, "no such file")
             continue
         try:
-            sha256 = source.sha256 or content_digest(source.path)
+            sha256 = source.sha256 or content_digest(source.path, cache)
         except OSError as error:
             check_machine(error)
             yield Dropped("unreadable", path, source_id, error.strerror or str(error))

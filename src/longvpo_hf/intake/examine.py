@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longvpo_hf.artifacts import Fields, digest, file_digest, write_text
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, StorageError, storage_error
 from longvpo_hf.frames import Bounds, FrameTimes, VideoFile, decoder
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _MAX_DETECTION_FPS = 30.0
 _DETECTION_HEIGHT_PX = 90
 #: A fade changes several frames in a row, and is one cut.
 _MIN_SCENE_SECONDS = 0.5
+#: The coarsest clock of a file system in use ticks every 2 s (FAT); the rest is for servers whose clock differs.
+_SETTLED_NS = 10 * 10**9
 
 
 def examine(
@@ -168,15 +171,50 @@ class _SceneDetector:
         return changes[1:]
 
 
-def content_digest(path: str | Path) -> str:
-    """The SHA-256 of a file; computed once per process while the file stays the same."""
+def content_digest(path: str | Path, cache: Path | None = None) -> str:
+    """The SHA-256 of a file; read once by all builds that share a cache, while the file stays the same.
+
+    A file is the same while its path, inode, size and both times of change are. One that changed less than 10 s before
+    it was read is read again by the next process: it may change once more without its times showing it.
+
+    Args:
+        path: The file.
+        cache: Folder of what was found before; None remembers in this process alone.
+
+    Raises:
+        OSError: If the file cannot be read.
+        StorageError: If the cache cannot be written.
+    """
+    return _digest(str(path), _facts(path), cache)
+
+
+def _facts(path: str | Path) -> tuple[int, ...]:
+    """What changes with a file's content."""
     status = os.stat(path)
-    return _digest(str(path), status.st_size, status.st_mtime_ns)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(path: str, size: int, changed_ns: int) -> str:
-    return file_digest(path)
+def _digest(path: str, facts: tuple[int, ...], cache: Path | None) -> str:
+    if cache is None:
+        return file_digest(path)
+    key = digest(["file", os.path.abspath(path)])
+    kept = cache / "hashed" / key[:2] / f"{key}.json"
+    try:
+        found, seal = json.loads(kept.read_text(encoding="utf-8"))
+        if seal == digest(found) and found[:-1] == list(facts):
+            return str(found[-1])
+    except (OSError, ValueError, TypeError):
+        pass
+    begun_ns = time.time_ns()
+    sha256 = file_digest(path)
+    if max(facts[2:]) + _SETTLED_NS < begun_ns and _facts(path) == facts:
+        found = [*facts, sha256]
+        try:
+            write_text(kept, json.dumps([found, digest(found)]))
+        except OSError as error:  # which says nothing about the source
+            raise storage_error(error) or StorageError(f"{kept}: {error}. Name another --cache.") from error
+    return sha256
 
 
 class _Kept:

@@ -167,7 +167,7 @@ class _Task:
 
     def _content(self, clip: Clip) -> str:
         try:
-            return content_digest(clip.path)
+            return content_digest(clip.path, self.cache)
         except FileNotFoundError:
             raise UnreadableVideo("missing_file", clip, "no such file") from None
         except OSError as error:
