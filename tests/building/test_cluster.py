@@ -108,3 +108,13 @@ def test_what_ends_a_worker_s_piece_ends_the_build(
     with pytest.raises(WorkersLost, match=r"Piece 0-00-00000 has cost 2 workers"):
         build(tmp_path / "b", Cluster(nodes.address), Deadly())
     assert Cluster(nodes.address).ask(lambda: 6 * 7) == 42
+
+
+def test_without_an_address_no_cluster_of_others_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray joins any cluster of this machine, as one that another run started, unless it is told `local`."""
+    asked: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **options: asked.append(address))
+    for everyone in (Cluster(), Cluster("auto")):
+        everyone._connected()
+    assert asked == ["local", "auto"]

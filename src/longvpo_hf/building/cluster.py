@@ -89,8 +89,8 @@ class Cluster:
         if not ray.is_initialized():
             paths = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
             more = {} if self.address else {"include_dashboard": False}
-            try:
-                ray.init(self.address, runtime_env={"env_vars": paths}, log_to_driver=False, **more)
+            try:  # without an address Ray would join any cluster that was started on this machine
+                ray.init(self.address or "local", runtime_env={"env_vars": paths}, log_to_driver=False, **more)
             except (ConnectionError, ValueError) as error:
                 raise ConfigError(
                     f"There is no Ray cluster at {self.address} ({error}): start one, ray start."
