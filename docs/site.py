@@ -38,7 +38,8 @@ def on_post_build(config: Any) -> None:
     lines = [f"# {config['site_name']}", "", f"> {config['site_description']}", ""]
     for title, page in _pages(config["nav"]):
         path = ROOT / "README.md" if page == "index.md" else Path(config["docs_dir"]) / page
-        lines.append(f"- [{title}]({page.removesuffix('.md')}/): {_first_sentences(path.read_text(encoding='utf-8'))}")
+        address = "./" if page == "index.md" else f"{page.removesuffix('.md')}/"
+        lines.append(f"- [{title}]({address}): {_first_sentences(path.read_text(encoding='utf-8'))}")
     (Path(config["site_dir"]) / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -111,6 +112,43 @@ def test_commands_that_need_only_rows_are_run(tmp_path: Path, monkeypatch: pytes
         assert result.exit_code == 0, f"{command}\n{result.output}"
 
 
+#: Options of other programs that pages, comments and messages name, and of scripts for this repository alone.
+OTHERS = {
+    "accelerate, torchrun": "config-file cpu fsdp-transformer-layer-cls-to-wrap machine-rank main-process-ip no-python "
+    "nproc-per-node num-processes parallelism-config-cp-size parallelism-config-dp-shard-size quiet standalone",
+    "hf, uv, sbatch": "array detach find-links flavor local-dir repo-type secrets timeout wait with",
+    "lmms-eval, vllm": "gen-kwargs include-path limit-mm-per-prompt log-samples model-args output-path",
+    "pip, apt-get": "disable-pip-version-check hash no-deps no-install-recommends only-binary python require-hashes "
+    "requirement target",
+    "recipes/*.py, benchmarks/*.py": "arms estimate fast only-done seeds work",
+}
+
+
+def options_of(app: Any) -> set[str]:
+    """All options of a command and of those below it."""
+    arguments = app.assemble_argument_collection() if app.default_command else []
+    own = {name for argument in arguments for name in (*argument.names, *argument.negatives)}
+    return own.union(*(options_of(app[name]) for name in app if not name.startswith("-")))
+
+
+def test_every_option_that_a_text_names_exists() -> None:
+    """In pages, in the docstrings and errors of the package, and in shipped files; with dashes or underscores."""
+    known = options_of(app) | {option for action in recipe_parser()._actions for option in action.option_strings}
+    known = {option.replace("_", "-") for option in known} | {"--help", "--version"}
+    known |= {f"--{name}" for names in OTHERS.values() for name in names.split()}
+    shipped = [
+        path for kind in ("recipes/**/*.yaml", "recipes/*.py", "dataset_scripts/*.py") for path in ROOT.glob(kind)
+    ]
+    unknown = {}
+    for path in [*PAGES, *shipped, *ROOT.glob("src/**/*.py"), *ROOT.glob("model_cards/**/*.md")]:
+        text = re.sub(r"var\(--[\w-]+\)|--[\w-]+:", "", path.read_text(encoding="utf-8"))  # of CSS
+        named = {f"--{name}" for name in re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*[a-z0-9])", text)}
+        if missing := {option for option in named if option.replace("_", "-") not in known}:
+            unknown[str(path.relative_to(ROOT))] = sorted(missing)
+    assert {"--max-rounds", "--no-thinking"} <= known
+    assert unknown == {}
+
+
 def check_recipe(words: list[str]) -> None:
     parser = recipe_parser()
     for option in ("--config", "--accelerate_config", "--config_file"):
@@ -146,7 +184,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     listed = re.findall(r"(?m)^- \[[^\]]+\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
     assert len(listed) > 15
     for page in listed:
-        assert (site / page.removeprefix("index/") / "index.html").is_file(), page
+        assert (site / page / "index.html").is_file(), page
 
 
 def test_get_started_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, films: Path) -> None:

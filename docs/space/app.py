@@ -21,10 +21,11 @@ import gradio as gr
 from huggingface_hub import hf_hub_download, hf_hub_url
 
 from longvpo_hf.auditing import audit_rows
-from longvpo_hf.errors import LongVPOError
+from longvpo_hf.errors import DatasetError, LongVPOError
 from longvpo_hf.paths import path_inside
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.publishing.rows import RowsFolder
+from longvpo_hf.studies.report.sections import clock
 
 #: Rows that are kept in memory; of larger datasets these are the first.
 MAX_ROWS = 20_000
@@ -49,6 +50,8 @@ class Opened:
         """The address that a browser finds a clip's file at."""
         path = path_inside(self.name, file_name)  # no row leads out of its dataset
         if self.is_local:
+            if not path.is_file():
+                raise DatasetError(f"{file_name} is not in {self.name}: its rows may have come without their media.")
             return f"/gradio_api/file={quote(str(path))}"
         return str(hf_hub_url(self.name, file_name, repo_type="dataset"))
 
@@ -66,6 +69,12 @@ def open_dataset(name: str, allowed: str | None) -> Opened:
     source = RowsFolder(folder, video_root=folder)
     rows = [row for _, row in zip(range(MAX_ROWS), source.raw(), strict=False)]
     return Opened(name, rows, is_local)
+
+
+def methods_of(opened: Opened) -> list[str]:
+    """The methods that the rows name, sorted; a stranger's rows may hold anything in that column."""
+    found = [row.get("provenance") for row in opened.rows]
+    return sorted({str(one["method"]) for one in found if isinstance(one, dict) and one.get("method")})
 
 
 def matching(opened: Opened, words: str, method: str, third: str) -> list[int]:
@@ -103,7 +112,7 @@ def shown(opened: Opened, number: int) -> str:
         except LongVPOError as error:
             player = f"<p>{html.escape(str(error))}</p>"
         marks = ("★ evidence " if index in row.evidence else "") + ("◆ reference" if index in row.reference else "")
-        about = f"clip {index} · {clip.start_seconds:.1f}–{clip.end_seconds:.1f} s {marks}"
+        about = f"clip {index} · {clock(clip.start_seconds)}–{clock(clip.end_seconds)} {marks}"
         clips.append(f"<figure>{player}<figcaption>{html.escape(about)}</figcaption></figure>")
     texts = "".join(
         f"<p><b>{title}</b> {html.escape(text)}</p>"
@@ -150,8 +159,7 @@ def page(dataset: str = "") -> gr.Blocks:
 
         def opening(wanted: str) -> tuple[Any, ...]:
             opened = opened_or_error(wanted)
-            methods = {str((one.get("provenance") or {}).get("method") or "") for one in opened.rows} - {""}
-            return gr.Dropdown(["all", *sorted(methods)], value="all"), *filtering(wanted, "", "all", THIRDS[0])
+            return gr.Dropdown(["all", *methods_of(opened)], value="all"), *filtering(wanted, "", "all", THIRDS[0])
 
         def filtering(wanted: str, words: str, method: str, third: str) -> tuple[Any, ...]:
             opened = opened_or_error(wanted)
