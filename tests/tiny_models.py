@@ -503,6 +503,7 @@ FAMILIES: dict[str, Builder] = {
 #: All families; `tests/families` and `tests/planning` run on them.
 ALL: dict[str, Builder] = {
     **FAMILIES,
+    "cosmos3_omni": _newer("cosmos3_omni"),
     "exaone4_5": _newer("exaone4_5"),
     "gemma4": _newer("gemma4"),
     "glm46v": _glm46v,

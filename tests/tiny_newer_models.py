@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from transformers import (
+    Cosmos3OmniConfig,
+    Cosmos3OmniForConditionalGeneration,
     Exaone4_5_Config,
     Exaone4_5_ForConditionalGeneration,
     Exaone4_5_Processor,
@@ -249,6 +251,11 @@ def qwen3_omni_moe_thinker() -> Parts:
         audio_end_token_id=tokenizer.convert_tokens_to_ids("<|audio_eos|>"),
     )
     return Qwen3OmniMoeThinkerForConditionalGeneration(config), processor
+
+
+def cosmos3_omni() -> Parts:
+    processor, config = tiny_models._qwen3_vl_parts()
+    return Cosmos3OmniForConditionalGeneration(Cosmos3OmniConfig(**config)), processor
 
 
 def exaone4_5() -> Parts:

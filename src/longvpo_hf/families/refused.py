@@ -86,8 +86,12 @@ REFUSED = (
     Refused("glm5_next", "Glm5NextProcessor", _INDEXED),
     Refused("qwen4_exp", "", _INDEXED),
     Refused("cohere_compass", "CohereCompassProcessor", _UNTRIED),
-    Refused("cosmos3_edge", "Cosmos3EdgeProcessor", _UNTRIED),
-    Refused("cosmos3_omni", "", _UNTRIED),
+    Refused(
+        "cosmos3_edge",
+        "Cosmos3EdgeProcessor",
+        "in transformers 5.23 its processor fails on a video whose metadata it is not told to return (KeyError: "
+        "'video_metadata'), and no test of this package runs it in another way",
+    ),
     Refused("gemma4_unified", "Gemma4UnifiedProcessor", _UNTRIED),
     Refused(
         "glmga",
