@@ -36,7 +36,7 @@ from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, tre
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "full": dict,
     "lora": lambda: {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.0)},
-    "precomputed": lambda: {"precompute_ref_log_probs": True},
+    "precomputed": lambda: {"precompute_ref_log_probs": True, "view_distillation_weight": 0.7},
     "bad": lambda: {"on_bad_video": "skip"},
     "distilled": lambda: {"view_distillation_weight": 0.7},
 }
