@@ -82,9 +82,12 @@ class Run:
         """
         if self.machine.context_parallel == 1:
             return
-        reason = (
-            reason_not_shared(self.built) if self.batch.is_packed else (self.without_trees or "tree_packing is off")
-        )
+        if self.training.view_distillation_weight:
+            reason: str | None = "view_distillation_weight compares hidden states, which are spread over the processes"
+        elif self.batch.is_packed:
+            reason = reason_not_shared(self.built)
+        else:
+            reason = self.without_trees or "tree_packing is off"
         if reason is not None:
             raise ConfigError(
                 f"context_parallel={self.machine.context_parallel}: processes cannot share a timeline here: "
