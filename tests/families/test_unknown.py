@@ -11,7 +11,12 @@ import torch
 import transformers
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    HyperCLOVAXVisionV2Processor,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
@@ -211,6 +216,21 @@ def test_one_whose_tile_is_none_is_refused() -> None:
     encoder.processor, encoder._family, encoder._video_settings = processor, family_of("teapot"), {}
     encoder._control_tokens, encoder.switch = control_tokens(processor.tokenizer), {}
     assert "reads like one tile, but larger frames became more pixels" in str(_reason_in_trial(encoder))
+
+
+def test_hyperclovax_fills_in_the_duration_for_one_prompt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its refusal says: a second prompt about the video finds no duration."""
+    monkeypatch.setattr("longvpo_hf.families.encoding.refusal", lambda source: None)
+    processor = HyperCLOVAXVisionV2Processor(
+        Qwen2VLImageProcessor(size=QWEN_SIZE),
+        tiny_models._qwen_tokenizer(),
+        Qwen2VLVideoProcessor(size=QWEN_SIZE, cap_pixels_per_frame=False),
+        chat_template=QWEN_TEMPLATE,
+    )
+    PromptEncoder(processor)
+    processor.chat_template = QWEN_TEMPLATE.replace("<|video_pad|>", "<|video_pad|><|video_duration|>")
+    with pytest.raises(ModelError, match="a trial on two small videos failed: it ended with StopIteration"):
+        PromptEncoder(processor)
 
 
 @pytest.mark.usefixtures("unknown")
