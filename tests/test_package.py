@@ -435,36 +435,18 @@ def test_wheel_holds_the_whole_package(wheel: Path) -> None:
     }
 
 
-def test_trainer_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path: Path) -> None:
+    """Every command that a user types after `pip install`, in a folder far from any checkout."""
     # A pure-Python wheel without a .data folder is installed by unpacking it; unlike pip's --target this needs no pip.
     target = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if ".data/" in name]
         archive.extractall(target)
-    program = (
-        "import longvpo_hf\n"
-        "from longvpo_hf import LongVPOTrainer\n"
-        "from longvpo_hf.training.trainer import LongVPOTrainer as same\n"
-        "import sys\n"
-        "assert LongVPOTrainer is same\n"
-        "print(longvpo_hf.__file__)\n"
-        "print(sys.modules[LongVPOTrainer.__module__].__file__)\n"
-    )
-    # The editable installation of this environment is still there, but behind PYTHONPATH.
-    files = run_python(program, cwd=tmp_path, pythonpath=target).splitlines()
-    assert files == [str(target / "longvpo_hf" / name) for name in ("__init__.py", "training/trainer.py")]
-
-
-def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path: Path) -> None:
-    """Every command that a user types after `pip install`, in a folder far from any checkout."""
-    target = tmp_path / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
     videos = tmp_path / "videos"
     for number, colour in enumerate(COLOURS.values()):
         write_clip(videos / f"{number}.mp4", colour)
 
-    def longvpo(*commands: list[str]) -> str:
+    def longvpo(*commands: list[str], then: str = "") -> str:
         lines = ["import sys", "from longvpo_hf.commands.app import main"]
         for words in commands:  # in one interpreter: torch is loaded once
             lines += [
@@ -472,7 +454,8 @@ def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path
                 "try: main()",
                 "except SystemExit as e: assert not e.code, e",
             ]
-        return run_python("\n".join(lines), cwd=tmp_path, pythonpath=target)
+        # The editable installation of this environment is still there, but behind PYTHONPATH.
+        return run_python("\n".join([*lines, then]), cwd=tmp_path, pythonpath=target)
 
     processor = build_processor()
     for part in (processor, build_model(processor, seed=0)):
@@ -487,11 +470,19 @@ def test_the_wheel_alone_builds_trains_and_finds_its_tasks(wheel: Path, tmp_path
     assert (tmp_path / "m" / "stage1-rows" / "train.parquet").is_file()
     assert (tmp_path / "m" / "stage1-model" / "model.safetensors").is_file()
     assert (tmp_path / "m" / "report.html").is_file()
-    said = longvpo(["check", "--rows", "m/stage1-rows"], ["configs"], ["run", "miniature", "--dry-run"])
+    said = longvpo(
+        ["check", "--rows", "m/stage1-rows"],
+        ["configs"],
+        ["run", "miniature", "--dry-run"],
+        ["eval", "--tasks-dir"],
+        then="from longvpo_hf import LongVPOTrainer; print(sys.modules[LongVPOTrainer.__module__].__file__)",
+    )
     assert "rows can be trained on" in said
     assert "internvl3_8b/stage1_lora" in said
     assert "Nothing is missing" in said
-    assert (Path(longvpo(["eval", "--tasks-dir"]).strip()) / "longvpo.yaml").is_file()
+    tasks, trainer = said.splitlines()[-2:]
+    assert (Path(tasks) / "longvpo.yaml").is_file()
+    assert trainer == str(target / "longvpo_hf" / "training" / "trainer.py")
 
 
 @pytest.mark.skipif(
