@@ -72,6 +72,19 @@ def by_shards(method: str, folder: Path, order: Sequence[Shard], **given: Any) -
     raise AssertionError("never finished")
 
 
+def test_a_shard_that_was_given_another_model_is_told_and_so_is_the_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models, settings, seed and videos alike: pieces have their digest in their names."""
+    made = "are there as made with another seed, other settings, models or videos"
+    build("stage1", tmp_path / "a", Shard(0, 2))
+    assert made not in capsys.readouterr().out
+    build("stage1", tmp_path / "a", Shard(1, 2), ScriptedResponder("another", fickle))
+    assert f"Of these, 0-00-00000, 0-00-00002, 0-00-00004 {made}" in capsys.readouterr().out
+    with pytest.raises(Unfinished, match=r"missing: 0-00-00001, 0-00-00003 .* Of these, 0-00-00001, 0-00-00003 are"):
+        build("stage1", tmp_path / "a", Merge())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_shards_in_any_order_give_the_rows_of_one_process(tmp_path: Path, method: str) -> None:
     whole = build(method, tmp_path / "whole")

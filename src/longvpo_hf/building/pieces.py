@@ -72,6 +72,7 @@ class RowBench:
         self.answerer = answerer
         self.seed = seed
         self.root = root
+        self.folder = folder
         named = [[method.name, method.prompt_version, method.question_model] for method in methods]
         self._journal = Journal(folder, [named, identity(answerer), seed, follows_from])
         self._remembered = Remembered(folder / f"answers-{self._journal.base}")
