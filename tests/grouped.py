@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,19 @@ from longvpo_hf.training.packing import forward
 
 @dataclass(frozen=True)
 class Scenario:
-    """A run: groups of processes, how many in each, and settings."""
+    """A run: groups of processes, how many in each, and settings; resumed after its first step, or not."""
 
     groups: int = 1
     size: int = 1
     family: str = "internvl"
+    resumed: bool = False
     more: dict[str, Any] = field(default_factory=dict)
 
 
 _LORA: dict[str, Any] = {"peft_config": "lora", "freeze_vision_tower": True, "precompute_ref_log_probs": True}
 SCENARIOS = {
     "full": Scenario(),
-    "full, 2 x 2": Scenario(groups=2, size=2),
+    "full, 2 x 2": Scenario(groups=2, size=2, resumed=True),
     "lora": Scenario(family="qwen3_vl", more=_LORA),
     "lora, 2": Scenario(size=2, family="qwen3_vl", more=_LORA),
 }
@@ -68,7 +70,8 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
         more["model"] = str(folder / scenario.family)
     if "peft_config" in more:
         more["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
-    trainer = trainers.make(
+    make = partial(
+        trainers.make,
         folder / name,
         rows,
         family=scenario.family,
@@ -79,11 +82,15 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
         use_cpu=scenario.size == 1,
         gradient_checkpointing=True,
         pairs_per_timeline=2,
-        optim="sgd",
+        optim="adamw_torch",
+        **({"save_strategy": "steps", "save_steps": 1} if scenario.resumed else {}),
         **more,
     )
+    if scenario.resumed:
+        make().train()
+    trainer = make()
     assert trainer.get_total_train_batch_size(trainer.args) == 4
-    trainer.train()
+    trainer.train(str(folder / name / "run" / "checkpoint-1") if scenario.resumed else None)
     trainer.evaluate()
     weights = {
         name: float(getattr(weight, "full_tensor", lambda whole=weight: whole)().detach().double().sum())

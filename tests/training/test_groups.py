@@ -58,6 +58,7 @@ def test_groups_train_and_evaluate_as_one_process(runs: dict[str, Any], name: st
         for metric, value in expected.items():
             # Rows that fill up an evaluation's last batch are no part of its metrics, but they are worked on.
             skipped = (*UNCOMPARED, *(["eval_visual_tokens"] if scenario.groups > 1 else []))
+            skipped += ("num_tokens", "train_loss") if scenario.resumed else ()  # TRL's, of what came after
             if not any(part in metric for part in skipped):
                 assert got[metric] == pytest.approx(value, rel=1e-4, abs=1e-4), metric
 
