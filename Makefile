@@ -1,8 +1,8 @@
 # One word for each thing one does here. Every target sets up first (scripts/setup.sh): at once when nothing changed.
 .PHONY: setup demo check test wheel bench lock
 
-# Test processes, of one thread each; a file's tests stay together. 0 is one process with torch's own threads.
-WORKERS ?= 2
+# Test processes, of one thread each, many of which wait for children; a file's tests stay together. 0 is one process with torch's own threads.
+WORKERS ?= 3
 
 # Files beginning with _ are helpers of the others.
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class NoiseSampler(FrameSampler):
         super().__init__(num_frames, 1.0, side_px * side_px)
         self._side_px = side_px
 
-    def __call__(self, timeline: Timeline, view: View | None = None) -> Frames:
+    def __call__(self, timeline: Timeline, view: View | None = None, wanted: Set[int] | None = None) -> Frames:
         seconds = self.timeline_seconds(timeline, view)
         seen = (view or View.whole()).of(timeline)
         return Frames(noise(len(seconds), self._side_px), seconds, (0,) * len(seconds), seen.duration_seconds)
