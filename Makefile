@@ -1,7 +1,8 @@
 # One word for each thing one does here. Every target sets up first (scripts/setup.sh): at once when nothing changed.
 .PHONY: setup demo check test wheel bench lock
 
-# Test processes, of one thread each, many of which wait for children; a file's tests stay together. 0 is one process with torch's own threads.
+# Test processes, of one thread each; a file's tests stay together. Many wait for children, so one more than CI has cores.
+# 0 is one process with torch's own threads.
 WORKERS ?= 3
 
 # Files beginning with _ are helpers of the others.
