@@ -207,6 +207,19 @@ def test_the_start_of_a_stream_is_looked_over_before_training(
     assert "on_bad_row='skip'" in message
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_streamed_evaluation_set_gives_the_metrics_of_one_in_memory(
+    tmp_path: Path, preferences: list[VideoPreference], batch_size: int
+) -> None:
+    rows = make_dataset(preferences)
+    found = []
+    for held_out in (rows.select(range(7)), rows.select(range(7)).to_iterable_dataset()):
+        trainer = trainers.make(tmp_path, rows, eval_dataset=held_out, per_device_eval_batch_size=batch_size)
+        measured = trainer.evaluate()
+        found.append({name: value for name, value in measured.items() if "runtime" not in name and "per_s" not in name})
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_each_row_of_a_stream_is_looked_at_when_it_comes(
     tmp_path: Path,
     preferences: list[VideoPreference],

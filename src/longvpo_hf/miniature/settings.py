@@ -225,7 +225,7 @@ class MiniatureSettings:
 
     @classmethod
     def pretrained(cls, seed: int = 0) -> MiniatureSettings:
-        """A pretrained language model of 135 million parameters, in half an hour on two cores."""
+        """A pretrained language model of 135 million parameters: half an hour of one core up to Stage 1."""
         return cls(
             seed=seed,
             scale="pretrained",

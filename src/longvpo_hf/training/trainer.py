@@ -167,6 +167,10 @@ class LongVPOTrainer(SharingTrainer):
                 )
             data_collator = data_collator or VideoPreferenceCollator.of(processing_class, args)
             train_dataset, eval_dataset = look_over(model, args, data_collator, train_dataset, eval_dataset)
+        sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+        if any(isinstance(rows, IterableDataset) for rows in sets):
+            # As TRL does for streamed training rows: accelerate would cut every tensor of a batch along its rows.
+            args.accelerator_config.dispatch_batches = False
         super().__init__(
             model=model,
             ref_model=ref_model,
