@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,16 @@ def make_dataset(preferences: Sequence[VideoPreference], **columns: Sequence[Any
     """Rows as a dataset in memory, their clips as plain paths, with more columns beside."""
     rows = [preference.to_row(lambda clip: clip.path) for preference in preferences]
     return Dataset.from_list([{**row, **{k: v[i] for k, v in columns.items()}} for i, row in enumerate(rows)])
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Leaves no variable behind: commands that run within a test set some for the libraries they are about to use."""
+    before = dict(os.environ)
+    yield
+    now = os.environ.get("PYTEST_CURRENT_TEST", "")
+    os.environ.clear()
+    os.environ.update(before, PYTEST_CURRENT_TEST=now)
 
 
 @pytest.fixture(scope="session")

@@ -62,12 +62,9 @@ def lora(model: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No network, and nothing of what lmms-eval sets stays behind."""
+    """No network, and the generators are left as they were."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    for name in ("LONGVPO_EVAL_DATA", "LMMS_CACHE_RUN_ID", "TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
-        monkeypatch.setenv(name, "")  # so that it is restored, whatever is set in the meantime
-        monkeypatch.delenv(name)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
     random.setstate(states[0])

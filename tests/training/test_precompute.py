@@ -98,7 +98,10 @@ def test_only_the_reference_view_is_decoded_and_the_policy_view_later(
     assert set(seen.taken()) <= {row.timeline for row in preferences}
 
 
-def test_shows_a_progress_bar(tmp_path: Path, dataset: Dataset, capfd: pytest.CaptureFixture[str]) -> None:
+def test_shows_a_progress_bar(
+    tmp_path: Path, dataset: Dataset, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     # Its default is that of transformers' log, which a command that ran before in this process has made quiet.
     trainers.make(tmp_path, dataset, precompute_ref_log_probs=True, disable_tqdm=False)
     assert "Computing reference log probs for train dataset: 100%" in capfd.readouterr().err
