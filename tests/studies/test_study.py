@@ -77,6 +77,23 @@ def test_a_study_is_its_steps_with_measurements_before_and_after(tmp_path: Path)
         assert training[training.index(f"--{option}") + 1] == f"/run/{value}"
 
 
+@pytest.mark.parametrize(("responder", "word", "needs"), [
+    ("base", "someone/model", ()),
+    ("stage1-model", "/run/stage1-model", ("stage1-model",)),
+    ("scripted", "scripted", ()),
+    ("someone/else", "someone/else", ()),
+])  # fmt: skip
+def test_rows_are_answered_by_the_model_that_is_named(
+    tmp_path: Path, responder: str, word: str, needs: tuple[str, ...]
+) -> None:
+    given = [{**step, "responder": responder} if number == 2 else step for number, step in enumerate(PLAIN["steps"])]
+    (found,) = [step for step in steps(tmp_path, steps=given, evaluate=None) if step.name == "stage2-rows"]
+    words = found.words(Path("/run"))
+    assert words[words.index("--responder") + 1] == word
+    assert words.count("--responder") == 1
+    assert found.needs == needs
+
+
 def test_rows_are_audited_against_the_benchmarks_whose_videos_their_build_drops(tmp_path: Path) -> None:
     lists = ["mlvu=mlvu.txt", "videomme=videomme.txt"]
     both = {"source": "films", "corpus": "videofolder", "benchmark-videos": lists}

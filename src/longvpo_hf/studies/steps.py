@@ -161,10 +161,15 @@ class _Compiler:
         if self._is_miniature:
             from longvpo_hf.miniature.study import make_rows
 
-            return make_rows(self._study, item.build, name, self._model)
-        model, needs, settings = self._given(self._model)
+            answerer = self._model if item.responder is None else self._of(item.responder, "model", "responder", name)
+            return make_rows(self._study, item.build, name, answerer)
         options: dict[str, Any] = {**self._study.videos, **item.options}
         options = {option.replace("-", "_"): value for option, value in options.items()}
+        if item.responder is None or item.responder == BASE or self._made.get(item.responder) == "model":
+            model, needs, settings = self._given(item.responder or self._model)
+        else:
+            model, needs, settings = item.responder, (), {}
+            options["responder"] = model
         followed = {option: value for option, value in options.items() if option not in _LEAVE_ROWS}
         if "iterate_from" not in options:
             options.setdefault("responder", model)

@@ -35,11 +35,14 @@ class Build:
     Args:
         build: The method: `stage1`, `stage2` or `temporal`.
         name: Of the step and of its folder. Empty: the method's, e.g. `stage1-rows`.
-        options: As in `longvpo build METHOD`. The responder is the model that was trained last, or the base.
+        responder: The model that answers: a step that trains one, `base` for the base, or as `--responder` of
+            `longvpo build`. None: the last training, or the base.
+        options: As in `longvpo build METHOD`.
     """
 
     build: str
     name: str = ""
+    responder: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
