@@ -73,7 +73,9 @@ def test_rows_speak_english(finished: Path) -> None:
 def test_the_base_answers_what_stage_1_unlearns(finished: Path) -> None:
     for rows in ("stage1-rows", "stage2-rows"):
         data = load_dataset(str(finished / rows), split="train", cache_dir=str(finished / "elsewhere"))
-        answered = {row["answer_model"].partition("@")[0] for row in data.with_format("arrow")["provenance"].to_pylist()}
+        answered = {
+            row["answer_model"].partition("@")[0] for row in data.with_format("arrow")["provenance"].to_pylist()
+        }
         assert answered == {"miniature-base"}
 
 
