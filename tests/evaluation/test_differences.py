@@ -6,10 +6,12 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.evaluation.differences import Unit, difference, mcnemar, mean_score
+from longvpo_hf.evaluation.differences import Unit, difference, mcnemar, mean_score, score_bounds
 
 
 def units(scores: str, videos: str | None = None, strata: str | None = None) -> list[Unit]:
@@ -52,6 +54,26 @@ def test_a_difference_by_hand() -> None:
     # The other way round everything is the other way round.
     back = difference(second, first)
     assert (back.points, back.only_first, back.p_value) == (-found.points, 9, found.p_value)
+
+
+@pytest.mark.parametrize(("scores", "per_video"), [("1" * 70 + "0" * 30, 1), (("1" * 4 + "0" * 4) * 12, 4)])
+def test_bounds_of_a_score_are_those_of_videos_drawn_anew(scores: str, per_video: int) -> None:
+    """Against scipy's bootstrap over the videos' means; questions of one video agree, and are one draw."""
+    videos = "".join(chr(0x4E00 + i // per_video) for i in range(len(scores)))
+    found = score_bounds(units(scores, videos))
+    means = np.array([100.0 * int(score) for score in scores]).reshape(-1, per_video).mean(axis=1)
+    expected = bootstrap((means,), np.mean, method="percentile", rng=1).confidence_interval
+    assert found == pytest.approx(tuple(expected), abs=1.5)
+    alone = score_bounds(units(scores))
+    assert alone is not None
+    assert (found[1] - found[0]) / (alone[1] - alone[0]) == pytest.approx(math.sqrt(per_video), rel=0.1)
+
+
+def test_a_score_of_few_videos_or_of_equal_answers_has_no_bounds() -> None:
+    assert score_bounds(units("110101010")) is None
+    assert score_bounds(units("1101010100")) is not None
+    assert score_bounds(units("1" * 50)) is None
+    assert score_bounds([]) is None
 
 
 def test_questions_of_one_video_are_one_draw() -> None:

@@ -354,6 +354,7 @@ def test_a_checkpoint_with_a_record_gets_its_results(root: Path, model: Path, tm
     assert record is not None
     assert [(each.metric_name, each.metric_value) for each in record.evaluations] == [("LVBench, 2 frames", 50.0)]
     assert "greedy, at most 32 tokens" in str(record.evaluations[0].metric_args)
+    assert "| LVBench, 2 frames | 50.0 |" in (folder / "README.md").read_text(encoding="utf-8")
     assert (folder / ".eval_results/lvbench.yaml").is_file()
 
 

@@ -289,6 +289,6 @@ def test_results_go_into_a_checkpoint_s_record_once(tmp_path: Path) -> None:
     record = read_record(tmp_path, ModelRecord)
     assert record is not None
     assert [each.metric_value for each in record.evaluations] == [1.0, 42.0]
-    assert record.evaluations[1].metric_args == {"protocol": ONE.line}
+    assert record.evaluations[1].metric_args == {"protocol": ONE.line, "questions": 4}
     assert (tmp_path / ".eval_results/lvbench.yaml").is_file()
     assert weights_digest(tmp_path) == digest, "answers that are kept stay valid"

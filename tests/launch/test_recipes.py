@@ -38,7 +38,7 @@ from longvpo_hf.miniature.temporal import _ask_about_a_marker
 from longvpo_hf.miniature.workshop import Workshop
 from longvpo_hf.preference import Provenance, undecoded
 from longvpo_hf.publishing.dataset import DatasetWriter
-from longvpo_hf.record import DatasetRecord, MethodRecord
+from longvpo_hf.record import DatasetRecord, MethodRecord, ModelRecord, read_record, write_record
 from longvpo_hf.responders import Request
 from media import write_video
 
@@ -360,6 +360,8 @@ def test_a_stage_1_adapter_is_merged_and_becomes_policy_and_reference_of_stage_2
     for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
         (adapter / name).unlink(missing_ok=True)  # a folder without processor: the base's is taken
 
+    recorded = read_record(adapter, ModelRecord)
+    write_record(adapter, replace(recorded, licence={"license": "mit"}))
     second = tmp_path / "stage2"
     trainer = STAGE2.main(options(adapter, rows, second, max_steps=1, learning_rate=0.0, reference="full"))
 
@@ -373,6 +375,11 @@ def test_a_stage_1_adapter_is_merged_and_becomes_policy_and_reference_of_stage_2
     # Policy and reference are the same merged model: no reward before the first step has an effect.
     assert logged(trainer, "rewards/margins") == [0.0]
     assert torch.equal(load_file(second / "model.safetensors")[name], merged[name])
+
+    # The card of what is trained on it knows the licence, and the rows before its own.
+    between, last = (read_record(tmp_path / name, ModelRecord) for name in ("stage2-base", "stage2"))
+    assert (between.adapter, between.data) == ("", recorded.data)
+    assert (last.base.name, last.licence) == ("stage2-base", {"license": "mit"})
 
     third = STAGE2.main(options(adapter, rows, tmp_path / "third", max_steps=1, use_peft="true", reference="full"))
     settings = json.loads((tmp_path / "third" / "adapter_config.json").read_text())

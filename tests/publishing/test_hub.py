@@ -111,6 +111,16 @@ def test_card_explains_the_funnel() -> None:
     assert "| rows | 8 |\n| dropped: answers_agree (chosen and rejected say the same) | 2 |\n" in text
 
 
+def test_card_says_who_wrote_the_rows_and_where_no_licence_is_stated() -> None:
+    licences = (LicenceRecord("", 3, 1, ("a",)), LicenceRecord("mit", 1, 1, ("b",)))
+    text = dataset_card(replace(RECORD, licences=licences))
+    assert "## Limits\n\nQuestions and answers were written and filtered by models" in text
+    assert "**No licence is stated for 3 clips.**" in text
+    text = dataset_card(replace(RECORD, methods=(MethodRecord("by-hand"),), licences=licences[1:]))
+    assert "## Limits" not in text
+    assert "No licence" not in text
+
+
 def test_names_from_outside_cannot_break_the_card() -> None:
     nasty = "a | b\n---\n| c: [x](http://y) `z` <b> {{ 1 }}"
     text = dataset_card(

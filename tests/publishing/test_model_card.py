@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torchcodec.encoders import VideoEncoder
 from hub_double import TOKEN, HubDouble, card_errors
 from longvpo_hf import papers
 from longvpo_hf.preference import VideoPreference
-from longvpo_hf.publishing.model_card import CURVE_FILE, write_model_card
+from longvpo_hf.publishing.model_card import CURVE_FILE, model_card, update_model_card, write_model_card
 from longvpo_hf.record import (
     RECORD_FILE,
     AdapterRecord,
@@ -91,16 +91,71 @@ def code_blocks(text: str) -> list[str]:
 
 def test_evaluation_stands_in_the_table_and_in_the_model_index(tmp_path: Path) -> None:
     text = written(tmp_path, evaluations=(result(), result("LVBench", 50.1)))
-    assert "| MLVU | dev | M-Avg | 74.1 |\n| LVBench | dev | M-Avg | 50.1 |\n" in text
+    assert "| MLVU | dev | M-Avg | 74.1 | – |\n| LVBench | dev | M-Avg | 50.1 | – |\n" in text
+    assert "No result was recorded" not in text
     (index,) = ModelCard(text).data.to_dict()["model-index"]
     assert index["name"] == "mine"
     assert [entry["metrics"][0]["value"] for entry in index["results"]] == [74.1, 50.1]
 
 
-def test_without_results_there_is_no_table(tmp_path: Path) -> None:
+def test_a_result_stands_with_its_bounds_beside_that_of_the_base(tmp_path: Path) -> None:
+    known = {"protocol": "mlvu: at most 64 frames", "questions": 2174, "interval_95": [72.24, 75.86]}
+    base = {"base": {"value": 70.4, "interval_95": [68.5, 72.3]}}
+    text = written(tmp_path, evaluations=(replace(result(), metric_args={**known, **base}), result("LVBench", 50.1)))
+    assert "| MLVU | dev | M-Avg | 70.4 (68.5–72.3) | 74.1 (72.2–75.9) | 2174 |\n" in text
+    assert "| LVBench | dev | M-Avg | – | 50.1 | – |\n" in text
+    assert "\nHow it was measured:\n\n- mlvu: at most 64 frames\n" in text
+    (index,) = ModelCard(text).data.to_dict()["model-index"]
+    assert index["results"][0]["metrics"][0]["args"] == {"protocol": known["protocol"]}
+
+
+@pytest.mark.parametrize("bounds", ["ab", [1, "x"], [True, False], [1.0], {"0": 1, "1": 2}, 3])
+def test_bounds_that_are_none_are_not_shown(tmp_path: Path, bounds: Any) -> None:
+    strange = replace(result(), metric_args={"interval_95": bounds, "base": 7, "questions": NASTY[0]})
+    text = written(tmp_path, evaluations=(strange,))
+    assert "| MLVU | dev | M-Avg | 74.1 | a \\| b \\| c |\n" in text
+
+
+def test_without_results_the_card_says_so(tmp_path: Path) -> None:
     text = written(tmp_path)
-    assert "## Evaluation" not in text
+    assert "## Evaluation\n\nNo result was recorded: nothing is known of how well this model answers." in text
+    assert "| benchmark |" not in text
     assert "model-index" not in text
+
+
+def test_limits_are_those_of_the_run(tmp_path: Path) -> None:
+    ours = (TrainedOn(Source.of(DATASET), (MethodRecord("longvpo-stage2"),)),)
+    text = written(tmp_path, data=ours)
+    assert "- In training it saw at most 3 frames, 1 a second, of each video." in text
+    assert "- Questions and answers of longvpo-stage2 were written and filtered by models" in text
+    text = written(tmp_path, data=(TrainedOn(Source.of("me/labelled"), (MethodRecord("by-hand"),)),), sampling=None)
+    assert "written and filtered" not in text
+    assert "## Limits\n\n- Nothing was measured beyond what is said above.\n\n## Licence\n" in text
+
+
+def test_a_card_that_somebody_wrote_into_is_left_as_it_is(tmp_path: Path) -> None:
+    old = ModelRecord("mine", "me/mine", Source.of(BASE))
+    new = replace(old, evaluations=(result(),))
+    assert update_model_card(tmp_path, old, new), "no card, nothing to lose"
+    assert not (tmp_path / "README.md").exists()
+    write_model_card(tmp_path, old, LOGS)
+    assert update_model_card(tmp_path, old, new)
+    card = tmp_path / "README.md"
+    assert card.read_text(encoding="utf-8") == model_card(new, has_curve=True)
+    card.write_text(card.read_text(encoding="utf-8") + "\nMy own words.\n", encoding="utf-8")
+    assert not update_model_card(tmp_path, new, old)
+    assert card.read_text(encoding="utf-8").endswith("My own words.\n")
+    assert read_record(tmp_path, ModelRecord) == old
+
+
+def test_a_merged_adapter_is_loaded_as_a_whole_model(tmp_path: Path) -> None:
+    training = TrainingRecord(adapter=AdapterRecord("LoRA", 4, 8, ("q_proj",)))
+    merged = ModelRecord("mine", "me/mine", Source.of(BASE), training=training).merged()
+    text = written(tmp_path, training=merged.training)
+    assert "PeftModel" not in text
+    assert "A fine-tuned version of" in text
+    assert "| trained weights | LoRA of rank 4, α 8 on q_proj, merged into the base |" in text
+    assert ModelCard(text).data.library_name == "transformers"
 
 
 def test_curve_stands_beside_the_card(tmp_path: Path) -> None:
@@ -125,7 +180,7 @@ def test_licence_is_the_base_model_s(tmp_path: Path) -> None:
     assert "\nqwen, the base model's." in text
     text = written(tmp_path)
     assert "license" not in ModelCard(text).data.to_dict()
-    assert "\nNot known; that of the base model applies." in text
+    assert "\nNot stated: the base model's licence is not known here, and applies." in text
 
 
 @pytest.mark.parametrize(
@@ -189,11 +244,12 @@ def test_names_from_outside_cannot_break_the_card(tmp_path: Path, nasty: str) ->
         shown = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
         rows = [line for line in shown.splitlines() if line.startswith("|")]
         bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows]
-        assert bars == [3] * 20 + [5] * 3
+        assert bars == [3] * 20 + [6] * 3
         assert [line for line in shown.splitlines() if line.startswith("#")][1:] == [
             "## How to load it",
             "## Training",
             "## Evaluation",
+            "## Limits",
             "## Licence",
             "## Versions",
             "## Citation",

@@ -157,6 +157,23 @@ def mean_score(units: Sequence[Unit]) -> float:
     return math.fsum(math.fsum(scores) / len(scores) for scores in strata.values()) / len(strata)
 
 
+def score_bounds(units: Sequence[Unit]) -> tuple[float, float] | None:
+    """The 95 % bounds of a score, in percent: percentiles over videos that are drawn anew, with replacement.
+
+    None below 10 videos, and where all units score the same, so that drawing them anew says nothing.
+
+    Args:
+        units: What it is the mean of.
+    """
+    import numpy as np
+
+    if len({unit.video for unit in units}) < _FEWEST_VIDEOS or len({unit.score for unit in units}) == 1:
+        return None
+    videos = _indices([unit.video for unit in units])
+    scores = np.array([unit.score for unit in units])  # [N]
+    return _interval(scores, _indices([unit.stratum for unit in units]), videos, level=0.05)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """McNemar's exact test: how probable so uneven a split of the questions on which two models differ is, or a worse.
 
@@ -215,8 +232,10 @@ def _swap_test(changes: NDArray[np.float64]) -> float:
     return (hits + 1) / (_DRAWS + 1)
 
 
-def _interval(changes: NDArray[np.float64], strata: NDArray[np.intp], videos: NDArray[np.intp]) -> tuple[float, float]:
-    """Percentiles of the difference over videos that are drawn anew, with replacement."""
+def _interval(
+    changes: NDArray[np.float64], strata: NDArray[np.intp], videos: NDArray[np.intp], level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentiles of the difference, or of a score, over videos that are drawn anew, with replacement."""
     import numpy as np
 
     shape = (int(videos.max()) + 1, int(strata.max()) + 1)
@@ -234,5 +253,5 @@ def _interval(changes: NDArray[np.float64], strata: NDArray[np.intp], videos: ND
         drawn = times @ counts
         with np.errstate(invalid="ignore"):
             found.append(np.nanmean(np.where(drawn > 0, (times @ sums) / drawn, np.nan), axis=1))
-    low, high = np.quantile(np.concatenate(found), [LEVEL / 2, 1 - LEVEL / 2])
+    low, high = np.quantile(np.concatenate(found), [level / 2, 1 - level / 2])
     return float(low), float(high)

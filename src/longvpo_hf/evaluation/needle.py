@@ -141,6 +141,24 @@ def _cell(
     }
 
 
+def found_at(result: Mapping[str, Any], frames: int) -> tuple[float, tuple[float, float], int] | None:
+    """Needles found at one length over all depths: percent, its 95 % bounds, and how many needles there are.
+
+    The same needles are hidden at every depth, so that as many answers as needles are independent.
+
+    Args:
+        result: What `probe_needle` gives.
+        frames: The length; None comes back where it was not probed.
+    """
+    cells = [cell for cell in result["cells"] if cell["frames"] == frames]
+    if not cells:
+        return None
+    number = cells[0]["number"]
+    share = sum(cell["right"] for cell in cells) / sum(cell["number"] for cell in cells)
+    low, high = wilson_interval(round(share * number), number)
+    return 100 * share, (100 * low, 100 * high), number
+
+
 def _request(question: ProbeQuestion, filler: Filler, length: int, depth: float) -> Request:
     others = filler.clips(question, length // question.frames_per_clip - len(question.clips))
     return question.laid_among(others, round(depth * len(others)))

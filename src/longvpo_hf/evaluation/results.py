@@ -8,6 +8,7 @@ record (`longvpo.json`) gets the results too.
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,13 +21,19 @@ from huggingface_hub import EvalResultEntry, ModelCardData, eval_result_entries_
 
 from longvpo_hf.artifacts import write_json, write_text
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.evaluation.differences import score_bounds
+from longvpo_hf.evaluation.pairs import units_of
+from longvpo_hf.evaluation.suite import Suite
 from longvpo_hf.evaluation.suites import suites
 from longvpo_hf.evaluation.table import EvalRun, card_section, comparison, read_answers, to_markdown
 from longvpo_hf.public import markdown
-from longvpo_hf.record import EvaluationRecord, ModelRecord, Sampling, read_record, write_record
+from longvpo_hf.publishing.model_card import update_model_card
+from longvpo_hf.record import EvaluationRecord, ModelRecord, Sampling, read_record
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+logger = logging.getLogger(__name__)
 
 #: Where the Hub looks for results in a model's repository.
 HUB_FOLDER = ".eval_results"
@@ -113,9 +120,10 @@ def write_hub_results(runs: Sequence[EvalRun], folder: Path) -> None:
 
 
 def add_to_checkpoint(checkpoint: str, runs: Sequence[EvalRun]) -> bool:
-    """Adds results to a checkpoint of this machine: to its record, and as `.eval_results/`; both go with a push.
+    """Adds results to a checkpoint of this machine: to its record and card, and as `.eval_results/`. A push takes all.
 
-    Results of the same suites and numbers of frames that are there are replaced.
+    Results of the same suites and numbers of frames that are there are replaced. A card that somebody wrote into stays
+    what it is, and the log says so.
 
     Args:
         checkpoint: Folder, or name on the Hub, where nothing is changed.
@@ -131,7 +139,10 @@ def add_to_checkpoint(checkpoint: str, runs: Sequence[EvalRun]) -> bool:
     fresh = [evaluation_of(result) for result in eval_results(runs)]
     names = {(each.dataset_type, each.metric_name) for each in fresh}
     kept = [each for each in record.evaluations if (each.dataset_type, each.metric_name) not in names]
-    write_record(folder, replace(record, evaluations=(*kept, *fresh)))
+    if not update_model_card(folder, record, replace(record, evaluations=(*kept, *fresh))):
+        logger.warning(
+            f"{folder / 'README.md'} is not the card made of its record: it stays as it is, without these results."
+        )
     write_hub_results(runs, folder)
     return True
 
@@ -159,7 +170,7 @@ def eval_results(runs: Sequence[EvalRun]) -> list[EvalResult]:
     """What was measured of one model, for its card's metadata: `trainer.push_to_hub(eval_results=...)`.
 
     Args:
-        runs: Of one model, e.g. at several numbers of frames.
+        runs: Of one model, e.g. at several numbers of frames; 95 % bounds need their answers.
 
     Raises:
         ValueError: If the runs are of several models.
@@ -177,12 +188,25 @@ def eval_results(runs: Sequence[EvalRun]) -> list[EvalResult]:
             # With what distinguishes runs of one dataset: the Hub merges their entries.
             metric_name=f"{suite.title}, {run.num_frames} frames",
             metric_value=round(value, 2),
-            metric_args=None if (protocol := run.protocol(name, "ours")) is None else {"protocol": protocol.line},
+            metric_args=_how_sure(run, suite),
         )
         for run in runs
         for name, suite in suites().items()
         if (value := run.score(name)) is not None
     ]
+
+
+def _how_sure(run: EvalRun, suite: Suite) -> dict[str, Any] | None:
+    """Protocol, questions and 95 % bounds of a score, as far as they are known: see `EvaluationRecord`."""
+    protocol, task = run.protocol(suite.name, "ours"), run.task(suite.name) or {}
+    answers = run.answers_to(suite.name)
+    bounds = score_bounds(units_of(suite, answers)) if answers else None
+    facts = {
+        "protocol": None if protocol is None else protocol.line,
+        "questions": task.get("n"),
+        "interval_95": None if bounds is None else [round(bound, 2) for bound in bounds],
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None} or None
 
 
 def model_index(name: str, runs: Sequence[EvalRun]) -> list[dict[str, Any]]:

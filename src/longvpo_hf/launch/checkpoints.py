@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from trl import ModelConfig
 
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.publishing.model_card import write_model_card
+from longvpo_hf.record import ModelRecord, RecordError, read_record
 from longvpo_hf.responders.checkpoint import check_checkpoint, load_checkpoint
 from longvpo_hf.training.checkpoints import last_whole_checkpoint, torn
 from longvpo_hf.training.config import LongVPOConfig
@@ -72,6 +75,17 @@ def _merge(name: str, model: ModelConfig, folder: Path, digest: str) -> None:
         merged.to(kept).save_pretrained(part)
         processor.save_pretrained(part)
         write_json(part / _MERGED_FROM, {"adapter": digest})
+        if (record := _record_of(name, model.model_revision)) is not None:
+            # The next training's card knows by it whose licence applies, and what was trained on before.
+            write_model_card(part, replace(record.merged(), name=folder.name, load_from=f"path/to/{folder.name}"))
+
+
+def _record_of(name: str, revision: str | None) -> ModelRecord | None:
+    try:
+        return read_record(name, ModelRecord, revision)
+    except RecordError as error:  # of no use to the training itself
+        logger.warning(str(error))
+        return None
 
 
 def checkpoint_to_resume(training: LongVPOConfig) -> str | None:

@@ -50,22 +50,23 @@ def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
     trainer.accelerator.wait_for_everyone()
     results = _run_benchmarks(trainer, recipe)
     if trainer.is_world_process_zero():
+        from longvpo_hf.evaluation.results import HUB_FOLDER
+
         trainer.create_model_card(dataset_name=recipe.dataset_name, eval_results=results)
         if args.push_to_hub:
             HfApi(token=args.hub_token).upload_folder(
                 repo_id=trainer.hub_model_id,
                 folder_path=args.output_dir,
                 revision=args.hub_revision,
-                allow_patterns=[RECORD_FILE, "README.md", "evaluation/*.json", "evaluation/*.md"],
+                allow_patterns=[RECORD_FILE, "README.md", f"{HUB_FOLDER}/*", "evaluation/*.json", "evaluation/*.md"],
                 commit_message="Benchmarks",
             )
 
 
 def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[EvalResult]:
     """The saved model's scores, for its card; answers and tables go to `output_dir/evaluation`."""
-    from longvpo_hf.evaluation.results import eval_results
+    from longvpo_hf.evaluation.results import eval_results, table_runs
     from longvpo_hf.evaluation.run import Contestant, Settings, evaluate
-    from longvpo_hf.evaluation.table import EvalRun
 
     trainer.optimizer = trainer.lr_scheduler = None
     for model in (trainer.model, trainer.ref_model):
@@ -83,7 +84,7 @@ def _run_benchmarks(trainer: LongVPOTrainer, recipe: RecipeArguments) -> list[Ev
         folder / "evaluation",
         Settings(frames=recipe.benchmark_frames or []),
     )
-    return eval_results([EvalRun.of(result, folder.name) for result in results])
+    return eval_results(table_runs(results, folder / "evaluation"))
 
 
 def _data(recipe: RecipeArguments) -> Path:

@@ -32,7 +32,7 @@ from longvpo_hf.frames import UnreadableVideo, is_whole
 from longvpo_hf.paths import OutsideRoot, is_inside, path_inside
 from longvpo_hf.preference import VideoPreference, row_schema
 from longvpo_hf.public import public_name
-from longvpo_hf.publishing.dataset_card import UNNAMED, dataset_card
+from longvpo_hf.publishing.dataset_card import dataset_card, with_name
 from longvpo_hf.record import (
     RECORD_FILE,
     DatasetRecord,
@@ -258,8 +258,7 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None, rev
                 f"{folder / parent} holds {number} media files and the Hub takes at most {MAX_FILES_PER_FOLDER} a "
                 "folder. Run the build again: it reuses its finished work and spreads the files over more folders."
             )
-    text = card.read_text(encoding="utf-8")
-    write_text(card, text.replace(f'"{UNNAMED}"', f'"{repo_id}"'))
+    write_text(card, with_name(card.read_text(encoding="utf-8"), repo_id))
     api = prepare_push(repo_id, private=private, revision=revision)
     commit = api.upload_folder(
         repo_id=repo_id,

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCardData
 from longvpo_hf.public import markdown, public_text
 from longvpo_hf.record import DatasetRecord, LicenceRecord
 
-#: In the code of a card until `push_dataset` knows the dataset's name.
+#: In the code of a card until `with_name` puts the name there.
 UNNAMED = "path/or/name/of/this/dataset"
 
 _BY_REFERENCE = """\
@@ -24,6 +24,14 @@ from longvpo_hf.intake.formats import from_reference
 
 rows = from_reference(rows, video_root="folder/of/the/corpus")
 ```
+"""
+#: Of the methods here.
+_LIMITS = """\
+## Limits
+
+Questions and answers were written and filtered by models, which err; no person checked each row. Look at some with
+`longvpo inspect`, and for ways to tell the chosen answer without the video with `longvpo audit`. The rejected answer is
+one given from less of the video, and may be right.
 """
 #: Licences under the Hub's own ids; others are "other" there, and on the card as their corpus calls them.
 _HUB_LICENCES = re.compile(r"apache-2\.0|mit|cc0-1\.0|cc-by(-nc)?(-nd|-sa)?-[234]\.0")
@@ -48,11 +56,23 @@ rows = load_dataset("{UNNAMED}", split="train")
         "## Citation\n",
         *(f"```bibtex\n{fenced(entry)}\n```\n" for entry in _citations(record)),
         *([_BY_REFERENCE] if record.by_reference else []),
+        *([_LIMITS] if written_by_models(method.name for method in record.methods) else []),
         "## Sources and licences\n",
         "Each clip of a row names its own.\n",
+        *_without_licence(record),
         _table(["licence", "clips", "source videos", "names"], map(_licence, record.licences)),
     ]
     return "\n".join(parts)
+
+
+def written_by_models(methods: Iterable[str]) -> list[str]:
+    """Those of the methods whose questions and answers models write: the ones of this package."""
+    return sorted({name for name in methods if name.startswith(("longvpo-", "temporal-"))})
+
+
+def with_name(card: str, repo_id: str) -> str:
+    """A card with the dataset's name on the Hub in its code."""
+    return card.replace(f'"{UNNAMED}"', f'"{repo_id}"')
 
 
 def _metadata(record: DatasetRecord) -> DatasetCardData:
@@ -83,6 +103,15 @@ def _funnel(record: DatasetRecord) -> Iterable[list[str]]:
 
 def _citations(record: DatasetRecord) -> list[str]:
     return [entry for entry in dict.fromkeys(method.citation for method in record.methods) if entry]
+
+
+def _without_licence(record: DatasetRecord) -> list[str]:
+    """What a reader must know of clips whose corpus states no licence."""
+    number = sum(licence.num_clips for licence in record.licences if not licence.licence)
+    if not number:
+        return []
+    which = "any clip" if len(record.licences) == 1 else f"{number} clips"
+    return [f"**No licence is stated for {which}.** Ask whom the videos belong to before you pass them on.\n"]
 
 
 def _licence(licence: LicenceRecord) -> list[str]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from longvpo_hf.artifacts import make_folder, write_text
 from longvpo_hf.public import markdown
 from longvpo_hf.publishing.curves import Logs, save_curves
-from longvpo_hf.publishing.dataset_card import fenced
+from longvpo_hf.publishing.dataset_card import fenced, written_by_models
 from longvpo_hf.record import AdapterRecord, EvaluationRecord, ModelRecord, Source, TrainingRecord, write_record
 from longvpo_hf.shipped import shipped
 
@@ -45,7 +47,37 @@ def write_model_card(folder: Path, record: ModelRecord, log_history: Logs = ()) 
     if any("loss" in entry for entry in log_history):
         save_curves(log_history, folder / CURVE_FILE)
     write_record(folder, record)
-    write_text(folder / "README.md", str(_card(record, (folder / CURVE_FILE).is_file())))
+    write_text(folder / "README.md", model_card(record, has_curve=(folder / CURVE_FILE).is_file()))
+
+
+def update_model_card(folder: Path, old: ModelRecord, new: ModelRecord) -> bool:
+    """Writes a changed record, and makes the card anew unless it is not the one that was made of the old record.
+
+    Args:
+        folder: Of a model with a record; it may have a card.
+        old: The record that is there.
+        new: What replaces it.
+
+    Returns:
+        False where there is a card that somebody wrote into: it is left as it is.
+    """
+    card, has_curve = folder / "README.md", (folder / CURVE_FILE).is_file()
+    is_ours = card.is_file() and card.read_text(encoding="utf-8") == model_card(old, has_curve=has_curve)
+    write_record(folder, new)
+    if is_ours:
+        write_text(card, model_card(new, has_curve=has_curve))
+    return is_ours or not card.is_file()
+
+
+def model_card(record: ModelRecord, *, has_curve: bool, has_report: bool = False) -> str:
+    """Text of a model's card.
+
+    Args:
+        record: See `ModelRecord`.
+        has_curve: Whether the training curve is beside the card.
+        has_report: Whether a study's `report.md` is.
+    """
+    return str(_card(record, has_curve, has_report))
 
 
 # ---------------------------------------------------------------------------------------------------------- the text
@@ -55,7 +87,7 @@ class _Verbatim(str):
     """Text the template shows unescaped: made here, not taken from outside."""
 
 
-def _card(record: ModelRecord, has_curve: bool) -> ModelCard:
+def _card(record: ModelRecord, has_curve: bool, has_report: bool) -> ModelCard:
     import jinja2
 
     environment = jinja2.Environment(
@@ -65,6 +97,7 @@ def _card(record: ModelRecord, has_curve: bool) -> ModelCard:
     )
     environment.filters["code"] = _code
     methods = {method.name: method for data in record.data for method in data.methods if method.name}
+    protocols = [result.metric_args.get("protocol") for result in record.evaluations if result.metric_args]
     citations = [*record.citations, *(method.citation for method in methods.values())]
     text = environment.from_string(shipped("model_cards/longvpo.md").read_text(encoding="utf-8")).render(
         metadata=_Verbatim(_metadata(record).to_yaml()),
@@ -86,7 +119,11 @@ def _card(record: ModelRecord, has_curve: bool) -> ModelCard:
             for key, label in _CURVES.items()
             if (values := [value for value in record.progress.get(key, ()) if value is not None])
         ],
-        evaluations=record.evaluations,
+        report=_Verbatim("report.md") if has_report else None,
+        evaluations=[_result(result) for result in record.evaluations],
+        has_base=any(_base_of(result) for result in record.evaluations),
+        protocols=list(dict.fromkeys(protocol for protocol in protocols if protocol)),
+        by_models=written_by_models(methods),
         licence=record.licence.get("license_name") or record.licence.get("license"),
         versions=list(record.versions.items()),
         citations=[_Verbatim(fenced(entry)) for entry in dict.fromkeys(citations) if entry],
@@ -112,8 +149,42 @@ def _metadata(record: ModelRecord) -> ModelCardData:
     return metadata
 
 
+def _result(result: EvaluationRecord) -> dict[str, Any]:
+    """A line of the card's table."""
+    args = result.metric_args or {}
+    base = _base_of(result)
+    return {
+        "dataset": result.dataset_name,
+        "split": result.dataset_split or "",
+        "metric": result.metric_name or result.metric_type,
+        "value": _with_bounds(result.metric_value, args.get("interval_95")),
+        "base": _with_bounds(base.get("value"), base.get("interval_95")),
+        "questions": args.get("questions") or "–",
+    }
+
+
+def _base_of(result: EvaluationRecord) -> Mapping[str, Any]:
+    """What was measured of the base model; nothing where that is not known."""
+    base = (result.metric_args or {}).get("base")
+    return base if isinstance(base, Mapping) else {}
+
+
+def _with_bounds(value: Any, bounds: Any) -> str:
+    """A value with its 95 % bounds, e.g. `61.5 (58.1–64.9)`; the record may be a stranger's, with anything in it."""
+    if value is None:
+        return "–"
+    is_interval = (
+        isinstance(bounds, Sequence)
+        and len(bounds) == 2
+        and all(type(bound) in (int, float) for bound in bounds)  # no text, no bool
+    )
+    return f"{value} ({bounds[0]:.1f}–{bounds[1]:.1f})" if is_interval else str(value)
+
+
 def _eval_result(result: EvaluationRecord) -> EvalResult:
-    return EvalResult(**{field.name: getattr(result, field.name) for field in fields(result) if field.name != "extra"})
+    args = {name: fact for name, fact in (result.metric_args or {}).items() if name == "protocol"}  # a head is no table
+    known = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "extra"}
+    return EvalResult(**{**known, "metric_args": args or None})
 
 
 def _settings(record: ModelRecord, training: TrainingRecord) -> list[tuple[str, str]]:
@@ -156,7 +227,8 @@ def _settings(record: ModelRecord, training: TrainingRecord) -> list[tuple[str, 
 
 def _adapter(adapter: AdapterRecord) -> str:
     rank = "" if adapter.rank is None else f" of rank {adapter.rank}, α {adapter.alpha:g}"
-    return f"{adapter.kind}{rank} on {', '.join(adapter.target_modules)}"
+    merged = ", merged into the base" if adapter.is_merged else ""
+    return f"{adapter.kind}{rank} on {', '.join(adapter.target_modules)}{merged}"
 
 
 def _code(value: object) -> _Verbatim:

@@ -9,6 +9,7 @@ from longvpo_hf.record.file import (
     hub_commit,
     installed_versions,
     read_record,
+    record_text,
     weights_digest,
     write_record,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "hub_commit",
     "installed_versions",
     "read_record",
+    "record_text",
     "weights_digest",
     "write_record",
 ]

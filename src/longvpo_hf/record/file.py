@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longvpo_hf.artifacts import write_json
+from longvpo_hf.artifacts import write_text
 from longvpo_hf.record.codec import from_json, loads, to_json
 from longvpo_hf.record.old_cards import dataset_of_card, model_of_card
 from longvpo_hf.record.types import FORMAT, DatasetRecord, ModelRecord, RecordError, is_hub_name
@@ -35,8 +35,13 @@ _KINDS: dict[type[Any], str] = {DatasetRecord: "dataset", ModelRecord: "model"}
 
 def write_record(folder: Path, record: DatasetRecord | ModelRecord) -> None:
     """Writes `longvpo.json` into a folder. Paths of this machine lose their folders, tokens are left out."""
+    write_text(folder / RECORD_FILE, record_text(record))
+
+
+def record_text(record: DatasetRecord | ModelRecord) -> str:
+    """What `longvpo.json` holds."""
     content: dict[str, Any] = {"format": record.format, "kind": _KINDS[type(record)], **to_json(record)}
-    write_json(folder / RECORD_FILE, content)
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_record(name: str | Path, kind: type[Record], revision: str | None = None) -> Record | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longvpo_hf.errors import ConfigError, LongVPOError
@@ -195,12 +195,17 @@ class TrainedOn:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """The adapter that was trained; see peft for its fields."""
+    """The adapter that was trained; see peft for its fields.
+
+    Args:
+        is_merged: Whether the weights beside this record are the whole model, with the adapter in it.
+    """
 
     kind: str
     rank: int | None = None
     alpha: float | None = None
     target_modules: tuple[str, ...] = ()
+    is_merged: bool = False
     extra: Mapping[str, Any] = _extra()
 
 
@@ -252,7 +257,9 @@ class EvaluationRecord:
     """A result that was measured after training; the fields of `huggingface_hub.EvalResult` of these names.
 
     Args:
-        metric_args: `protocol`: how it was measured, in one line.
+        metric_args: `protocol`: how it was measured, in one line. `questions`: how many were asked. `interval_95`: the
+            95 % bounds of the value. `base`: `value` and `interval_95` of the base model, measured alike. Each as far
+            as known.
     """
 
     task_type: str
@@ -304,8 +311,15 @@ class ModelRecord:
 
     @property
     def adapter(self) -> str:
-        """Kind of adapter, e.g. `LoRA`; empty where the model itself was trained."""
-        return self.training.adapter.kind if self.training and self.training.adapter else ""
+        """Kind of adapter that must be loaded, e.g. `LoRA`; empty where the weights are those of a whole model."""
+        adapter = self.training.adapter if self.training else None
+        return adapter.kind if adapter and not adapter.is_merged else ""
+
+    def merged(self) -> ModelRecord:
+        """The record of the whole model that the adapter was merged into; of a whole model the same record."""
+        if self.training is None or self.training.adapter is None:
+            return self
+        return replace(self, training=replace(self.training, adapter=replace(self.training.adapter, is_merged=True)))
 
 
 def is_hub_name(name: str) -> bool:

@@ -69,25 +69,14 @@ def _scored(part: Mapping[str, Any]) -> str:
 
 
 def _needle(folders: Mapping[str, Path]) -> Section:
-    from longvpo_hf.evaluation.longvideo_mcq.answers import wilson_interval
-    from longvpo_hf.evaluation.needle import plot_needle
+    from longvpo_hf.evaluation.needle import found_at, plot_needle
 
     results = {label: _read(folder / "needle.json") for label, folder in folders.items()}
     lengths = list(dict.fromkeys(cell["frames"] for result in results.values() for cell in result["cells"]))
     lines = []
     for label, result in results.items():
-        cells = []
-        for length in lengths:
-            at_length = [cell for cell in result["cells"] if cell["frames"] == length]
-            if not at_length:
-                cells.append("–")
-                continue
-            # The same needles are hidden at every depth: as many answers as needles are independent.
-            number = at_length[0]["number"]
-            share = sum(cell["right"] for cell in at_length) / sum(cell["number"] for cell in at_length)
-            low, high = wilson_interval(round(share * number), number)
-            cells.append(percent(100 * share, (100 * low, 100 * high)))
-        lines.append((label, *cells))
+        found = [found_at(result, length) for length in lengths]
+        lines.append((label, *("–" if cell is None else percent(cell[0], cell[1]) for cell in found)))
     table = Table(
         "Needles found, in percent with 95 % bounds, by frames of the video",
         ("model", *(f"{length} frames" for length in lengths)),
