@@ -109,7 +109,7 @@ def estimate_over_scenes(
     return Estimate(text, num_rows, calls, round(tokens), disk_bytes(clips))
 
 
-def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings, executor: Executor) -> None:
+def finish(method: str, counts: Mapping[str, Mapping[str, int]], output: OutputSettings, executor: Executor) -> None:
     """Shows what came through each stage and what was dropped for which reason; pushes if that was asked for."""
     for title, numbers in counts.items():
         print(title if numbers else f"{title}: nothing")
@@ -119,7 +119,7 @@ def finish(counts: Mapping[str, Mapping[str, int]], output: OutputSettings, exec
         print(f"{str(executor).capitalize()} has done its part. When all have, write the dataset with --merge.")
         return
     print(f"{counts['stages']['rows']} rows in {output.output}; look at them with: longvpo inspect {output.output}")
-    print(f"Train on them: longvpo train RECIPE --config NAME --dataset_name {output.output}; names: longvpo configs")
+    print(f"Train on them: longvpo train {method} --config NAME --dataset_name {output.output}; names: longvpo configs")
     if output.preview:
         from longvpo_hf.publishing.dataset import add_preview
 

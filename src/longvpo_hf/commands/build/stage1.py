@@ -131,7 +131,7 @@ def build(
             funnel=funnel,
             executor=executor,
         )
-        finish(counts, output, executor)
+        finish("stage1", counts, output, executor)
 
 
 def _embedder_name(roles: Stage1Models) -> str | None:

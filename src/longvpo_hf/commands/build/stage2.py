@@ -144,7 +144,7 @@ def build(
             funnel=funnel,
             executor=executor,
         )
-        finish(counts, output, executor)
+        finish("stage2", counts, output, executor)
 
 
 main = script(build, "stage2.py")

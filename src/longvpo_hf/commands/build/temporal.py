@@ -139,7 +139,7 @@ def build(
             funnel=funnel,
             executor=executor,
         )
-        finish(counts, output, executor)
+        finish("temporal", counts, output, executor)
 
 
 main = script(build, "temporal.py")
