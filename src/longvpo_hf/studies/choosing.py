@@ -202,24 +202,37 @@ def _by_hours(study: Study, gpus: Gpus) -> Study:
     bases = dict(_shipped_bases())
     usable = study.hours * (1 - _SPARE) * max(1, gpus.number)
     stages = [step.train for step in study.steps if isinstance(step, Train)]
-    for folder in _AUTO_BASES:
-        for frames in _AUTO_FRAMES:
-            per_1000 = 0.0
-            for stage in stages:
-                plan = _plan(f"{folder}/{stage}_lora", bases[folder], gpus, "one_gpu", {"num_frames": frames})
-                if not plan.fits:
-                    break
-                forward = plan.tflop["reference"]
-                building = _BUILDING_PASSES * 1000 * forward / gpus.tflops / 3600
-                per_1000 += plan.gpu_hours_per_1000_rows + building
-            else:
-                rows = min(_MOST_ROWS, int(usable / per_1000 * 10) * 100)
-                if rows >= _FEWEST_ROWS:
-                    return _with(study, bases[folder], folder, frames, rows)
+
+    def rows(folder: str, frames: int) -> int:
+        """Rows that are built and trained on in the hours; 0 where the base does not fit."""
+        per_1000 = 0.0
+        for stage in stages:
+            plan = _plan(f"{folder}/{stage}_lora", bases[folder], gpus, "one_gpu", {"num_frames": frames})
+            if not plan.fits:
+                return 0
+            building = _BUILDING_PASSES * 1000 * plan.tflop["reference"] / gpus.tflops / 3600
+            per_1000 += plan.gpu_hours_per_1000_rows + building
+        return min(_MOST_ROWS, int(usable / per_1000 * 10) * 100)
+
+    # The cheapest first: a machine that is too slow for any is known after one of nine.
+    cheapest = _AUTO_BASES[-1], _AUTO_FRAMES[-1]
+    fewest = rows(*cheapest)
+    if fewest >= _FEWEST_ROWS:
+        for folder in _AUTO_BASES:
+            for frames in _AUTO_FRAMES:
+                found = fewest if (folder, frames) == cheapest else rows(folder, frames)
+                if found >= _FEWEST_ROWS:
+                    return _with(study, bases[folder], folder, frames, found)
+    if gpus.number == 0:
+        raise ConfigError(
+            f"This machine has no GPU, and its processor is too slow to build and train {_FEWEST_ROWS:,} rows in "
+            f"{study.hours:g} hours even with {bases[cheapest[0]]}: plan for a GPU with --gpu-memory 24 (GiB), or name "
+            "base and rows yourself."
+        )
     raise ConfigError(
-        f"In {study.hours:g} hours, {gpus.number or 'no'} GPU of {gpus.memory_gib:.0f} GiB at {gpus.tflops:.1f} "
-        f"TFLOP/s builds and trains fewer than {_FEWEST_ROWS:,} rows even with {bases[_AUTO_BASES[-1]]}: give more "
-        "hours, or name base and rows yourself."
+        f"In {study.hours:g} hours, {gpus.number} GPU of {gpus.memory_gib:.0f} GiB at {gpus.tflops:.1f} TFLOP/s builds "
+        f"and trains fewer than {_FEWEST_ROWS:,} rows even with {bases[cheapest[0]]}: give more hours, or name base "
+        "and rows yourself."
     )
 
 
