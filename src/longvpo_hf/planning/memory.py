@@ -7,13 +7,13 @@ the backward pass; weights, gradients and optimizer follow from the numbers of p
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from longvpo_hf.families import FrameShapes
 from longvpo_hf.families.vision import CHUNK_ELEMENTS
-from longvpo_hf.planning.run import Run
+from longvpo_hf.planning.run import Run, checkpointed_share, checkpointing
 from longvpo_hf.planning.settings import GIB, Sharding
 
 #: CUDA's context and the work space of its libraries, GiB; and the share that the allocator leaves in fragments.
@@ -36,8 +36,13 @@ def memory_gib(run: Run, frames: int) -> dict[str, float]:
 
 
 def host_gib(run: Run) -> float:
-    """GiB of the host's memory, per device: what activation offloading moves there."""
-    return saved_bytes(run, run.training.num_frames) / GIB if run.training.activation_offloading else 0.0
+    """GiB of the host's memory, per device: what activation offloading moves there, or checkpoints that wait there."""
+    training, frames = run.training, run.training.num_frames
+    if training.activation_offloading:
+        return saved_bytes(run, frames) / GIB
+    if checkpointing(training)[1]:
+        return (run.text_model(frames).checkpoints + _tower_bytes(run, frames).checkpoints) / GIB
+    return 0.0
 
 
 def frames_that_fit(run: Run) -> int:
@@ -128,18 +133,17 @@ def _optimizer_bytes(optimizer: Any, width: float) -> float:
 
 def activations(run: Run, frames: int) -> dict[str, float]:
     """Bytes by what holds them, for timelines of so many frames."""
-    whole, two, layer = run.text_model(frames)
+    text, tower = run.text_model(frames), _tower_bytes(run, frames)
     # Into the text model: embeddings, frames' features, both in one, and the mask of where they go.
     inputs = _hidden_elements(run, frames) * (3 * run.compute_bytes + 1)
-    text = whole.peak
-    kept, besides = _tower_bytes(run, frames)
-    if run.training.activation_offloading:
-        # What is kept for the backward pass leaves the device. What checkpointing makes again does not.
-        text = two.peak - two.saved + (0 if run.training.gradient_checkpointing else layer.saved)
-        kept = 0.0
+    peak, vision = text.step.peak, sum(tower)
+    if run.training.activation_offloading:  # what is kept for the backward pass leaves the device
+        peak, vision = text.peak_without_saved, tower.besides
+    elif checkpointing(run.training)[1]:
+        peak, vision = text.peak_without_checkpoints, tower.kept + tower.besides
     return {
-        "vision": kept + besides,
-        "text model's activations": inputs + text,
+        "vision": vision,
+        "text model's activations": inputs + peak,
         "LM head": _head_bytes(run, frames),
         "pixels": _pixel_bytes(run, frames),
     }
@@ -148,9 +152,9 @@ def activations(run: Run, frames: int) -> dict[str, float]:
 def saved_bytes(run: Run, frames: int) -> float:
     """Bytes kept between forward and backward pass."""
     inputs = _hidden_elements(run, frames) * (run.compute_bytes + 1)
-    tower, _ = _tower_bytes(run, frames)
+    tower = _tower_bytes(run, frames)
     pixels = _pixel_bytes(run, frames) if run.is_tower_trained else 0.0
-    return run.text_model(frames)[0].saved + inputs + tower + pixels
+    return run.text_model(frames).step.saved + inputs + tower.kept + tower.checkpoints + pixels
 
 
 def _hidden_elements(run: Run, frames: int) -> int:
@@ -168,8 +172,15 @@ def _units(run: Run, frames: int) -> int:
     return -(-run.batch.trees * run.batch.shapes.units(frames) // run.sharing(frames))
 
 
-def _tower_bytes(run: Run, frames: int) -> tuple[float, float]:
-    """What vision keeps for the backward pass, and what it needs besides while it runs."""
+class _Tower(NamedTuple):
+    """Bytes that vision keeps for the backward pass, those of checkpoints apart; and what it needs besides to run."""
+
+    kept: float
+    checkpoints: float
+    besides: float
+
+
+def _tower_bytes(run: Run, frames: int) -> _Tower:
     training, shapes, width = run.training, run.batch.shapes, run.compute_bytes
     units = _units(run, frames) * (1 if run.batch.is_packed else run.batch.answers_of_row * run.batch.pairs)
     layers = sum(layers for _, layers in shapes.windows)
@@ -178,10 +189,14 @@ def _tower_bytes(run: Run, frames: int) -> tuple[float, float]:
     if not run.is_tower_trained:
         chunk = math.ceil(CHUNK_ELEMENTS / shapes.pixels)
         is_cut = run.machine.sharding == Sharding.none and run.batch.family.pieces is not None
-        return projector, block * (min(units, chunk) if is_cut else units)
-    if training.gradient_checkpointing:
-        return projector + units * shapes.patches * width * shapes.hidden * layers, units * block
-    return projector + units * block * layers, units * block if training.activation_offloading else 0.0
+        return _Tower(projector, 0.0, block * (min(units, chunk) if is_cut else units))
+    checkpointed = layers * checkpointed_share(run.tower)
+    is_made_again = checkpointed > 0 or training.activation_offloading
+    return _Tower(
+        kept=projector + units * block * (layers - checkpointed),
+        checkpoints=units * shapes.patches * width * shapes.hidden * checkpointed,
+        besides=units * block if is_made_again else 0.0,
+    )
 
 
 def _kept_by_block(tower: nn.Module, shapes: FrameShapes) -> int:

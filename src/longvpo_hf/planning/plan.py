@@ -30,7 +30,7 @@ import torch
 from longvpo_hf.planning.bases import find_model_config, starting_point
 from longvpo_hf.planning.memory import frames_that_fit, host_gib, memory_gib, saved_bytes
 from longvpo_hf.planning.remedies import Remedy, find_remedies, fits
-from longvpo_hf.planning.run import Parameters, Run
+from longvpo_hf.planning.run import Parameters, Run, checkpointing
 from longvpo_hf.planning.settings import GIB, Machine, Rows, Sharding, read_config
 from longvpo_hf.planning.tokens import ANCHOR_SECONDS, Tokens
 from longvpo_hf.planning.work import BEFOREHAND, received_gb, tflop
@@ -51,7 +51,7 @@ class Plan:
         parameters: See `Parameters`.
         tokens: See `Tokens`.
         memory_gib: GiB by what holds them, at the highest point of a step.
-        host_gib: What activation offloading keeps in the host's memory.
+        host_gib: What waits in the host's memory: activations, or checkpoints alone.
         saved_gib: What autograd keeps between forward and backward pass, vision included.
         tflop: 10¹² operations of a device's batch by what does them; attention counts causally.
         seconds: Of a device's batch (a step is `gradient_accumulation_steps` of them).
@@ -192,7 +192,7 @@ def _notes(run: Run) -> list[str]:
         notes.append("Frames are assumed to be 16:9 and to fill max_pixels.")
     if run.dtype == torch.float32 and training.bf16 and run.machine.sharding == Sharding.none:
         notes.append("dtype=float32 under bf16: weights take 4 bytes and are cast in every step (dtype=bfloat16: 2).")
-    if training.activation_offloading and run.machine.sharding != Sharding.none:
+    if (training.activation_offloading or checkpointing(training)[1]) and run.machine.sharding != Sharding.none:
         notes.append("Offloading is counted as on one device; it has not been tried with sharding.")
     if tokens.are_too_many:
         context = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from longvpo_hf.planning.memory import frames_that_fit, memory_gib
-from longvpo_hf.planning.run import Run
+from longvpo_hf.planning.run import Run, checkpointing
 from longvpo_hf.planning.settings import Sharding
 from longvpo_hf.training.models import dense_mlps
 
@@ -55,6 +56,12 @@ def _changes(run: Run) -> list[_Change]:
     training, model = run.training, run.model
     changes: list[tuple[bool, _Change]] = [
         (not training.gradient_checkpointing, _of_training("gradient_checkpointing", True)),
+        (
+            training.gradient_checkpointing and checkpointing(training)[0] > 1,
+            _of_training(
+                "gradient_checkpointing_kwargs", {**(training.gradient_checkpointing_kwargs or {}), "every_n_layers": 1}
+            ),
+        ),
         (run.is_tower_trained, _of_training("freeze_vision_tower", True)),
         (
             model.dtype == "float32" and run.machine.sharding == Sharding.none,
@@ -76,7 +83,7 @@ def _changes(run: Run) -> list[_Change]:
 
 
 def _of_training(name: str, value: Any) -> _Change:
-    return f"{name}: {str(value).lower()}", {name: value}, {}
+    return f"{name}: {json.dumps(value)}", {name: value}, {}
 
 
 def _remedy(run: Run, setting: str, training: dict[str, Any], model: dict[str, Any]) -> Remedy:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.families import family_of
@@ -37,6 +39,30 @@ class Parameters:
     vision: int
     trained: int
     adapters: int
+
+
+class Layer(NamedTuple):
+    """A kind of text layer, all of which are alike: its entry in `layer_types`, and whether it is checkpointed."""
+
+    type: str
+    is_checkpointed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A step of the whole text model.
+
+    Args:
+        step: With everything on the device.
+        checkpoints: Bytes that its checkpointed layers keep for the backward pass.
+        peak_without_checkpoints: Most bytes that live on the device if these wait in the host's memory.
+        peak_without_saved: The same if all that is kept for the backward pass waits there.
+    """
+
+    step: Trace
+    checkpoints: float
+    peak_without_checkpoints: float
+    peak_without_saved: float
 
 
 class Run:
@@ -74,7 +100,9 @@ class Run:
         parts = list(tower.modules())
         self.projectors = [connector for connector in self.connectors if connector not in parts]
         self.parameters = _count(self.built, tower)
-        self._traces: dict[tuple[int, tuple[str, ...], bool], Trace] = {}
+        #: Of each text layer, in order.
+        self.layers = _layers(self.built)
+        self._traces: dict[tuple[int, tuple[Layer, ...], bool], Trace] = {}
 
     def _check_sharing(self) -> None:
         """Raises:
@@ -119,26 +147,57 @@ class Run:
         rows, sharing = self.training.per_device_train_batch_size, self.sharing(frames)
         return -(-rows // sharing) / rows
 
-    def text_model(self, frames: int, has_backward: bool = True) -> tuple[Trace, Trace, Trace]:
-        """A step of the whole text model, and of two layers and of one of its heaviest kind.
+    def text_model(self, frames: int, has_backward: bool = True) -> TextModel:
+        """A step of the whole text model, put together from steps of two and of three layers.
 
-        Layers of a kind (`layer_types`) are alike: two of the heaviest are run, and one more of each kind before them.
+        Layers of a kind are alike. A backward pass holds most at one of the layers; what comes after that one has been
+        freed by then. So each pair of neighbours that occurs is run as the last two layers there are, and once more
+        with a layer of each kind before the heaviest pair.
         """
-        text = self.config.get_text_config()
-        kinds = Counter(getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers)
-        pairs = {kind: self.trace(frames, (kind, kind), has_backward) for kind in kinds}
-        heaviest = max(pairs, key=lambda kind: pairs[kind].peak)
-        two = whole = pairs[heaviest]
-        layers = {kind: self.trace(frames, (kind, heaviest, heaviest), has_backward).plus(two, -1) for kind in kinds}
-        for kind, count in kinds.items():
-            whole = whole.plus(layers[kind], count - 2 * (kind == heaviest))
-        return whole, two, layers[heaviest]
+        layers = self.layers if has_backward else [Layer(kind, False) for kind, _ in self.layers]
+        ends = {pair: place for place, pair in enumerate(pairwise(layers), start=1)} or {(layers[0],) * 2: 0}
+        pairs = {pair: self.trace(frames, pair, has_backward) for pair in ends}
+        heaviest = max(pairs, key=lambda pair: pairs[pair].peak)
+        added = {
+            layer: self.trace(frames, (layer, *heaviest), has_backward).plus(pairs[heaviest], -1)
+            for layer in set(layers)
+        }
 
-    def trace(self, frames: int, layers: tuple[str, ...], has_backward: bool) -> Trace:
+        def up_to(pair: tuple[Layer, Layer]) -> Trace:
+            """A step of the layers down to this pair's last place, the pair included."""
+            counts = Counter(layers[: ends[pair] + 1])
+            counts.subtract(pair)
+            step = pairs[pair]
+            for layer, count in counts.items():
+                step = step.plus(added[layer], count)
+            return step
+
+        def kept(some: Sequence[Layer]) -> float:
+            return sum(added[layer].saved for layer in some if layer.is_checkpointed)
+
+        steps = {pair: up_to(pair) for pair in ends}
+        whole = steps[layers[-2], layers[-1]] if len(layers) > 1 else steps[heaviest]
+        return TextModel(
+            step=replace(whole, peak=max(step.peak for step in steps.values())),
+            checkpoints=kept(layers),
+            # One of them at a time comes back, to make its layer's activations again; the first layer's is the input,
+            # which is not counted here.
+            peak_without_checkpoints=max(step.peak - kept(layers[1 : ends[pair]]) for pair, step in steps.items()),
+            # What checkpointing makes again does not leave the device.
+            peak_without_saved=max(
+                step.peak - step.saved + (0 if last.is_checkpointed else added[last].saved)
+                for (_, last), step in pairs.items()
+            ),
+        )
+
+    def trace(self, frames: int, layers: tuple[Layer, ...], has_backward: bool) -> Trace:
         """A step of layers of these kinds: the policy's, or the reference's, which has no backward pass."""
         key = (frames, layers, has_backward)
         if key not in self._traces:
-            decoder = build_model(self.config, self.model, self.training, self.machine, layers).get_decoder()
+            types = [layer.type for layer in layers]
+            decoder = build_model(self.config, self.model, self.training, self.machine, types).get_decoder()
+            for part, layer in zip(decoder.layers, layers, strict=True):
+                part.gradient_checkpointing = layer.is_checkpointed
             if self.training.disable_dropout:
                 for part in decoder.modules():
                     if isinstance(part, nn.Dropout):
@@ -219,8 +278,27 @@ def build_model(
     tile_mlps(built, training.tiled_mlp_num_shards)
     built.train()
     if training.gradient_checkpointing:
-        built.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        every, _ = checkpointing(training)
+        built.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
     return built
+
+
+def checkpointing(training: LongVPOConfig) -> tuple[int, bool]:
+    """Which of the layers are checkpointed, every so many, and whether the checkpoints wait in the host's memory."""
+    settings = training.gradient_checkpointing_kwargs or {}
+    return settings.get("every_n_layers", 1), training.gradient_checkpointing and settings.get("offload", False)
+
+
+def checkpointed_share(module: nn.Module) -> float:
+    """The share of its layers that are checkpointed."""
+    parts = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    return sum(part.gradient_checkpointing for part in parts) / len(parts) if parts else 0.0
+
+
+def _layers(built: PreTrainedModel) -> list[Layer]:
+    parts = built.get_decoder().layers
+    types = getattr(built.config.get_text_config(), "layer_types", None) or ["full_attention"] * len(parts)
+    return [Layer(kind, part.gradient_checkpointing) for kind, part in zip(types, parts, strict=True)]
 
 
 def _shortened(config: PreTrainedConfig, layers: Sequence[str]) -> PreTrainedConfig:

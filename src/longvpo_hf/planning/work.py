@@ -7,7 +7,7 @@ from typing import TypeGuard
 from torch import nn
 
 from longvpo_hf.planning.memory import is_connector_trained
-from longvpo_hf.planning.run import Run
+from longvpo_hf.planning.run import Run, checkpointed_share
 
 #: Work that is no part of a step: `precompute_ref_log_probs`.
 BEFOREHAND = "reference, beforehand"
@@ -16,8 +16,8 @@ BEFOREHAND = "reference, beforehand"
 def tflop(run: Run) -> dict[str, float]:
     """10¹² operations of a device's batch, by what does them."""
     batch, frames = run.batch, run.training.num_frames
-    policy, *_ = run.text_model(frames)
-    reference, *_ = run.text_model(batch.reference_frames, has_backward=False)
+    policy = run.text_model(frames).step
+    reference = run.text_model(batch.reference_frames, has_backward=False).step
     work = {
         "policy: text model": policy.flops,
         "policy: vision": _vision_flops(run, frames, batch.trees, is_policy=True),
@@ -36,7 +36,7 @@ def tflop(run: Run) -> dict[str, float]:
 def _sampling_flops(run: Run) -> float:
     """Each row's whole timeline once more, without a backward pass, with the answer that is drawn."""
     batch, frames = run.batch, run.training.num_frames
-    policy, *_ = run.text_model(frames)
+    policy = run.text_model(frames).step
     rows = run.training.per_device_train_batch_size
     of_sequence = policy.forward_flops / batch.packed(frames) * (batch.trunk(frames) + batch.sampled)
     timelines = 1 if batch.is_packed else 1 / (batch.answers_of_row * batch.pairs)
@@ -51,7 +51,7 @@ def received_gb(run: Run) -> float:
     text, batch = run.config.get_text_config(), run.batch
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     of_token = 2 * text.num_key_value_heads * width * text.num_hidden_layers * run.compute_bytes
-    passes = 3 if run.training.gradient_checkpointing else 2
+    passes = 2 + checkpointed_share(run.built.get_decoder())
     views = [(run.training.num_frames, batch.trees * passes)]
     if not run.training.precompute_ref_log_probs:
         views.append((batch.reference_frames, batch.reference_timelines))
@@ -70,7 +70,7 @@ def _vision_flops(run: Run, frames: int, timelines: int, is_policy: bool) -> flo
     blocks = _linear_elements(run.tower) - sum(_linear_elements(part) for part in inside if _is_linear(part)) - pixels
     linear = 2.0 * (blocks * shapes.patches)
     attention = sum(4.0 * shapes.patches * span * shapes.hidden * layers for span, layers in shapes.windows)
-    again = 1 if is_policy and run.training.gradient_checkpointing else 0
+    again = checkpointed_share(run.tower) if is_policy else 0.0
     is_trained = is_policy and run.is_tower_trained
     passes = (3 + again, 3.5 + again) if is_trained else (1, 1)
     connector = 2.0 * connecting * shapes.projected * (3 if is_policy and is_connector_trained(run) else 1)

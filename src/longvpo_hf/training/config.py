@@ -314,6 +314,9 @@ class LongVPOConfig(DPOConfig):
             self.loss_type = [self.loss_type]
         self._check_losses()
         super().__post_init__()
+        every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
+        if not isinstance(every, int) or every < 1:
+            raise ConfigError(f"gradient_checkpointing_kwargs: every_n_layers must be a number ≥ 1, got {every!r}.")
 
     def _check_losses(self) -> None:
         """Refuses settings that contradict each other, and those that fail only at the first step."""
