@@ -72,7 +72,7 @@ def test_what_is_chosen_ends_within_the_hours() -> None:
 def test_too_little_is_refused_with_the_numbers() -> None:
     with pytest.raises(ConfigError, match=r"In 0.001 hours, 1 GPU of 24 GiB at 300.0 TFLOP/s builds and trains fewer"):
         weekend(Gpus(1, 24.0, 300.0), hours=0.001)
-    with pytest.raises(ConfigError, match="This machine has no GPU.*--gpu-memory 24"):
+    with pytest.raises(ConfigError, match=r"This machine has no GPU.*--gpu-memory 24"):
         weekend(Gpus(0, 80.0, 0.02))
 
 

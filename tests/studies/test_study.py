@@ -9,6 +9,7 @@ import yaml
 
 from cli import longvpo
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.studies.session import Session
 from longvpo_hf.studies.steps import Step, identities, steps_of
 from longvpo_hf.studies.study import AUTO, Build, Train, find_study, read_study, shipped_studies
 
@@ -292,3 +293,28 @@ def test_what_is_missing_is_one_list_with_commands(tmp_path: Path, monkeypatch: 
     assert refused.exit_code == 2
     assert "before anything runs, this is missing" in refused.stderr
     assert not (tmp_path / "runs" / "my_study" / "stage1-rows").exists()
+
+
+def test_a_plan_is_of_the_gpu_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = written(
+        tmp_path,
+        base="OpenGVLab/InternVL3-2B-hf",
+        steps=[PLAIN["steps"][0]],
+        evaluate={"probes": [{"probe": "position", "number": 1000}]},
+    )
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+
+    def plan(gpu_memory_gib: float | None) -> tuple[float, str]:
+        session = Session.open(str(study), tmp_path / "run", gpu_memory_gib=gpu_memory_gib)
+        hours = session.known_costs()["base-position"].hours
+        assert hours is not None
+        return hours, session.plan(session.steps, [])
+
+    here, in_words = plan(None)
+    assert "on this machine" in in_words
+    elsewhere, in_words = plan(24.0)  # in the same folder: what was planned for this machine does not hold
+    assert "on a GPU of 24 GiB at 300 TFLOP/s" in in_words
+    # 2.089 billion parameters read 1,000 questions' 5 videos of 100 frames of 256 tokens.
+    assert elsewhere == pytest.approx(2 * 2.089e9 * 1000 * 5 * 100 * 256 / 300e12 / 3600, rel=0.01)
+    assert here > 10 * elsewhere
+    assert plan(None)[0] == here

@@ -36,11 +36,13 @@ class Gpus:
         number: GPUs; 0 for none.
         memory_gib: Of one.
         tflops: 10¹² operations a second that one achieves, or the processor where there is none.
+        is_here: Whether this machine has them.
     """
 
     number: int
     memory_gib: float
     tflops: float
+    is_here: bool = True
 
     @classmethod
     @cache
@@ -53,7 +55,7 @@ class Gpus:
 
         number = torch.cuda.device_count()
         if number == 0 and memory_gib is not None:
-            return cls(1, memory_gib, DEFAULT_TFLOPS)
+            return cls(1, memory_gib, DEFAULT_TFLOPS, is_here=False)
         return cls(number, memory_gib or device_memory_gib(), _measured_tflops())
 
 

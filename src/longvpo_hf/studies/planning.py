@@ -1,7 +1,8 @@
 """What a study will cost and what it lacks, before anything is loaded: `longvpo run --dry-run`.
 
 Numbers are estimates and say so: of builds from their own dry runs, of trainings from `longvpo check`, of measurements
-from the number of questions; hours are work over what this machine's GPU, or processor, achieves in a plain product.
+from the number of questions; hours are work over what this machine's GPU, or processor, achieves in a plain product,
+or over what `longvpo check` assumes of a GPU that is elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Cost:
         rows: Rows it makes or trains on.
         calls: Requests to models.
         gpu_hours: Hours of one GPU, or of the processor.
-        hours: On this machine.
+        hours: On the machine that is planned for.
         disk_gb: What it writes, GB.
         memory_gib: Of one GPU.
     """
@@ -70,7 +71,7 @@ def costs(session: Session, say: Callable[[str], None]) -> dict[str, Cost]:
         known = _planned(session, step)
         if known is None:
             known = _estimated(session, step, found, say)
-            write_json(_file(session, step), {"identity": session.ledger.identities[step.name], **asdict(known)})
+            write_json(_file(session, step), {**_about(session, step), **asdict(known)})
         found[step.name] = known
     return found
 
@@ -79,11 +80,18 @@ def _file(session: Session, step: Step) -> Path:
     return session.run_folder / STATE / f"{step.name}.plan.json"
 
 
+def _about(session: Session, step: Step) -> dict[str, object]:
+    """What a plan holds for: a step under its settings, on these GPUs."""
+    gpus = [] if session.is_miniature else [session.gpus.number, session.gpus.memory_gib]
+    return {"identity": session.ledger.identities[step.name], "gpus": gpus}
+
+
 def _planned(session: Session, step: Step) -> Cost | None:
-    """The plan that was made of a step under its present settings."""
+    """The plan that was made of a step under its present settings, for this machine."""
     try:
         content = json.loads(_file(session, step).read_text(encoding="utf-8"))
-        return Cost(**content) if content.pop("identity") == session.ledger.identities[step.name] else None
+        about = _about(session, step)
+        return Cost(**content) if {name: content.pop(name) for name in about} == about else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -129,7 +137,7 @@ def _of_build(session: Session, step: Step) -> Cost:
     path = session.run_folder / f"{step.name}.dry-run.log" / "estimate.json"
     estimate = json.loads(path.read_text(encoding="utf-8"))
     size = _billions(session)
-    gpu_hours = None if size is None else _hours(2 * size * estimate["tokens"] / 1000)
+    gpu_hours = None if size is None else _hours(session, 2 * size * estimate["tokens"] / 1000)
     disk = 2 * estimate["disk_bytes"] / 1e9
     return Cost(estimate["rows"], estimate["calls"], gpu_hours, gpu_hours, disk)
 
@@ -138,9 +146,8 @@ def _of_training(session: Session, step: Step, before: Mapping[str, Cost]) -> Co
     from longvpo_hf.planning import Machine, Sharding, make_plan, read_config
     from longvpo_hf.planning.bases import find_model_config
     from longvpo_hf.shipped import find_config
-    from longvpo_hf.studies.choosing import Gpus
 
-    gpus = Gpus.here(session.gpu_memory_gib)
+    gpus = session.gpus
     options = {**step.settings["options"], "model_name_or_path": session.study.base}
     words = []
     for name, value in options.items():
@@ -176,14 +183,12 @@ def _of_measurement(session: Session, step: Step) -> Cost:
         calls, frames = cells * len(lengths), cells * sum(lengths)
     else:
         return Cost()
-    hours = None if size is None else _hours(2 * size * frames * _TOKENS_PER_FRAME / 1000)
+    hours = None if size is None else _hours(session, 2 * size * frames * _TOKENS_PER_FRAME / 1000)
     return Cost(None, calls, hours, hours)
 
 
-def _hours(tflop: float) -> float:
-    from longvpo_hf.studies.choosing import Gpus
-
-    return tflop / Gpus.here().tflops / 3600
+def _hours(session: Session, tflop: float) -> float:
+    return tflop / session.gpus.tflops / 3600
 
 
 def _billions(session: Session) -> float | None:
@@ -321,8 +326,6 @@ def _is_here(name: str) -> bool:
 def _missing_gpus(session: Session, waiting: Sequence[Step]) -> Iterator[Missing]:
     import torch
 
-    from longvpo_hf.studies.choosing import Gpus
-
     here = torch.cuda.device_count()
     for step in waiting:
         cost = session.known_costs().get(step.name)
@@ -332,7 +335,7 @@ def _missing_gpus(session: Session, waiting: Sequence[Step]) -> Iterator[Missing
             yield Missing(
                 f"{step.name}: a GPU; its configuration is for one", "train with `use_cpu: true`, or elsewhere"
             )
-        memory = Gpus.here(session.gpu_memory_gib).memory_gib
+        memory = session.gpus.memory_gib
         if cost and cost.memory_gib and "cpu" not in step.program and cost.memory_gib > memory:
             yield Missing(
                 f"{step.name}: {cost.memory_gib:.0f} GiB of GPU memory, of {memory:.0f}",
@@ -362,7 +365,7 @@ def _missing_data(session: Session, waiting: Sequence[Step]) -> Iterator[Missing
 def in_words(session: Session, selected: Sequence[Step], found: Mapping[str, Cost], lacks: Sequence[Missing]) -> str:
     """The plan, for people."""
     names = {step.name for step in selected}
-    header = ("step", "state", "rows", "model calls", "GPU-hours", "disk GB", "time here")
+    header = ("step", "state", "rows", "model calls", "GPU-hours", "disk GB", "time")
     lines: list[tuple[str, ...]] = [header]
     for step in session.steps:
         cost, state = found.get(step.name, Cost()), session.ledger.state(step.name)
@@ -384,7 +387,7 @@ def in_words(session: Session, selected: Sequence[Step], found: Mapping[str, Cos
     if hours:
         but = f", without {unknown} of {len(left)} steps whose time is not known beforehand" if unknown else ""
         text.append(
-            f"Left to do: about {in_time(3600 * sum(hours))} on this machine{but}. Estimates; no row is dropped."
+            f"Left to do: about {in_time(3600 * sum(hours))} on {session.machine}{but}. Estimates; no row is dropped."
         )
     changed = [step.name for step in selected if session.ledger.state(step.name) == "changed"]
     text += [f"{name} is made anew: {session.ledger.why(name)}" for name in changed]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from longvpo_hf.artifacts import digest, locked, make_folder, write_json
 from longvpo_hf.errors import ConfigError
@@ -20,6 +20,9 @@ from longvpo_hf.studies.ledger import STATE, Ledger
 from longvpo_hf.studies.running import Selection, run_steps
 from longvpo_hf.studies.steps import Step, steps_of
 from longvpo_hf.studies.study import AUTO, MINIATURE, Study, content_of, find_study, study_of
+
+if TYPE_CHECKING:
+    from longvpo_hf.studies.choosing import Gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,23 @@ class Session:
         return f"{self.study.name}, from {self.base_name}, in {self.run_folder}: {'; '.join(trained) or 'no training'}"
 
     @property
-    def has_gpu(self) -> bool:
-        """Whether the study is planned for a GPU."""
-        if self.is_miniature:
-            return False
+    def gpus(self) -> Gpus:
+        """What the study is planned for: this machine, or a GPU of the memory that was named."""
         from longvpo_hf.studies.choosing import Gpus
 
-        return Gpus.here(self.gpu_memory_gib).number > 0
+        return Gpus.here(self.gpu_memory_gib)
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether the study is planned for a GPU."""
+        return not self.is_miniature and self.gpus.number > 0
+
+    @property
+    def machine(self) -> str:
+        """What hours are of, for people."""
+        if self.is_miniature or self.gpus.is_here:
+            return "this machine"
+        return f"a GPU of {self.gpus.memory_gib:g} GiB at {self.gpus.tflops:g} TFLOP/s"
 
     def config_of(self, step: Step) -> str:
         """The configuration of a training."""
