@@ -104,10 +104,10 @@ def known_hours(session: Session, step: Step) -> float | None:
 
 def _estimated(session: Session, step: Step, before: Mapping[str, Cost], say: Callable[[str], None]) -> Cost:
     if session.is_miniature:
-        from longvpo_hf.miniature.study import expected_seconds, settings_of
+        from longvpo_hf.miniature.study import expected_rows, expected_seconds, settings_of
 
         seconds = expected_seconds(step, settings_of(session.study))
-        return Cost(hours=None if seconds is None else seconds / 3600)
+        return Cost(rows=expected_rows(step), hours=None if seconds is None else seconds / 3600)
     try:
         if step.kind == "build":
             if lacks := next(_missing_videos(session, [step]), None):
