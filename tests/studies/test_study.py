@@ -295,6 +295,25 @@ def test_what_is_missing_is_one_list_with_commands(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "runs" / "my_study" / "stage1-rows").exists()
 
 
+@pytest.mark.parametrize(("language_model", "gguf", "remedy"), [
+    ("someone/language", True, "hf download someone/language"),
+    ("no/such/folder", True, "hf download no/such/folder"),
+    (None, False, "longvpo-hf[pretrained]"),
+    (None, True, None),
+])  # fmt: skip
+def test_a_language_model_out_of_reach_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language_model: str | None, gguf: bool, remedy: str | None
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("longvpo_hf.studies.planning.find_spec", lambda name: object() if gguf else None)
+    miniature = {"scale": "pretrained", **({"language_model": language_model} if language_model else {})}
+    study = written(tmp_path, base="miniature", miniature=miniature, videos=None, evaluate=None,
+                    steps=[{"build": "stage1"}])  # fmt: skip
+    result = longvpo(["run", str(study), "--output", str(tmp_path / "run"), "--dry-run"])
+    assert result.exit_code == (1 if remedy else 0)
+    assert (remedy or "Nothing is missing.") in result.stdout
+
+
 def test_a_plan_is_of_the_gpu_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = written(
         tmp_path,

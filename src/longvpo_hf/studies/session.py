@@ -81,7 +81,7 @@ class Session:
     @property
     def slots(self) -> int:
         """How many steps may run at once: the miniature's need one core each, all others the machine's GPU or cores."""
-        return min(2, os.cpu_count() or 1) if self.is_miniature and not self._language_model else 1
+        return min(2, os.cpu_count() or 1) if self.is_miniature and not self.language_model else 1
 
     def select(self, until: str | None, start: str | None, only: str | None) -> list[Step]:
         """The steps that `--until`, `--from` and `--only` leave."""
@@ -93,7 +93,7 @@ class Session:
         return self.study.base == MINIATURE
 
     @property
-    def _language_model(self) -> str:
+    def language_model(self) -> str:
         """The pretrained language model in a miniature's base; empty where there is none."""
         from longvpo_hf.miniature.study import settings_of
 
@@ -102,8 +102,8 @@ class Session:
     @property
     def base_name(self) -> str:
         """The base, for people."""
-        if self._language_model:
-            return f"a base with {public_name(self._language_model)} inside"
+        if self.language_model:
+            return f"a base with {public_name(self.language_model)} inside"
         return "a base trained from nothing" if self.is_miniature else public_name(self.study.base)
 
     @property
