@@ -1,11 +1,12 @@
 """What two processes and one process each run, to be compared: `python distributed.py <folder> <scenario> …`.
 
-The folder holds `rows` (eight rows) and `bad_rows` (the same, some without a file), saved to disk. The first process
+The folder holds `rows` (eight rows), `bad_rows` (the same, some without a file) and `two_rows`, saved to disk. The first process
 writes `<scenario>.<processes>.json`: the logs, and the sums of the trained weights; or, of a scenario in `RESUMED`, the
 rows and losses of each step, of a whole run and of one that was resumed. A batch is four rows over all processes. At
-the end it writes `broken.json`, each process's error of a run whose loss is not finite on one of them; `tried.json`,
-what each process does with a model whose trees, or plain sequences, are wrong on one of them; and `sharded.json`, a
-sharded model's scores and gradients against a whole one's.
+the end it writes `broken.json`, each process's error of a run whose loss is not finite on one of them;
+`unreadable.json`, each one's errors of runs in which one of them cannot decode a video; `tried.json`, what each process
+does with a model whose trees, or plain sequences, are wrong on one of them; and `sharded.json`, a sharded model's
+scores and gradients against a whole one's.
 """
 
 from __future__ import annotations
@@ -134,6 +135,22 @@ def broken(folder: Path) -> str:
     return "no error"
 
 
+def unreadable(folder: Path) -> list[str]:
+    """The errors of runs of whose rows one process has an undecodable one: in training, and in precomputing."""
+    rows = load_from_disk(str(folder / "two_rows"))
+    errors = []
+    more: dict[str, Any]
+    for more in ({}, {"precompute_ref_log_probs": True}):
+        try:
+            trainers.make(
+                folder / "unreadable", rows, ddp_backend="gloo", per_device_train_batch_size=1, **more
+            ).train()
+            errors.append("no error")
+        except TrainingError as error:
+            errors.append(str(error))
+    return errors
+
+
 def number_positions_anew(model: Any) -> None:
     """Takes no positions from outside, so that trees are wrong."""
 
@@ -206,6 +223,9 @@ if __name__ == "__main__":
     errors = gather_object([broken(target)])
     if os.environ["RANK"] == "0":
         (target / "broken.json").write_text(json.dumps(errors))
+    errors = gather_object([unreadable(target)])
+    if os.environ["RANK"] == "0":
+        (target / "unreadable.json").write_text(json.dumps(errors))
     trials = {change.__name__: gather_object([tried(target, change)]) for change in (number_positions_anew, fail)}
     if os.environ["RANK"] == "0":
         (target / "tried.json").write_text(json.dumps(trials))

@@ -6,7 +6,7 @@
     ├── VideoError      a video, or a clip of one, cannot be read
     ├── DatasetError    preference rows, captions or the folder they are in
     ├── ModelError      a checkpoint, a processor or a model's family
-    ├── TrainingError   a run whose numbers are no longer finite
+    ├── TrainingError   a run that cannot go on: its numbers are not finite, or a process has no batch
     ├── EndpointError   a server that answers requests
     └── StorageError    the disk is full, broken or closed to us, or the system is out of files
 
@@ -55,7 +55,7 @@ class ModelError(LongVPOError, ValueError):
 
 
 class TrainingError(LongVPOError, RuntimeError):
-    """A run cannot go on: its loss, a gradient or a weight is not finite."""
+    """A run cannot go on: its loss, a gradient or a weight is not finite, or one of its processes has no batch."""
 
 
 class EndpointError(LongVPOError, RuntimeError):

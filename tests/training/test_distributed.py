@@ -30,6 +30,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, preferences: list[Vi
     for row in (2, 3, 5):
         rows[row]["clips"][0]["file_name"] = str(folder / "gone.mp4")
     Dataset.from_list(rows).save_to_disk(str(folder / "bad_rows"))
+    Dataset.from_list([rows[0], rows[2]]).save_to_disk(str(folder / "two_rows"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", distributed.__file__, str(folder)]
     done = subprocess.run(
@@ -91,6 +92,17 @@ def test_a_loss_that_is_not_finite_on_one_process_ends_all(two_processes: Path) 
     errors = json.loads((two_processes / "broken.json").read_text())
     assert len(errors) == 2
     assert all(error.startswith("The loss of step 1 is nan") for error in errors)
+
+
+def test_a_video_that_one_process_cannot_decode_ends_all_with_its_name(
+    two_processes: Path, preferences: list[VideoPreference]
+) -> None:
+    first, second = json.loads((two_processes / "unreadable.json").read_text())
+    assert first == second
+    for error in first:
+        assert error.startswith("Process ")
+        for part in (" of 2 cannot make its batch", f"row {preferences[2].id}: missing_file", "gone.mp4", "'skip'"):
+            assert part in error
 
 
 def test_trees_that_are_wrong_on_one_process_are_left_by_all(two_processes: Path) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch.utils.data import get_worker_info
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.families.encoding import PromptEncoder
 from longvpo_hf.families.positions import visual_token_ids
 from longvpo_hf.frames import Frames, FrameSampler, Reason, UnreadableVideo
@@ -121,6 +121,8 @@ class VideoPreferenceCollator:
         rows             int, how many rows were given
         kept             long, which of them the batch holds: all but those that `on_bad_video="skip"` left out
         bad_videos       long, how many were left out for each of `BAD_VIDEO_REASONS`
+        left_out         str, these rows and why
+        error            str, where `hands_over_errors`: why there is no batch, in place of all the rest; "" for none
 
     If no row is left, `kept` is empty and the batch holds one stand-in row with a blank video, so that every process
     still runs the model.
@@ -146,6 +148,8 @@ class VideoPreferenceCollator:
         self.max_length = max_length
         self.context_tokens: int | None = None
         self.seat: Seat | None = None
+        #: Whether an error is put into the batch, for the trainer to raise on all processes at once.
+        self.hands_over_errors = False
         self.on_bad_video = on_bad_video
         self.precomputed = precomputed
         self.sampler = FrameSampler(num_frames, fps, max_pixels)
@@ -186,6 +190,23 @@ class VideoPreferenceCollator:
         """
         if get_worker_info() is not None:  # a dataloader's process, which would outlive a trainer that is killed
             end_with_parent()
+        return self._handed_over(self._batch_of, rows)
+
+    def reference_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """The batch of the reference views, with `rows`, `kept`, `left_out`; nothing else is decoded."""
+        return self._handed_over(self._reference_batch_of, rows)
+
+    def _handed_over(
+        self, make: Callable[[Sequence[Mapping[str, Any]]], Batch], rows: Sequence[Mapping[str, Any]]
+    ) -> Batch:
+        if not self.hands_over_errors:
+            return make(rows)
+        try:
+            return {**make(rows), "error": ""}
+        except LongVPOError as error:
+            return {"error": str(error)}
+
+    def _batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
         prompts = self._prompts(preferences, [View.whole()] * len(rows), self.sampler)
         if not self.precomputed:
@@ -207,15 +228,17 @@ class VideoPreferenceCollator:
         batch["places"] = torch.tensor([_place(preferences[i]) for i in kept] or [math.nan])
         batch["row_keys"] = torch.tensor([_key(preferences[i]) for i in kept] or [NO_ROW])
         batch["bad_videos"] = torch.tensor([bad.count(reason) for reason in BAD_VIDEO_REASONS])
+        batch["left_out"] = _left_out(preferences, bad)
         return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
 
-    def reference_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """The batch of the reference views, with `rows` and `kept`; nothing else is decoded."""
+    def _reference_batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
         prompts = self._reference_prompts(preferences)
-        kept = [i for i, reason in enumerate(_bad(prompts)) if reason is None]
+        bad = _bad(prompts)
+        kept = [i for i, reason in enumerate(bad) if reason is None]
         batch = self._batch(preferences, prompts, kept, "reference_num_frames")
-        return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
+        kept_rows = torch.tensor(kept, dtype=torch.long)
+        return {**batch, "rows": len(rows), "kept": kept_rows, "left_out": _left_out(preferences, bad)}
 
     def reference_view(self, preference: VideoPreference) -> View:
         """The view on which the reference model is scored for this row.
@@ -352,6 +375,11 @@ def _answers(preference: VideoPreference) -> tuple[str, str]:
 def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
     """Per row the reason why it has no prompt; None where it has one."""
     return [prompt if isinstance(prompt, str) else None for prompt in prompts]
+
+
+def _left_out(preferences: Sequence[VideoPreference], bad: Sequence[str | None]) -> str:
+    pairs = zip(preferences, bad, strict=True)
+    return ", ".join(f"row {preference.id} ({reason})" for preference, reason in pairs if reason is not None)
 
 
 def _top_tokens(rows: Sequence[Mapping[str, Any]], stand_in_tokens: int) -> Batch:

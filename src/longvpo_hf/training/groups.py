@@ -6,17 +6,19 @@ own way to part a sequence stays out: it is causal attention alone, and would cu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import recursively_apply
+from accelerate.utils import gather, gather_object, recursively_apply
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, TrainingError
 from longvpo_hf.families import family_of
 from longvpo_hf.training.packing import is_tree_packed, reason_not_shared
 from longvpo_hf.training.packing.sharing import Seat
@@ -48,6 +50,39 @@ class SharingTrainer(SavingTrainer):
             return None
         family = family_of(self.accelerator.unwrap_model(self.model).config)
         return Seat(self._group.rank(), self._group.size(), family)
+
+    def _check_batches(self, batch: Mapping[str, Any]) -> None:
+        """Ends all processes at once where one of them has no batch, or those that share one left out different rows.
+
+        Args:
+            batch: The collator's; nothing is asked where it does not hand over errors.
+
+        Raises:
+            TrainingError: On every process, with the row and the reason.
+        """
+        if "error" not in batch:
+            return
+        kept = zlib.crc32(bytes(batch["kept"].tolist())) if "kept" in batch else 0
+        own = torch.tensor([[bool(batch["error"]), kept]], device=self.accelerator.device)
+        everyone = gather(own)  # not the accelerator's own, for which one process speaks for its group
+        if everyone[:, 0].any():
+            said = {rank: error for rank, error in enumerate(gather_object([batch["error"]])) if error}
+            rank, error = next(iter(said.items()))
+            others = f" Processes {', '.join(map(str, said))} ended so." if len(said) > 1 else ""
+            raise TrainingError(f"Process {rank} of {len(everyone)} cannot make its batch: {error}{others}")
+        if self._group is None:
+            return
+        of_groups = everyone[:, 1].view(-1, self._group.size())
+        if (of_groups != of_groups[:, :1]).any():
+            said = dict(enumerate(gather_object([batch["left_out"]])))
+            group = int((of_groups != of_groups[:, :1]).any(1).nonzero()[0]) * self._group.size()
+            found = "; ".join(
+                f"process {rank}: {said[rank] or 'none'}" for rank in range(group, group + self._group.size())
+            )
+            raise TrainingError(
+                f"on_bad_video='skip': processes that share a batch left out different rows ({found}). Give all of "
+                "them the same files, and start again from the last checkpoint."
+            )
 
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: dict[str, Any]

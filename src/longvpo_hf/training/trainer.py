@@ -225,6 +225,7 @@ class LongVPOTrainer(SharingTrainer):
             self._sampled.prepare(self.model, self.processing_class)
         self.data_collator.context_tokens = context_tokens(self.model.config)
         self.data_collator.seat = self._seat()
+        self.data_collator.hands_over_errors = self.accelerator.num_processes > 1
         reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
         self._check_sharing(True, next((reason for reason in reasons if reason is not None), None))
         for reason in sorted({reason for reason in reasons if reason is not None}):
@@ -328,6 +329,7 @@ class LongVPOTrainer(SharingTrainer):
             model: The reference model, or the policy whose adapters TRL then turns off.
             inputs: A batch of TRL's, or of the collator's `reference_batch`, or the `reference` of its batches.
         """
+        self._check_batches(inputs)
         with undisturbed(self.model):
             if "videos" not in inputs:
                 return super().compute_ref_log_probs(ModelCall(model, None), inputs)
@@ -380,6 +382,7 @@ class LongVPOTrainer(SharingTrainer):
     def _loss_of_videos(self, mode: str, model: nn.Module, inputs: Batch, return_outputs: bool) -> Any:
         if mode == "train":
             self._throughput.start(self._total_train_tokens)
+        self._check_batches(inputs)
         self._try_trees(model, inputs)
         rows_left = self._count(mode, inputs)
         counted = self._counted_rows(mode, inputs)
