@@ -1,12 +1,12 @@
 """What two processes and one process each run, to be compared: `python distributed.py <folder> <scenario> …`.
 
-The folder holds `rows` (eight rows), `bad_rows` (the same, some without a file) and `two_rows`, saved to disk. The first process
-writes `<scenario>.<processes>.json`: the logs, and the sums of the trained weights; or, of a scenario in `RESUMED`, the
-rows and losses of each step, of a whole run and of one that was resumed. A batch is four rows over all processes. At
-the end it writes `broken.json`, each process's error of a run whose loss is not finite on one of them;
-`unreadable.json`, each one's errors of runs in which one of them cannot decode a video; `tried.json`, what each process
-does with a model whose trees, or plain sequences, are wrong on one of them; and `sharded.json`, a sharded model's
-scores and gradients against a whole one's.
+The folder holds `rows` (eight rows), `bad_rows` (the same, some without a file) and `two_rows` (two of these), saved to
+disk. The first process writes `<scenario>.<processes>.json`: the logs, and the sums of the trained weights; or, of a
+scenario in `RESUMED`, the rows and losses of each step, of a whole run and of one that was resumed. A batch is four
+rows over all processes. At the end it writes `broken.json`, each process's error of a run whose loss is not finite on
+one of them; `unreadable.json`, each one's errors of runs in which one of them cannot decode a video; `tried.json`, what
+each process does with a model whose trees, or plain sequences, are wrong on one of them; and `sharded.json`, a sharded
+model's scores and gradients against a whole one's.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import gather_object
 from accelerate.utils.launch import prepare_multi_gpu_env
 from datasets import load_from_disk
 from peft import LoraConfig
@@ -29,27 +31,38 @@ sys.path.insert(0, str(Path(__file__).parent))
 import sharded
 import tiny_models
 import trainers
+from longvpo_hf.errors import TrainingError
+from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.shipped import shipped
+from longvpo_hf.timeline import Timeline
 from longvpo_hf.training.packing import forward
+from longvpo_hf.training.trainer import LongVPOTrainer
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A run: groups of processes, how many in each, and settings; resumed after its first step, or not."""
+    """A run: groups of processes, how many in each, and settings; resumed after its first step, or not.
+
+    Its rows may be a stream, and its last process may get no answer from where a video is, in runs of their own.
+    """
 
     groups: int = 1
     size: int = 1
     family: str = "internvl"
     resumed: bool = False
+    streamed: bool = False
+    unreachable: bool = False
     more: dict[str, Any] = field(default_factory=dict)
 
 
 _LORA: dict[str, Any] = {"peft_config": "lora", "freeze_vision_tower": True, "precompute_ref_log_probs": True}
 SCENARIOS = {
     "full": Scenario(),
-    "full, 2 x 2": Scenario(groups=2, size=2, resumed=True),
+    "full, 2 x 2": Scenario(groups=2, size=2, resumed=True, unreachable=True),
+    "streamed": Scenario(streamed=True),
+    "streamed, 2": Scenario(size=2, resumed=True, streamed=True),
     "lora": Scenario(family="qwen3_vl", more=_LORA),
-    "lora, 2": Scenario(size=2, family="qwen3_vl", more=_LORA),
+    "lora, 2": Scenario(size=2, resumed=True, family="qwen3_vl", more=_LORA),
 }
 
 
@@ -73,7 +86,7 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
     make = partial(
         trainers.make,
         folder / name,
-        rows,
+        rows.to_iterable_dataset() if scenario.streamed else rows,
         family=scenario.family,
         eval_dataset=rows.select(range(7)),
         per_device_train_batch_size=4 // scenario.groups,
@@ -97,8 +110,10 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
         for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         if weight.requires_grad
     }
+    ends = gather_object([ended(make)]) if scenario.unreachable else []
     if trainer.accelerator.is_main_process:
         result = {
+            "ends": ends,
             "logs": trainer.state.log_history,
             "weights": weights,
             "shared": [sum(shares), len(shares)],
@@ -106,6 +121,24 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
             "processes": trainer._record_of().training.num_processes,
         }
         (folder / f"{name}.json").write_text(json.dumps(result))
+
+
+def ended(make: Callable[..., LongVPOTrainer]) -> list[str]:
+    """The errors of runs whose last process cannot decode its frames: one that is to end so, one that skips rows."""
+
+    def no_answer(seen: Timeline, *args: Any) -> Any:
+        raise UnreadableVideo("unreachable", seen.clips[0], "no answer in time")
+
+    errors = []
+    for policy in ("raise", "skip"):
+        trainer = make(on_bad_video=policy, save_strategy="no")
+        if trainer.accelerator.process_index == trainer.accelerator.num_processes - 1:
+            trainer.data_collator._look = no_answer
+        try:
+            trainer.train()
+        except TrainingError as error:
+            errors.append(str(error))
+    return errors
 
 
 def _process(folder: Path, name: str, rank: int, port: int, environment: dict[str, str]) -> None:

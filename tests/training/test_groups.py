@@ -63,6 +63,22 @@ def test_groups_train_and_evaluate_as_one_process(runs: dict[str, Any], name: st
                 assert got[metric] == pytest.approx(value, rel=1e-4, abs=1e-4), metric
 
 
+def test_frames_that_one_process_cannot_decode_end_all_with_one_error(
+    runs: dict[str, Any], preferences: list[VideoPreference]
+) -> None:
+    ends = runs["full, 2 x 2"]["ends"]
+    assert len(ends) == 4
+    assert all(errors == ends[0] for errors in ends)
+    raised, skipped = ends[0]
+    rows = {preference.id: preference.timeline.clips[0].path for preference in preferences}
+    assert raised.startswith("Process 3 of 4 cannot make its batch: row ")
+    assert any(f"{row}" in raised and f"unreachable: {path} " in raised for row, path in rows.items())
+    assert "no answer in time" in raised
+    assert skipped.startswith("on_bad_video='skip': processes that share a batch left out different rows (")
+    assert "(process 2: none; process 3: row " in skipped
+    assert sum(f"row {row} (unreachable)" in skipped for row in rows) == 2  # all of its batch
+
+
 # ------------------------------------------------------------------------------------------------ the parts of it
 
 
