@@ -93,9 +93,14 @@ def test_eval_refuses_in_one_line_before_it_looks_for_data(outsider: tuple[str, 
 
 
 def test_a_kind_that_cannot_be_used_is_said_before_weights_that_lack(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "ernie4_5_vl_moe"}), encoding="utf-8")
-    with pytest.raises(ModelError, match="Models of type ernie4_5_vl_moe cannot be used"):
-        check_checkpoint(str(tmp_path))
+    for folder in (tmp_path, adapter):
+        with pytest.raises(ModelError, match="Models of type ernie4_5_vl_moe cannot be used"):
+            check_checkpoint(str(folder))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}), encoding="utf-8")
     with pytest.raises(ModelError, match="lacks weights"):
         check_checkpoint(str(tmp_path))

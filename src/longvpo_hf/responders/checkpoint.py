@@ -120,19 +120,21 @@ def check_checkpoint(name: str) -> bool:
     Raises:
         ModelError: If there is no such checkpoint, or a part of it is missing; in one sentence, with what to do.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        _check_folder(folder)
-    elif folder.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise ModelError(f"There is no folder {name}: name a folder with a model, or a model on the Hub (OWNER/NAME).")
-    else:
-        _check_on_hub(name)
-    base = _base_of(name)
-    if base is not None:
-        return check_checkpoint(base)
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    return _kind(name) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+            raise ModelError(
+                f"There is no folder {name}: name a folder with a model, or a model on the Hub (OWNER/NAME)."
+            )
+        _check_on_hub(name)
+    base = _base_of(name)
+    # Of an adapter the base comes first: with a kind that cannot be used, no weights need be fetched.
+    sees_frames = base is not None and check_checkpoint(base)
+    if folder.is_dir():
+        _check_folder(folder)
+    return sees_frames if base is not None else _kind(name) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def _kind(name: str) -> type[PreTrainedConfig]:
