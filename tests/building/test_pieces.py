@@ -175,6 +175,10 @@ def test_shards_share_the_captioning(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked["many"] == asked["one"]
     for name in ("scenes/captions.json", "scenes.log/dropped.jsonl", "scenes.log/funnel.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    del timelines[0]  # on the machine of one shard
+    said = r"3 pieces are missing: 00000, 00002\. .* Of these, 00000, 00002 are there as made with .*this one lacks"
+    with pytest.raises(Unfinished, match=said):
+        caption("many", Shard(1, 2))
 
 
 def test_processes_give_the_rows_of_one(tmp_path: Path) -> None:

@@ -179,11 +179,22 @@ def test_shards_and_a_merge_write_what_one_run_writes(videos: Path, tmp_path: Pa
     same_files(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_merge_of_nothing_says_what_is_missing(videos: Path, tmp_path: Path) -> None:
-    result = result_of(lambda: stage1.main(arguments(videos, tmp_path / "rows", "--merge")))
-    assert result.exit_code == 2, result.stderr
-    assert "cutting 16 videos at a time: 1 of 1 pieces are missing: cut-00000" in result.stderr
-    assert not list(tmp_path.rglob("*.mp4"))
+def test_a_shard_whose_corpus_lacks_a_file_names_it_and_what_others_made(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, fewer = tmp_path / "whole", tmp_path / "fewer"
+    for folder in (whole, fewer):
+        shutil.copytree(videos, folder)
+        record = {"file_name": "b/video-1.mp4", "caption": "Greens that grow."}
+        (folder / "metadata.jsonl").write_text(json.dumps(record) + "\n")
+    (fewer / "b" / "video-1.mp4").unlink()
+    for source, shard in ((whole, "0"), (fewer, "1")):
+        stage1.main([*arguments(source, tmp_path / "rows", "--cache", str(tmp_path / "cache")),
+                     "--num-shards", "2", "--shard", shard])  # fmt: skip
+    said = capsys.readouterr().out.partition("Shard 1 of 2 has done its part. ")[2]
+    assert "1 of 1 pieces are missing: cut-00000" in said
+    assert "Of these, cut-00000 are there as made with" in said
+    assert "The corpus here is without b/video-1.mp4 (missing_file)." in said
 
 
 @pytest.mark.parametrize(

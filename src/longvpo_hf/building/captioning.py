@@ -263,7 +263,8 @@ def _captions_of(timelines: Sequence[Timeline], bench: _Bench, executor: Executo
     groups = [
         _Group(number, tuple(timelines[start : start + _VIDEOS_PER_GROUP])) for number, start in enumerate(starts)
     ]
-    given = carry_out(executor, bench, groups, f"captioning {_VIDEOS_PER_GROUP} videos at a time")
+    what = f"captioning {_VIDEOS_PER_GROUP} videos at a time"
+    given = carry_out(executor, bench, groups, what, bench.folder)
     return [[_Caption.from_fields(fields) for fields in video["captions"]] for group in given for video in group]
 
 
@@ -317,6 +318,7 @@ class _Bench:
         self.captioner = captioner
         self.summariser = summariser
         self.settings = settings
+        self.folder = folder
         self._root = root
         self._journal = Journal(
             folder, [FORMAT, PROMPT_VERSION, asdict(settings), identity(captioner), identity(summariser)]

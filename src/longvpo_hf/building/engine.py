@@ -20,7 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from longvpo_hf.artifacts import Fields, locked
-from longvpo_hf.building.executors import HERE, Executor, Unfinished, Worked, named
+from longvpo_hf.building.executors import HERE, Executor, Unfinished, Worked, made_otherwise, named
 from longvpo_hf.building.method import Answered, Draft, Drop, Lost, Part
 from longvpo_hf.building.pieces import Piece, RowBench, outcomes_of
 from longvpo_hf.building.rows import Shares, question_id, row_of
@@ -100,7 +100,7 @@ def build(
                 run.make(worked, _look_only(media_root), max_rounds, bar)
             funnel.count("pieces that are there", run.num_joined)
             funnel.count("pieces that others have to work", len(run.absent))
-            if otherwise := _made_otherwise(run.absent, bench.folder):
+            if otherwise := made_otherwise(run.absent, bench.folder):
                 tqdm.write(otherwise)
             return funnel.close()
         with DatasetWriter(output, media_root) as writer:
@@ -108,7 +108,7 @@ def build(
                 run.make(worked, writer.add, max_rounds, bar)
             if run.absent:
                 funnel.close()
-                otherwise = _made_otherwise(run.absent, bench.folder)
+                otherwise = made_otherwise(run.absent, bench.folder)
                 raise Unfinished(" ".join(filter(None, [_what_is_missing(run.absent), otherwise])))
             funnel.count("rows", writer.num_rows)
             counts = funnel.close()
@@ -157,17 +157,6 @@ def _what_is_missing(absent: Sequence[Piece]) -> str:
     return (
         f"{why}; missing: {named(absent)} (piece P-RR-NNNNN is shard NNNNN mod N's, of N shards). Run these shards, or "
         "all of them, and then --merge again."
-    )
-
-
-def _made_otherwise(absent: Sequence[Piece], folder: Path) -> str:
-    """Says so where pieces of these numbers are there that follow from something else; empty where none are."""
-    found = [piece for piece in absent if any(folder.glob(f"{piece.name}-*.jsonl"))]
-    if not found:
-        return ""
-    return (
-        f"Of these, {named(found)} are there as made with another seed, other settings, models or videos, or by "
-        "another version: shards of one output must be given the same. An earlier run of yours may have made them."
     )
 
 

@@ -214,7 +214,21 @@ def named(pieces: Sequence[Numbered]) -> str:
     return ", ".join(piece.name for piece in pieces[:_NAMED]) + more
 
 
-def carry_out(executor: Executor, bench: Bench[P], pieces: Sequence[P], what: str) -> list[list[Fields]]:
+def made_otherwise(absent: Sequence[Numbered], folder: Path) -> str:
+    """Says so where pieces of these numbers are there that follow from something else; empty where none are."""
+    found = [piece for piece in absent if any(folder.glob(f"{piece.name}-*.jsonl"))]
+    if not found:
+        return ""
+    return (
+        f"Of these, {named(found)} are there as made with another seed, other settings, models or videos (of a corpus "
+        "with files which this one lacks, for example), or by another version: shards of one output must be given the "
+        "same. An earlier run of yours may have made them."
+    )
+
+
+def carry_out(
+    executor: Executor, bench: Bench[P], pieces: Sequence[P], what: str, folder: Path | None = None
+) -> list[list[Fields]]:
     """What all pieces give.
 
     Args:
@@ -222,6 +236,7 @@ def carry_out(executor: Executor, bench: Bench[P], pieces: Sequence[P], what: st
         bench: Works one.
         pieces: The plan.
         what: What the pieces are, for a message.
+        folder: Where finished pieces are kept by their names; None where they are found in another way.
 
     Raises:
         Unfinished: If some are not there, and others have to work them.
@@ -230,10 +245,12 @@ def carry_out(executor: Executor, bench: Bench[P], pieces: Sequence[P], what: st
         given = list(worked(iter(pieces)))
     absent = [piece for piece, records in given if records is None]
     if absent:
-        raise Unfinished(
+        message = (
             f"{what}: {len(absent)} of {len(pieces)} pieces are missing: {named(absent)}. When all shards have done "
             "theirs, run them again; the next step follows."
         )
+        otherwise = "" if folder is None else made_otherwise(absent, folder)
+        raise Unfinished(" ".join(filter(None, [message, otherwise])))
     return [records for _, records in given if records is not None]
 
 

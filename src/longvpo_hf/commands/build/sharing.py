@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.artifacts import Fields, Journal, Log
-from longvpo_hf.building.executors import Executor, Shard, carry_out
+from longvpo_hf.building.executors import Executor, Shard, Unfinished, carry_out
 from longvpo_hf.commands.build.options import Videos
+from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake import Source, clips_of
 from longvpo_hf.intake.media import check_clips, cut_clips
 from longvpo_hf.paths import below
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Videos that one worker cuts before another may.
 _VIDEOS_PER_PIECE = 16
+#: A message names so many files, and counts the others.
+_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class _Cutting:
         self._num_workers = num_workers
         how = asdict(videos.media) if videos.output.media == "embed" else "checked"
         follows_from = ["cut", asdict(videos.cutting), how, asdict(videos.bounds)]
-        self._journal = Journal(videos.output.beside(".job"), follows_from)
+        self.folder = videos.output.beside(".job")
+        self._journal = Journal(self.folder, follows_from)
 
     def work(self, piece: _Sources) -> list[Fields]:
         """Nothing: what it makes is in the cache."""
@@ -77,13 +81,22 @@ def cut_by(executor: Executor, videos: Videos, survey: CorpusSurvey) -> None:
     """Has the videos of a corpus cut.
 
     Raises:
-        Unfinished: If some are for other shards to cut.
+        Unfinished: If some are for other shards to cut; with what this corpus lacks.
     """
-    sources = [item for item in survey if isinstance(item, Source)]
+    found = list(survey)
+    sources = [item for item in found if isinstance(item, Source)]
     starts = range(0, len(sources), _VIDEOS_PER_PIECE)
     pieces = [_Sources(n, tuple(sources[start : start + _VIDEOS_PER_PIECE])) for n, start in enumerate(starts)]
     num_workers = videos.output.num_workers if isinstance(executor, Shard) else 0  # a worker starts no further ones
-    carry_out(executor, _Cutting(videos, num_workers), pieces, f"cutting {_VIDEOS_PER_PIECE} videos at a time")
+    bench = _Cutting(videos, num_workers)
+    try:
+        carry_out(executor, bench, pieces, f"cutting {_VIDEOS_PER_PIECE} videos at a time", bench.folder)
+    except Unfinished as error:
+        lacking = [f"{item.path} ({item.reason})" for item in found if isinstance(item, Dropped)]
+        if not lacking:
+            raise
+        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+        raise Unfinished(f"{error} The corpus here is without {', '.join(lacking[:_NAMED])}{more}.") from error
 
 
 @dataclass(frozen=True, slots=True)
