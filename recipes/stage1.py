@@ -56,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
 
 if __name__ == "__main__":
     with advice("recipes/stage1.py", "Go on with --resume_from_checkpoint true."):
-        main()
+        main().end()  # trackers and processes

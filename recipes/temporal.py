@@ -60,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
 
 if __name__ == "__main__":
     with advice("recipes/temporal.py", "Go on with --resume_from_checkpoint true."):
-        main()
+        main().end()  # trackers and processes

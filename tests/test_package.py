@@ -426,7 +426,7 @@ def test_wheel_holds_the_whole_package(wheel: Path) -> None:
         entry_points = archive.read(f"longvpo_hf-{longvpo_hf.__version__}.dist-info/entry_points.txt").decode()
     sources = {str(path.relative_to(SOURCE)) for path in product_files()}
     assert sources <= names
-    assert "longvpo_hf/py.typed" in names
+    assert {"longvpo_hf/py.typed", "longvpo_hf/skills/longvpo/SKILL.md"} <= names
     assert {f"longvpo_hf/publishing/inspect_page/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert "longvpo = longvpo_hf.commands.app:main" in entry_points
     assert {name.split("/")[0] for name in names} == {

@@ -241,7 +241,10 @@ def logged(trainer: LongVPOTrainer, name: str) -> list[float]:
 @pytest.mark.parametrize("recipe", ["stage2", "temporal"])
 def test_a_recipe_runs_through_accelerate_launch(recipe: str, tmp_path: Path, base: Path, rows: Path) -> None:
     output = tmp_path / recipe
-    pushing = {"push_to_hub": "true", "hub_model_id": f"someone/{recipe}"} if recipe == "stage2" else {}
+    pushing = {}
+    if recipe == "stage2":
+        pushing = {"push_to_hub": "true", "hub_model_id": "someone/stage2"}
+        pushing |= {"hub_private_repo": "true", "hub_revision": "trial"}
     probing = {"probe_steps": 2, "probe_frames": 8, "probe_number": 1, "probe_placements": 1}
     command = launched(recipe, *options(base, rows, output, **pushing, **probing))
     with HubDouble() as hub:
@@ -254,7 +257,7 @@ def test_a_recipe_runs_through_accelerate_launch(recipe: str, tmp_path: Path, ba
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
-        published = hub.files(f"someone/{recipe}") if pushing else {}
+        repository = hub.repositories["model", "someone/stage2"] if pushing else None
     before, after = (load_file(folder / "model.safetensors") for folder in (base, output))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("language_model" in name for name in changed)
@@ -264,7 +267,12 @@ def test_a_recipe_runs_through_accelerate_launch(recipe: str, tmp_path: Path, ba
     assert "longvpo-stage2" in card
     assert str(tmp_path) not in card
     assert (output / "_probe_media").is_dir()
-    if pushing:
+    if repository is not None:
+        assert repository.private
+        assert set(repository.files) <= {".gitattributes"}, "the branch alone"
+        assert "pushed: http" in done.stdout
+        assert "someone/stage2" in done.stdout
+        published = repository.branches["trial"][-1][1]
         assert published["README.md"].decode() == card
         assert {"model.safetensors", "training_curve.png", "probe/step-2/position.json"} <= set(published)
         assert not any(name.startswith("_") for name in published)

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from huggingface_hub import EvalResult, ModelCard
 from test_hub import of_corpora, write
 from torchcodec.encoders import VideoEncoder
 
+from conftest import make_dataset
 from hub_double import TOKEN, HubDouble, card_errors
-from longvpo_hf import papers
+from longvpo_hf import LongVPOConfig, papers
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.publishing.model_card import CURVE_FILE, model_card, update_model_card, write_model_card
 from longvpo_hf.record import (
@@ -264,6 +266,26 @@ def test_names_from_outside_cannot_break_the_card(tmp_path: Path, nasty: str) ->
         assert len(ask.body) == 7
         texts = {node.value for node in ast.walk(load) if isinstance(node, ast.Constant)}
         assert nasty in texts
+
+
+def test_a_run_on_trackio_or_on_jobs_is_told_as_trl_tells_it(
+    tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After training, when trackio has finished its run, the tag that it left names the Space."""
+    from longvpo_hf import LongVPOTrainer
+    from tiny_models import build
+
+    monkeypatch.setenv("JOB_ID", "1")
+    model, processor = build("internvl")
+    args = LongVPOConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, num_frames=3, reference="anchor")
+    rows = make_dataset(preferences[:2])
+    trainer = LongVPOTrainer(
+        model=model, ref_model=deepcopy(model), args=args, train_dataset=rows, processing_class=processor
+    )
+    trainer.create_model_card(tags=["trackio", "trackio:https://huggingface.co/spaces/me/runs"])
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Logged at [Trackio](https://huggingface.co/spaces/me/runs)." in text
+    assert {"hf_jobs", "trackio:https://huggingface.co/spaces/me/runs"} <= set(ModelCard(text).data.tags or ())
 
 
 # --------------------------------------------------------------------------------------------------------- the wheel

@@ -11,7 +11,7 @@ from datasets import load_dataset
 
 from cli import longvpo
 from longvpo_hf.preference import Provenance, VideoPreference
-from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.publishing.dataset import DatasetWriter, add_preview
 from longvpo_hf.publishing.rows import RowsFolder, answer_sources, hang_together
 from longvpo_hf.record import DatasetRecord, MethodRecord, read_record
 from longvpo_hf.record import Source as Model
@@ -53,6 +53,17 @@ def some(clips: dict[str, Clip]) -> list[VideoPreference]:
 
 def ids(folder: Path) -> list[str]:
     return [str(name) for name in pq.read_table(folder / "train.parquet").column("id").to_pylist()]
+
+
+def test_previews_come_along_where_all_rows_have_one(tmp_path: Path, some: list[VideoPreference]) -> None:
+    first, second = write(tmp_path / "a", some[:4], "one"), write(tmp_path / "b", some[4:], "two")
+    add_preview(first)
+    for words, expected in ((["sample", str(first), "--num-rows", "3"], 3), (["merge", str(first), str(second)], 0)):
+        assert longvpo(["rows", *words, "--output", str(tmp_path / words[0])]).exit_code == 0
+        rows = pq.read_table(tmp_path / words[0] / "train.parquet").to_pylist()
+        shown = [row["preview_file_name"] for row in rows if "preview_file_name" in row]
+        assert len(shown) == expected
+        assert shown == [row["clips"][row["evidence"][0]]["file_name"] for row in rows][:expected]
 
 
 def test_merge_keeps_each_row_once_and_shares_media(tmp_path: Path, some: list[VideoPreference]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, HfApi
+from huggingface_hub.constants import ENDPOINT
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.preflight import check, suites_named
@@ -45,6 +46,8 @@ def finish(trainer: LongVPOTrainer, recipe: RecipeArguments) -> None:
         f"{trainer._name}: model and card are in {args.output_dir}; measure it with: longvpo probe needle "
         f"{args.output_dir}, or longvpo eval {args.output_dir}"
     )
+    if args.push_to_hub:
+        trainer.accelerator.print(f"pushed: {ENDPOINT}/{trainer.hub_model_id}")
     if recipe.benchmarks is None:
         return
     trainer.accelerator.wait_for_everyone()

@@ -173,6 +173,15 @@ def check_media(clip: Clip, media_root: Path | None) -> None:
         raise UnreadableVideo("unreadable", clip, "it is not a whole video of a known container")
 
 
+#: The column that names the files of `preview`, in the form that `load_dataset` turns into videos.
+_PREVIEW = "preview_file_name"
+
+
+def has_preview(folder: Path) -> bool:
+    """Whether a dataset has the column that `add_preview` adds."""
+    return _PREVIEW in pq.read_schema(folder / "train.parquet").names
+
+
 def add_preview(folder: Path) -> None:
     """Adds a column that the Hub's viewer plays: `preview`, the first clip of each row that holds the answer.
 
@@ -183,7 +192,7 @@ def add_preview(folder: Path) -> None:
     """
     path = folder / "train.parquet"
     with pq.ParquetFile(path) as file, whole_file(path) as written:
-        column = pa.field("preview_file_name", pa.string())
+        column = pa.field(_PREVIEW, pa.string())
         schema = file.schema_arrow
         schema = schema if column.name in schema.names else schema.append(column)
         with pq.ParquetWriter(written, schema) as writer:

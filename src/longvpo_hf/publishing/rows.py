@@ -21,7 +21,7 @@ from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.paths import path_inside
 from longvpo_hf.preference import TRAINING_COLUMNS, VideoPreference
-from longvpo_hf.publishing.dataset import DatasetWriter
+from longvpo_hf.publishing.dataset import DatasetWriter, add_preview, has_preview
 from longvpo_hf.record import DatasetRecord, MethodRecord, Source, read_record
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -155,6 +155,8 @@ def write_rows(
             counts = funnel.close()
             record = _record(inputs, title, methods, reasons)
             writer.write_record(replace(record, funnel=counts, reasons=dict(funnel.reasons)))
+    if all(has_preview(source.folder) for source in inputs):
+        add_preview(output)
     return counts
 
 

@@ -77,7 +77,7 @@ def record_of(
         citation: BibTeX of the loss.
         eval_results: Measured after training.
     """
-    path = model.config.name_or_path or ""
+    path, tags = model.config.name_or_path or "", tuple(dict.fromkeys(tags))
     base = _base(path, (args.model_init_kwargs or {}).get("revision"))
     name = name or Path(args.output_dir).name
     return ModelRecord(
@@ -95,8 +95,8 @@ def record_of(
         evaluations=tuple(_evaluation(result) for result in eval_results),
         licence=_licence_of(path, base),
         citations=(papers.LONGVPO, citation, papers.TRL),
-        tags=tuple(dict.fromkeys(tags)),
-        runs=_runs(),
+        tags=tags,
+        runs=_runs(tags),
         versions=installed_versions(),
     )
 
@@ -297,12 +297,13 @@ def _described(source: Source, where: str) -> TrainedOn:
 # --------------------------------------------------------------------------------------------------------- where logged
 
 
-def _runs() -> dict[str, str]:
-    """Where the run was logged, as TRL finds it."""
+def _runs(tags: Iterable[str]) -> dict[str, str]:
+    """Where the run was logged, as TRL finds it; a Space of trackio after the run's end by the tag it left."""
     from transformers import is_wandb_available
     from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
 
-    urls = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url()}
+    tagged = next((tag.removeprefix("trackio:") for tag in tags if tag.startswith("trackio:https://")), None)
+    urls = {"Trackio": get_trackio_space_url() or tagged, "Comet": get_comet_experiment_url()}
     if is_wandb_available():
         run = importlib.import_module("wandb").run
         urls["Weights & Biases"] = run.url if run is not None else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, HfApi
 from torch import nn
 from transformers import PreTrainedModel
 from trl import DPOTrainer
@@ -65,6 +66,14 @@ class SavingTrainer(DPOTrainer):
             where = f" ({name})" if name else ""
             raise nonfinite_error(f"After step {self.state.global_step} weights are not finite{where}", self.args)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """transformers', before training; also creates the branch `hub_revision`, which a push does not."""
+        super().init_hf_repo(token, private)
+        branch = self.args.hub_revision
+        if branch is not None and not branch.startswith("refs/") and self.is_world_process_zero():
+            api = HfApi(token=token or self.args.hub_token)
+            api.create_branch(self.hub_model_id, branch=branch, exist_ok=True)
+
     def create_model_card(
         self,
         model_name: str | None = None,
@@ -81,7 +90,8 @@ class SavingTrainer(DPOTrainer):
             eval_results: What was measured after training: `push_to_hub(eval_results=[...])`.
         """
         if self.is_world_process_zero():
-            more = [tags] if isinstance(tags, str) else tags or []
+            more = [tags] if isinstance(tags, str) else list(tags or ())
+            more += ["hf_jobs"] if "JOB_ID" in os.environ else []  # as TRL's card says it
             record = self._record_of(
                 name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *more], eval_results=eval_results
             )
