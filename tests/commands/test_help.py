@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -256,3 +258,14 @@ def test_every_option_that_a_document_names_is_one(name: str) -> None:
     text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(--[a-z][a-z-]*)", text))
     assert named <= {"--help", *described(f"build {name}")}
+
+
+@pytest.mark.parametrize("words", [["check"], ["run", "nowhere.yaml"], ["eval"]])
+def test_a_command_that_is_called_from_python_leaves_the_process_as_it_was(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ), list(warnings.filters)
+    assert longvpo(words).exit_code == 2
+    assert (dict(os.environ), list(warnings.filters)) == before

@@ -13,8 +13,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,10 @@ def lora(model: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No network, and the generators are left as they were."""
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
 
 
 @pytest.fixture
@@ -88,7 +84,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Request]]:
 
 
 def longvpo_eval(*arguments: object) -> Result:
-    return longvpo(["eval", *map(str, arguments)])
+    """The command; whoever calls it from Python finds the process as it was, though lmms-eval seeds every generator."""
+
+    def state() -> list[Any]:
+        generators = [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]
+        names = ("LONGVPO_EVAL_DATA", "LMMS_CACHE_RUN_ID", "TQDM_DISABLE", "TRANSFORMERS_VERBOSITY")
+        return [*(os.environ.get(name) for name in names), str(warnings.filters), *generators]
+
+    before = state()
+    result = longvpo(["eval", *map(str, arguments)])
+    assert state() == before
+    return result
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from dataclasses import asdict
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 
+from longvpo_hf.commands.cli import quiet_libraries
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.shipped import find_config
 
 
+@quiet_libraries()
 def check(
     config: str | None = None,
     /,
@@ -44,9 +44,6 @@ def check(
         tflops: TFLOP/s that a device achieves. None: 300, 30 % of an H100's peak.
         as_json: Print JSON.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    warnings.simplefilter("ignore")
     if config is None and rows is None:
         raise ConfigError("Nothing to check: name a recipe's YAML, a shipped configuration, or a dataset with --rows.")
     from longvpo_hf.hub import go_offline_if_unreachable

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -67,6 +69,30 @@ def new_app(name: str, help: str | None = None, **settings: Any) -> App:
         ),
         **settings,
     )
+
+
+@contextmanager
+def quiet_libraries(**variables: str) -> Iterator[None]:
+    """Libraries keep their advice to themselves, so that a command's own lines stand out; also a decorator of commands.
+
+    Whoever calls the command from Python finds environment, filters of warnings and transformers' log as they were.
+
+    Args:
+        variables: Further environment variables, set where they are not set already.
+    """
+    wanted = {"TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1", **variables}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    was_loaded = "transformers" in sys.modules  # which reads the variable once
+    os.environ.update(added)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        if not was_loaded and "TRANSFORMERS_VERBOSITY" in added and "transformers" in sys.modules:
+            sys.modules["transformers"].logging.set_verbosity_warning()
 
 
 #: What a shell reports of a program that SIGPIPE ended.

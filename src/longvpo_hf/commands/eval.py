@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Group
 from cyclopts.types import PositiveInt
 
-from longvpo_hf.commands.cli import ConfigFile, decoded, resumable, whole_numbers
+from longvpo_hf.commands.cli import ConfigFile, decoded, quiet_libraries, resumable, whole_numbers
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 
@@ -18,6 +17,7 @@ _DECODING = Group("Decoding", sort_key=1)
 
 
 @resumable
+@quiet_libraries(TQDM_DISABLE="1")  # lmms-eval's two bars for each task; the adapter's own is shown
 def evaluate(
     *models: str,
     tasks: str = "longvideobench,mlvu,videomme,mvbench",
@@ -79,8 +79,6 @@ def evaluate(
         return
     if not models:
         raise ConfigError("Name at least one model.")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lmms-eval's two bars for each task; the adapter's own is shown
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if find_spec("lmms_eval") is None:
         raise ConfigError("lmms-eval is missing: pip install 'longvpo-hf[eval]'")
     from longvpo_hf.evaluation.preflight import bounds_named, suites_named

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveFloat
 
-from longvpo_hf.commands.cli import resumable
+from longvpo_hf.commands.cli import quiet_libraries, resumable
 
 
 @resumable
+@quiet_libraries()  # each step's advice is in its log
 def run(
     study: str,
     /,
@@ -55,10 +54,6 @@ def run(
         only: The one step that runs. None: all of them.
         redo: Delete what changed settings replace, instead of keeping it in earlier/.
     """
-    # Whoever runs a study wants its lines, not the libraries' advice; each step's is in its log.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    warnings.simplefilter("ignore")
     from longvpo_hf.hub import go_offline_if_unreachable
     from longvpo_hf.studies.session import Session
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,21 +182,39 @@ def evaluate(
         check_checkpoint(contestant.checkpoint)
         check_kind(contestant.checkpoint)
     check(asked, root)
+    results: list[dict[str, Any]] = []
+    with _process_of_its_own(root):
+        for contestant, samplings in zip(contestants, plans, strict=True):
+            results += _evaluate_one(contestant, samplings, asked, root, output, settings, alike)
+            if results:
+                write_results(results, output, settings.mixed_protocols)
+                if not settings.limit:
+                    mine = [run for run in table_runs(results, output) if run.stage == contestant.label]
+                    try:
+                        add_to_checkpoint(contestant.checkpoint, mine)
+                    except OSError as error:  # a folder that only others may write to: the results are in `output` too
+                        print(f"{contestant.label}: its record cannot be given the results: {error}", file=sys.stderr)
+    return results
+
+
+@contextmanager
+def _process_of_its_own(root: Path) -> Iterator[None]:
+    """Within, lmms-eval finds the data and its own earlier answers; after it, what it sets and seeds is as it was."""
+    import numpy as np
+    import torch
+
+    variables, generators = dict(os.environ), (random.getstate(), np.random.get_state())
     os.environ[DATA_ROOT_VARIABLE] = str(root.resolve())
     # Else lmms-eval gives every run a new name, under which it does not find what an interrupted one kept.
     os.environ.setdefault("LMMS_CACHE_RUN_ID", "longvpo")
-    results = []
-    for contestant, samplings in zip(contestants, plans, strict=True):
-        results += _evaluate_one(contestant, samplings, asked, root, output, settings, alike)
-        if results:
-            write_results(results, output, settings.mixed_protocols)
-            if not settings.limit:
-                mine = [run for run in table_runs(results, output) if run.stage == contestant.label]
-                try:
-                    add_to_checkpoint(contestant.checkpoint, mine)
-                except OSError as error:  # a folder that only others may write to: the results are in `output` too
-                    print(f"{contestant.label}: its record cannot be given the results: {error}", file=sys.stderr)
-    return results
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        os.environ.clear()
+        os.environ.update(variables)
 
 
 class _Alike:
@@ -368,8 +388,9 @@ def _samples(
     from lmms_eval.tasks import TaskManager
     from loguru import logger
 
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING")
+    with suppress(ValueError):  # its handlers are those of this program, or of an evaluation before
+        logger.remove(0)  # loguru's own, which shows everything
+        logger.add(_to_stderr, level="WARNING")
     results = simple_evaluate(
         model=model,
         tasks=[task for suite in asked for task in task_names(suite)],
@@ -381,6 +402,10 @@ def _samples(
         log_samples=True,
     )
     return None if results is None else results["samples"]
+
+
+def _to_stderr(message: str) -> None:
+    sys.stderr.write(message)  # whatever it is by then
 
 
 def _write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
