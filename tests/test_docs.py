@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import importlib
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -169,9 +174,12 @@ def test_links_of_the_repository_lead_somewhere() -> None:
     assert [line for line in broken if "index.md" not in line] == []
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; a warning of its building fails."""
+    folder = tmp_path_factory.mktemp("site")
     result = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -179,12 +187,77 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    site = tmp_path / "site"
-    assert "LongVPOTrainer" in (site / "api/training/index.html").read_text(encoding="utf-8")
+    return folder
+
+
+def test_programs_find_every_page(site: Path) -> None:
     listed = re.findall(r"(?m)^- \[[^\]]+\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
     assert len(listed) > 15
     for page in listed:
         assert (site / page / "index.html").is_file(), page
+
+
+def named_in(code: str) -> set[str]:
+    """The names of this package that code imports, dotted."""
+    found = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(code))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "longvpo_hf":
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def resolved(name: str) -> Any:
+    """What a dotted name stands for; raises AttributeError for none."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            found: Any = importlib.import_module(".".join(parts[:length]))
+            for part in parts[length:]:
+                found = getattr(found, part)
+            return found
+    raise AttributeError(name)
+
+
+def on_the_reference(site: Path) -> set[str]:
+    """Dotted names that have a heading on the reference's pages."""
+    pages = list((site / "api").rglob("index.html"))
+    assert len(pages) == len(list(ROOT.glob("docs/api/*.md")))
+    return {name for page in pages for name in re.findall(r'id="(longvpo_hf[\w.]*)"', page.read_text(encoding="utf-8"))}
+
+
+def test_the_reference_has_what_is_public_and_what_pages_import(site: Path) -> None:
+    """By what the names stand for: a page may import one from where it is defined, and another from its package."""
+    code = [f"from longvpo_hf import {name}" for name in longvpo_hf.__all__ if name != "__version__"]
+    for page in PAGES:
+        code += re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for notebook in ROOT.glob("docs/notebooks/*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        code += [re.sub(r"(?m)^[%!].*$", "", source) for source in sources]
+    wanted = set().union(*map(named_in, code))
+    assert {
+        "longvpo_hf.LongVPOTrainer",
+        "longvpo_hf.preference.undecoded",
+        "longvpo_hf.building.engine.build",
+    } <= wanted
+    # The world of the demonstration is no part of what people build on.
+    wanted = {name for name in wanted if not name.startswith("longvpo_hf.miniature.")}
+    shown = [resolved(name) for name in on_the_reference(site)]
+    assert sorted(name for name in wanted if not any(resolved(name) is one for one in shown)) == []
+
+
+def test_nothing_is_on_the_reference_that_does_not_exist(site: Path) -> None:
+    """Neither on its built pages nor in their sources: a member that is gone is left out without a word."""
+    shown = on_the_reference(site)
+    for name in shown:
+        resolved(name)
+    missing = []
+    for page in ROOT.glob("docs/api/*.md"):
+        for name, options in re.findall(r"(?m)^::: (\S+)\n((?:    .*\n)*)", page.read_text(encoding="utf-8") + "\n"):
+            members = yaml.safe_load(options)["options"].get("members", []) if options else []
+            named = [f"{name}.{member}" for member in members] or [name]
+            missing += [f"{page.name}: {one}" for one in named if one not in shown]
+    assert missing == []
 
 
 def test_get_started_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
