@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_seed
 
 #: Below it the likeliest token is drawn anyway, and scores divided by it lose their precision; vLLM's bound.
 _LOWEST_TEMPERATURE = 0.01
@@ -39,8 +39,7 @@ class Decoding:
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be > 0 and ≤ 1, got {self.top_p}.")
-        if not 0 <= self.decoding_seed < 2**63:
-            raise ConfigError(f"decoding_seed must be ≥ 0 and < 2^63, got {self.decoding_seed}.")
+        check_seed(self.decoding_seed, "decoding_seed")
         if self.temperature == 0 and (self.top_p, self.decoding_seed) != (1, 0):
             raise ConfigError(
                 f"top_p={self.top_p} and decoding_seed={self.decoding_seed} do nothing to greedy answers: set "

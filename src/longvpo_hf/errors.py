@@ -96,6 +96,21 @@ _SAID_OTHERWISE = {
 }
 
 
+def check_seed(seed: int, name: str = "seed", bits: int = 63) -> None:
+    """Refuses a seed that no generator, or no row, can hold.
+
+    Args:
+        seed: The seed.
+        name: Of the setting.
+        bits: 63 where it is written into rows, 32 where transformers seeds everything with it.
+
+    Raises:
+        ConfigError: If it is negative, or too large.
+    """
+    if not 0 <= seed < 2**bits:
+        raise ConfigError(f"{name} must be ≥ 0 and < 2^{bits}, got {seed}.")
+
+
 def storage_error(error: BaseException) -> StorageError | None:
     """What the system refused, in one sentence with its remedy; None if the error, and what caused it, is not about it.
 

@@ -25,6 +25,18 @@ def public_name(name: str) -> str:
     return _last(name) if _is_path(name) or os.path.isdir(name) else name
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a repository's on the Hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def public_text(text: str) -> str:
     """A text in which absolute paths keep their last part only, and access tokens are three dots."""
     if _is_path(text) and "\n" not in text:

@@ -97,6 +97,42 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(videos: Path, tmp_pa
     assert "model calls       36: 8 questions" in output
 
 
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--seed", "-1"], "seed must be ≥ 0"),
+        (["--seed", str(2**63)], "seed must be ≥ 0 and < 2^63"),
+        (["--push-to-hub", "https://some.where/me/rows"], "--push-to-hub must be NAMESPACE/NAME"),
+        (["--push-to-hub", "me/../rows"], "--push-to-hub must be NAMESPACE/NAME"),
+        (["--responder", ""], "A model's name is empty"),
+        (["--writer", " "], "A model's name is empty"),
+        (["--output", "{videos}/rows"], "lies within --source"),
+        (["--output", "{videos}/a/../b/rows"], "lies within --source"),
+        (["--output", "{link}/rows"], "lies within --source"),
+        (["--cache", "{videos}/cache"], "lies within --source"),
+        (["--output", "{videos}"], "lies within --source"),
+        (["--output", "{other}"], "is neither empty nor a dataset"),
+        (["--output", "{other}/file"], "is neither empty nor a dataset"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_the_work(
+    videos: Path, tmp_path: Path, more: list[str], message: str, dry_run: list[str]
+) -> None:
+    before = sorted(videos.rglob("*"))
+    (tmp_path / "link").symlink_to(videos)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("somebody's")
+    words = [word.format(videos=videos, link=tmp_path / "link", other=tmp_path / "other") for word in more]
+    refused = result_of(lambda: stage1.main(arguments(videos, tmp_path / "rows", *words, *dry_run)))
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert sorted(videos.rglob("*")) == before
+    assert not (tmp_path / "rows").exists()
+
+
 def test_a_dry_run_looks_at_some_videos_and_counts_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

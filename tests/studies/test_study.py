@@ -166,6 +166,19 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
         ({"seed": "0"}, "seed must be a whole number, got '0'"),
         ({"seed": True}, "seed must be a whole number, got True"),
         ({"seed": -1}, "seed must be ≥ 0"),
+        ({"seed": 2**32}, r"seed must be ≥ 0 and < 2\^32, got 4294967296"),
+        ({"name": "../../elsewhere"}, "name is that of a folder in runs/"),
+        ({"name": "/elsewhere"}, "name is that of a folder in runs/"),
+        ({"name": ".."}, "name is that of a folder in runs/"),
+        ({"name": "a\\b"}, "name is that of a folder in runs/"),
+        ({"name": "two\nlines"}, "name is that of a folder in runs/"),
+        ({"steps": [{"build": "stage1", "name": "base"}]}, "base is the model that the study starts from"),
+        ({"steps": [{"build": "stage1", "responder": " "}]}, "responder is empty"),
+        ({"steps": [{"train": "stage1", "output_dir": "x"}]}, "output_dir is decided by the study itself; .* `name`"),
+        ({"steps": [{"train": "stage1", "dataset-name": "x"}]}, "dataset-name is decided .* `rows`"),
+        ({"push_to": "no-namespace"}, "push_to must be NAMESPACE/NAME"),
+        ({"push_to": "https://some.where/me/model"}, "push_to must be NAMESPACE/NAME"),
+        ({"push_to": "me/../model"}, "push_to must be NAMESPACE/NAME"),
         ({"evaluate": {"probes": ["position", "needles"]}}, "Did you mean needle"),
         ({"evaluate": {"probes": ["lengths"]}}, "need base: miniature"),
         ({"evaluate": ["mlvu"]}, "evaluate must be a mapping"),
@@ -250,6 +263,8 @@ def with_configs(study, configured):
     [
         ({"learning_rat": 1e-6}, "Unknown option --learning_rat. Did you mean --learning_rate?"),
         ({"beta": "low"}, "beta"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ({"beta": -0.1}, "beta must be ≥ 0, got -0.1"),
     ],
 )
 def test_a_setting_that_the_recipe_does_not_know_costs_no_build(
@@ -263,6 +278,17 @@ def test_a_setting_that_the_recipe_does_not_know_costs_no_build(
         assert result.exit_code == 2
         assert message in result.stderr
         assert not (tmp_path / "run" / "world").exists()
+
+
+@pytest.mark.parametrize("content", ["root:x:0:0\n", "- 1\n", "a: [\n", ""])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    trains = [PLAIN["steps"][0], {"train": "stage1", "config": str(tmp_path / "config.yaml")}]
+    with pytest.raises(ConfigError, match=r"config\.yaml (is no recipe's configuration|cannot be read as YAML)"):
+        steps(tmp_path, steps=trains, evaluate=None)
+    checked = longvpo(["check", str(tmp_path / "config.yaml")])
+    assert checked.exit_code == 2
+    assert "config.yaml is no recipe's configuration" in checked.stderr.splitlines()[-1]
 
 
 def test_a_name_that_is_no_study_is_refused_with_the_nearest() -> None:

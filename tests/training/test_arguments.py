@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,36 @@ def config(folder: Path, **more: Any) -> LongVPOConfig:
     ids=str,
 )
 def test_the_sft_term_has_one_weight(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, **more)
+
+
+_NUMBERS = sorted(each.name for each in dataclasses.fields(LongVPOConfig) if each.type in ("float", float))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_number_that_is_none_is_refused_before_anything_is_loaded(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    name, value = draw.choice(_NUMBERS), draw.choice([float("nan"), float("inf"), float("-inf")])
+    with pytest.raises(ConfigError, match=f"{name} must be .*, got {value}"):
+        config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ({"learning_rate": -1e-6}, "learning_rate must be ≥ 0, got -1e-06"),
+        ({"beta": -0.1}, "beta must be ≥ 0"),
+        ({"seed": 2**32}, r"seed must be ≥ 0 and < 2\^32"),
+        ({"seed": -1}, "seed must be ≥ 0"),
+        ({"data_seed": 2**63}, "data_seed must be ≥ 0"),
+        ({"hub_model_id": "https://some.where/me/model"}, "hub_model_id must be NAMESPACE/NAME"),
+        ({"hub_model_id": "me/../model"}, "hub_model_id must be NAMESPACE/NAME"),
+    ],
+    ids=str,
+)
+def test_what_would_be_refused_late_is_refused_at_once(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, **more)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from longvpo_hf.artifacts import write_json
 from longvpo_hf.errors import ConfigError, advice
 from longvpo_hf.processes import end_with_parent
-from longvpo_hf.studies.steps import BASE, InRun, Step
+from longvpo_hf.studies.steps import InRun, Step
+from longvpo_hf.studies.study import BASE
 
 if TYPE_CHECKING:
     from longvpo_hf.miniature.settings import MiniatureSettings

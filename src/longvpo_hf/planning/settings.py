@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import yaml
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.training.config import LongVPOConfig
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelConfig,
         model, training, _ = TrlParser((ModelConfig, LongVPOConfig)).parse_args_and_config(
             arguments, return_remaining_strings=True
         )
+    except (ValueError, yaml.YAMLError) as error:
+        if isinstance(error, LongVPOError):
+            raise
+        raise ConfigError(f"{path} is no recipe's configuration: {' '.join(str(error).split())}") from error
     except SystemExit:
         raise ConfigError(
             f"{path} or the options {list(overrides)} hold a value of the wrong kind; see above."

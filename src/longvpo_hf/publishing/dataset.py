@@ -74,10 +74,7 @@ class DatasetWriter:
         self.num_rows = 0
 
     def __enter__(self) -> DatasetWriter:
-        if not _may_be_replaced(self.folder):
-            raise DatasetError(
-                f"{self.folder} is neither empty nor a dataset, and would be replaced; name another folder."
-            )
+        check_folder(self.folder)
         self._part = self._open.enter_context(whole_folder(self.folder))
         if not self._media_root:
             (self._part / "clips").mkdir()
@@ -298,10 +295,16 @@ def dataset_folder(name: str) -> Path:
         ) from error
 
 
-def _may_be_replaced(folder: Path) -> bool:
+def check_folder(folder: Path) -> None:
+    """Refuses to write a dataset over anything but a dataset.
+
+    Raises:
+        DatasetError: If the folder is neither empty nor a dataset.
+    """
     if (folder / "train.parquet").is_file() or not folder.exists():
-        return True
-    return folder.is_dir() and not any(folder.iterdir())
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise DatasetError(f"{folder} is neither empty nor a dataset, and would be replaced; name another folder.")
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longvpo_hf.artifacts import write_text
+from longvpo_hf.public import is_hub_name
 from longvpo_hf.record.codec import from_json, loads, to_json
 from longvpo_hf.record.old_cards import dataset_of_card, model_of_card
-from longvpo_hf.record.types import FORMAT, DatasetRecord, ModelRecord, RecordError, is_hub_name
+from longvpo_hf.record.types import FORMAT, DatasetRecord, ModelRecord, RecordError
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longvpo_hf.errors import ConfigError, LongVPOError
-from longvpo_hf.public import public_name
+from longvpo_hf.public import is_hub_name, public_name
 
 #: Version of the record's fields. A newer one is read as far as it is known.
 FORMAT = 1
@@ -320,15 +320,3 @@ class ModelRecord:
         if self.training is None or self.training.adapter is None:
             return self
         return replace(self, training=replace(self.training, adapter=replace(self.training.adapter, is_merged=True)))
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name has the form of a repository's on the Hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True

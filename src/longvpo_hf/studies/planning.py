@@ -23,11 +23,14 @@ from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.evaluation.preflight import Missing
 from longvpo_hf.studies.ledger import STATE
 from longvpo_hf.studies.running import in_time
-from longvpo_hf.studies.steps import BASE, Step
-from longvpo_hf.studies.study import Train
+from longvpo_hf.studies.steps import Step
+from longvpo_hf.studies.study import BASE, Train
 
 if TYPE_CHECKING:
+    from trl import ModelConfig
+
     from longvpo_hf.studies.session import Session
+    from longvpo_hf.training.config import LongVPOConfig
 
 _TOKENS_PER_FRAME = 256
 #: An audit of the miniature's 7,200 rows, on one core; longer texts take longer.
@@ -143,18 +146,11 @@ def _of_build(session: Session, step: Step) -> Cost:
 
 
 def _of_training(session: Session, step: Step, before: Mapping[str, Cost]) -> Cost:
-    from longvpo_hf.planning import Machine, Sharding, make_plan, read_config
+    from longvpo_hf.planning import Machine, Sharding, make_plan
     from longvpo_hf.planning.bases import find_model_config
-    from longvpo_hf.shipped import find_config
 
     gpus = session.gpus
-    options = {**step.settings["options"], "model_name_or_path": session.study.base}
-    words = []
-    for name, value in options.items():
-        if isinstance(value, (bool, int, float, str)) and not str(value).startswith("→"):
-            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-    config = session.config_of(step)
-    model, training = read_config(find_config(config), words)
+    model, training = _settings_of_training(session, step)
     sharding = Sharding.fsdp2 if "fsdp2" in step.program and gpus.number > 1 else Sharding.none
     machine = Machine(gpus.memory_gib, max(1, gpus.number), sharding, gpus.tflops)
     plan = make_plan(find_model_config(session.study.base), model, training, machine)
@@ -169,6 +165,22 @@ def _of_training(session: Session, step: Step, before: Mapping[str, Cost]) -> Co
     trained = plan.parameters.trained * (training.save_total_limit or 1) * 12
     saved = plan.parameters.adapters * 4 or plan.parameters.total * 4
     return Cost(seen, None, gpu_hours, hours, (trained + saved) / 1e9, plan.total_gib)
+
+
+def _settings_of_training(session: Session, step: Step) -> tuple[ModelConfig, LongVPOConfig]:
+    """What the recipe will read, of the model and of the training.
+
+    Raises:
+        ConfigError: If a setting has a value it cannot have.
+    """
+    from longvpo_hf.planning import read_config
+    from longvpo_hf.shipped import find_config
+
+    words = []
+    for name, value in {**step.settings["options"], "model_name_or_path": session.study.base}.items():
+        if isinstance(value, (bool, int, float, str)) and not str(value).startswith("→"):
+            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return read_config(find_config(session.config_of(step)), words)
 
 
 def _of_measurement(session: Session, step: Step) -> Cost:
@@ -226,6 +238,7 @@ def check_trainings(session: Session) -> None:
         words = step.words(session.run_folder)
         _, wrong = parser.parse_known_args(words[words.index("--resume_from_checkpoint") :])
         refuse_unknown(wrong, parser)
+        _settings_of_training(session, step)
 
 
 # ---------------------------------------------------------------------------------------------------- what is missing

@@ -23,7 +23,7 @@ from longvpo_hf.public import public_text
 from longvpo_hf.publishing.model_card import CURVE_FILE, model_card
 from longvpo_hf.record import RECORD_FILE, ModelRecord, read_record, record_text
 from longvpo_hf.studies.results import results_of
-from longvpo_hf.studies.steps import BASE
+from longvpo_hf.studies.study import BASE
 
 #: Files of a training that are of use to nobody else, or say where on this machine it ran.
 _LEFT_OUT = ("checkpoint-", "checkpoint_files.json", "_", ".", "training_args.bin", "runs")

@@ -15,9 +15,8 @@ from typing import Any
 
 from longvpo_hf.artifacts import digest
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.studies.study import MINIATURE, Build, Evaluate, Study, Train
+from longvpo_hf.studies.study import BASE, MINIATURE, Build, Evaluate, Study, Train
 
-BASE = "base"
 #: Folders of a run that are no step's.
 _RESERVED = ("state", "earlier", "logs", "pictures", "cache")
 
@@ -370,9 +369,19 @@ def _plain(value: Any) -> Any:
 
 
 def _content(config: str) -> Any:
-    """What a recipe's configuration says, without comments."""
+    """What a recipe's configuration says, without comments.
+
+    Raises:
+        ConfigError: If it is none.
+    """
     import yaml
 
     from longvpo_hf.shipped import find_config
 
-    return yaml.safe_load(find_config(config).read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(find_config(config).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{config} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{config} is no recipe's configuration: it must be a mapping of settings to values.")
+    return content

@@ -6,6 +6,7 @@ the recipes and of `longvpo probe`, and are checked against them before anything
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
@@ -15,17 +16,31 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.public import is_hub_name
 from longvpo_hf.shipped import find_among
 
 #: The base and the corpus that are made from nothing, on a laptop.
 MINIATURE = "miniature"
 #: The base that is chosen so that the study ends within its hours.
 AUTO = "auto"
+#: The name of the model to start from among those of steps.
+BASE = "base"
 PROBES = ("position", "needle", "lengths")
 _METHODS = ("stage1", "stage2", "temporal")
 #: Options of a build that the study itself decides.
 _OWN = ("output", "push_to_hub", "dry_run", "config", "seed")
+#: Those of a training, and what they are in a study.
+_OWN_OF_TRAINING = {
+    "model_name_or_path": "`start`",
+    "dataset_name": "`rows`",
+    "replay_name": "`replay`",
+    "output_dir": "`name`",
+    "seed": "the study's `seed`",
+    "resume_from_checkpoint": "the same command, which goes on",
+    "push_to_hub": "the study's `push_to`",
+    "hub_model_id": "the study's `push_to`",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,9 @@ class Build:
 
     def __post_init__(self) -> None:
         _check_choice("build", self.build, _METHODS)
+        if self.responder is not None and not self.responder.strip():
+            raise ConfigError(f"build: {self.build}: responder is empty; name a model, or leave it out.")
+        _check_name("build", self.name)
         for option in self.options:
             if option.replace("-", "_") in _OWN:
                 raise ConfigError(f"build: {self.build}: {option} is decided by the study itself; leave it out.")
@@ -81,6 +99,10 @@ class Train:
 
     def __post_init__(self) -> None:
         _check_choice("train", self.train, _METHODS)
+        _check_name("train", self.name)
+        for option in self.options:
+            if instead := _OWN_OF_TRAINING.get(option.replace("-", "_")):
+                raise ConfigError(f"train: {self.train}: {option} is decided by the study itself; it has {instead}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +170,14 @@ class Study:
     def __post_init__(self) -> None:
         if not self.base or not self.steps:
             raise ConfigError("A study needs a base and at least one step.")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be ≥ 0, got {self.seed}.")
+        check_seed(self.seed, bits=32)
+        if self.name in (".", "..") or re.search(r"[/\\]|[^\x20-\x7e\w]|.{101}", self.name):
+            raise ConfigError(
+                f"A study's name is that of a folder in runs/: without / and \\, at most 100 characters, got "
+                f"{self.name!r}. Where the run goes is said with --output."
+            )
+        if self.push_to is not None and not (is_hub_name(self.push_to) and "/" in self.push_to):
+            raise ConfigError(f"push_to must be NAMESPACE/NAME, a repository on the Hub, got {self.push_to!r}.")
         if self.push_to is None and (self.private is not None or self.revision is not None):
             raise ConfigError("private and revision are about a push: name the repository with push_to.")
         if self.hours is not None and self.hours <= 0:
@@ -237,6 +265,11 @@ def _flat(item: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**item, **item["options"]}
     del flat["options"]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def _check_name(key: str, name: str) -> None:
+    if name == BASE:
+        raise ConfigError(f"{key}: name: {BASE} is the model that the study starts from; choose another name.")
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

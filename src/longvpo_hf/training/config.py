@@ -6,12 +6,13 @@ Every number names its source; LongVPO is arXiv 2602.02341.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from trl import DPOConfig
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.public import is_hub_name
 from longvpo_hf.reasoning import AnswerReasoning
 
 ReferenceView = Literal["row", "anchor", "full"]
@@ -313,10 +314,28 @@ class LongVPOConfig(DPOConfig):
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         self._check_losses()
+        self._check_everywhere()
         super().__post_init__()
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         if not isinstance(every, int) or every < 1:
             raise ConfigError(f"gradient_checkpointing_kwargs: every_n_layers must be a number ≥ 1, got {every!r}.")
+
+    def _check_everywhere(self) -> None:
+        """Refuses what transformers, torch or the Hub would refuse late, or never."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{each.name} must be finite, got {value}.")
+        for name in ("learning_rate", "beta"):
+            if isinstance(value := getattr(self, name), (int, float)) and value < 0:
+                raise ConfigError(f"{name} must be ≥ 0, got {value}.")
+        check_seed(self.seed, bits=32)
+        if self.data_seed is not None:
+            check_seed(self.data_seed, "data_seed")
+        if self.hub_model_id is not None and not is_hub_name(self.hub_model_id):
+            raise ConfigError(
+                f"hub_model_id must be NAMESPACE/NAME, a repository on the Hub, got {self.hub_model_id!r}."
+            )
 
     def _check_losses(self) -> None:
         """Refuses settings that contradict each other, and those that fail only at the first step."""

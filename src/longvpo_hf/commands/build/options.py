@@ -20,6 +20,7 @@ from longvpo_hf.funnel import Funnel, log_folder
 from longvpo_hf.intake import CORPORA, CuttingSettings, IntakeLimits
 from longvpo_hf.intake.media import MediaSettings
 from longvpo_hf.paths import shared_cache
+from longvpo_hf.public import is_hub_name
 
 if TYPE_CHECKING:
     from longvpo_hf.building.executors import Executor
@@ -128,7 +129,10 @@ class ModelSettings:
     decoding: Annotated[Decoding, decoded(MODELS)] = GREEDY
 
     def check(self, names: Iterable[str | None]) -> None:
-        """Refuses an endpoint among the models without what it needs."""
+        """Refuses a model without a name, and an endpoint among the models without what it needs."""
+        names = list(names)
+        if any(name is not None and not name.strip() for name in names):
+            raise ConfigError("A model's name is empty: name one with --responder, or leave the option out.")
         endpoints = [name for name in names if name and name.partition(":")[0] == "endpoint"]
         if endpoints and not self.base_url:
             raise ConfigError("--responder endpoint needs --base-url, e.g. http://localhost:8000/v1")
@@ -213,13 +217,30 @@ class OutputSettings:
         """Where cut clips are, and what is known about sources: both follow from content alone."""
         return self.cache or shared_cache()
 
-    def check(self) -> None:
-        """Makes sure, before any work, that the rows can be pushed where they should go.
+    def check(self, source: Path | None) -> None:
+        """Makes sure, before any work, that the rows can be written and pushed where they should go.
+
+        Args:
+            source: Folder of the corpus.
 
         Raises:
+            ConfigError: If they would lie among the videos, or the dataset's name is none of the Hub's.
             DatasetError: If they cannot.
         """
-        if self.push_to_hub is not None and not self.dry_run:
+        from longvpo_hf.publishing.dataset import check_folder
+
+        for option, folder in (("output", self.output), ("cache", self.cache_folder)):
+            if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+                raise ConfigError(
+                    f"--{option} {folder} lies within --source {source}: the clips that are cut there would be taken "
+                    "for more videos. Name a folder elsewhere."
+                )
+        check_folder(self.output)
+        if self.push_to_hub is None:
+            return
+        if not is_hub_name(self.push_to_hub):
+            raise ConfigError(f"--push-to-hub must be NAMESPACE/NAME, got {self.push_to_hub!r}.")
+        if not self.dry_run:
             from longvpo_hf.hub import go_offline_if_unreachable
             from longvpo_hf.publishing.dataset import prepare_push
 

@@ -101,7 +101,7 @@ def build(
     names = [roles.responder, roles.writer, roles.judge]
     asking.check(names)
     executor = work.made(output.num_workers, names)
-    output.check()
+    output.check(corpus.source)
     if not output.dry_run:
         check_models(
             asking,

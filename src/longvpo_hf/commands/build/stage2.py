@@ -107,7 +107,7 @@ def build(
     names = [roles.answerer, roles.captioner, roles.writer, roles.judge]
     asking.check(names)
     executor = work.made(output.num_workers, names)
-    output.check()
+    output.check(corpus.source)
     if not output.dry_run:
         check_models(
             asking,

@@ -106,7 +106,7 @@ def build(
     names = [roles.responder, roles.captioner, roles.writer, judge]
     asking.check(names)
     executor = work.made(output.num_workers, names)
-    output.check()
+    output.check(corpus.source)
     if not output.dry_run:
         check_models(
             asking,

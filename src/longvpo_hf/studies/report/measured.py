@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.studies.report.sections import Picture, Section, Table, percent
-from longvpo_hf.studies.steps import BASE, Step
+from longvpo_hf.studies.steps import Step
+from longvpo_hf.studies.study import BASE
 
 if TYPE_CHECKING:
     from longvpo_hf.studies.session import Session
