@@ -34,11 +34,12 @@ from longvpo_hf.training import trainer as trainer_module
 from longvpo_hf.training.collator import VideoPreferenceCollator
 from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, tree_forward
 
+REJECTED = {"view_preference_weight": 0.7}
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "full": dict,
     "lora": lambda: {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.0)},
-    "precomputed": lambda: {"precompute_ref_log_probs": True, "view_distillation_weight": 0.7},
-    "bad": lambda: {"on_bad_video": "skip"},
+    "precomputed": lambda: {"precompute_ref_log_probs": True, "view_distillation_weight": 0.7, **REJECTED},
+    "bad": lambda: {"on_bad_video": "skip", **REJECTED},
     "distilled": lambda: {"view_distillation_weight": 0.7},
 }
 
@@ -51,7 +52,7 @@ RESUMED: dict[str, dict[str, Any]] = {
         "view_distillation_max_new_tokens": 4,
         "view_distillation_refresh_steps": 4,
     },
-    "resumed-singly": {"pairs_per_timeline": 1},
+    "resumed-singly": {"pairs_per_timeline": 1, **REJECTED},
 }
 
 

@@ -48,7 +48,7 @@ SCENARIOS: dict[str, dict[str, object]] = {
 
 #: Not by DeepSpeed, which the term refuses.
 FSDP2: dict[str, dict[str, object]] = {
-    "distilled": {"view_distillation_weight": 1.0, "sft_weight": 0.0},
+    "distilled": {"view_distillation_weight": 1.0, "view_preference_weight": 1.0, "sft_weight": 0.0},
     "sampled": {
         "view_distillation_weight": 1.0,
         "view_distillation_on": "sampled",
@@ -166,6 +166,7 @@ def both(given: Path, two: Path, scenario: str, tolerance: float, tmp_path: Path
             "loss",
             "loss/sft",
             "loss/view_distillation",
+            "loss/view_preference",
             "rewards/margins",
             "logps_per_token/chosen",
             "ref_logps_per_token/rejected",

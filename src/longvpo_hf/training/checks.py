@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 #: Why a row cannot be trained on with a model and settings, beside `preference.ROW_PROBLEMS`.
 RUN_PROBLEMS = {
     "no_anchor": "reference='anchor' needs reference or evidence clips, and the row names none",
+    "no_rejected_view": "view_preference_rejected needs evidence clips and others beside, or two whose order matters",
     "too_many_clips": "the frame budget has not one frame for each clip",
     "chat_template": "the model's chat template or tokenizer cannot make a prompt and an answer of the texts",
     "too_long": "the prompt and the longer answer have more tokens than the model's context or max_length",
@@ -207,6 +208,11 @@ class _Checks:
             view = collator.reference_view(preference)
         except ConfigError as error:
             return "no_anchor", str(error)
+        try:
+            if collator.rejected is not None:
+                collator.rejected_view(preference)
+        except ConfigError as error:
+            return "no_rejected_view", str(error)
         try:
             seen = [
                 collator.sampler.timeline_seconds(preference.timeline),

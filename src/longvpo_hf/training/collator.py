@@ -24,8 +24,9 @@ from longvpo_hf.preference import VideoPreference
 from longvpo_hf.processes import end_with_parent
 from longvpo_hf.reasoning import AnswerReasoning
 from longvpo_hf.timeline import Timeline, View
-from longvpo_hf.training.config import LongVPOConfig, OnBadVideo, ReferenceView
+from longvpo_hf.training.config import LongVPOConfig, OnBadVideo, ReferenceView, RejectedView
 from longvpo_hf.training.packing.sharing import Seat
+from longvpo_hf.training.view_preference import REJECTED_VIEW_COLUMN, rejected_view
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -96,6 +97,7 @@ class VideoPreferenceCollator:
         precomputed: Rows hold the reference's scores (`SCORE_COLUMNS`), known to be those of these settings. Otherwise
             such columns are ignored.
         answer_reasoning: See `LongVPOConfig.answer_reasoning`.
+        rejected: See `LongVPOConfig.view_preference_rejected`; None where no view is rejected.
 
     Attributes:
         context_tokens: Maximum tokens the model was made for; longer sequences are an error. None: not known.
@@ -103,7 +105,8 @@ class VideoPreferenceCollator:
             `on_bad_video` is "skip", for which all must find the same videos bad. The visual tensors stay on the host
             when a batch is moved, see `HostVideos`. None: it has batches of its own.
 
-    A batch of B rows about V different views, with sequences of at most L tokens, is
+    A batch of B rows about V different views, with sequences of at most L tokens, is as follows. Where views are
+    rejected, the rows come a second time, about those; B is then twice as many in `input_ids` to `video_index`.
 
         input_ids        long [2B, L], right padded: B prompts with their chosen answers, then with their rejected ones
         attention_mask   long [2B, L]
@@ -112,7 +115,8 @@ class VideoPreferenceCollator:
         videos           list of V dictionaries: the processor's visual tensors of each view, once
         video_index      long [B], which of `videos` a row shows
         visual_tokens    int, tokens of the V views together
-        ref_chosen_logps, ref_rejected_logps   float [B], if `precomputed`
+        ref_chosen_logps, ref_rejected_logps   float [B], if `precomputed`; with rejected views also
+                         `ref_rejected_view_logps`
         ref_top_tokens, ref_top_logps, ref_token_logps   `[T, k]`, `[T, k + 1]` and `[T]` over the T tokens of all
                          chosen answers, if `precomputed` rows have them
         reference        the same for the reference view, unless `precomputed`
@@ -140,11 +144,13 @@ class VideoPreferenceCollator:
         on_bad_video: OnBadVideo = "raise",
         precomputed: bool = False,
         answer_reasoning: AnswerReasoning = "keep",
+        rejected: RejectedView | None = None,
     ) -> None:
         self.encoder = PromptEncoder(processor, answer_reasoning=answer_reasoning)
         self.pad_token_id = processor.tokenizer.pad_token_id
         self.visual_token_ids = visual_token_ids(processor)
         self.reference = reference
+        self.rejected = rejected
         self.max_length = max_length
         self.context_tokens: int | None = None
         self.seat: Seat | None = None
@@ -180,6 +186,7 @@ class VideoPreferenceCollator:
             on_bad_video=settings.on_bad_video,
             precomputed=settings.precompute_ref_log_probs,
             answer_reasoning=settings.answer_reasoning,
+            rejected=settings.view_preference_rejected if settings.view_preference_weight else None,
         )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
@@ -196,6 +203,10 @@ class VideoPreferenceCollator:
         """The batch of the reference views, with `rows`, `kept`, `left_out`; nothing else is decoded."""
         return self._handed_over(self._reference_batch_of, rows)
 
+    def rejected_view_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """The batch of the rejected views, with `rows`, `kept`, `left_out`; nothing else is decoded."""
+        return self._handed_over(self._rejected_view_batch_of, rows)
+
     def _handed_over(
         self, make: Callable[[Sequence[Mapping[str, Any]]], Batch], rows: Sequence[Mapping[str, Any]]
     ) -> Batch:
@@ -208,18 +219,20 @@ class VideoPreferenceCollator:
 
     def _batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
-        prompts = self._prompts(preferences, [View.whole()] * len(rows), self.sampler)
+        rejected = [] if self.rejected is None else [self._rejected_prompts(preferences)]
+        prompts = [self._prompts(preferences, [View.whole()] * len(rows), self.sampler), *rejected]
+        scores = SCORE_COLUMNS if self.rejected is None else (*SCORE_COLUMNS, REJECTED_VIEW_COLUMN)
         if not self.precomputed:
-            asked = self._reference_prompts(preferences)
-            bad = [policy or reference for policy, reference in zip(_bad(prompts), _bad(asked), strict=True)]
+            asked = [self._reference_prompts(preferences), *rejected]
+            bad = _bad(*prompts, *asked)
         else:
-            asked = prompts
-            unscored = ["no_reference_score" if math.isnan(row[SCORE_COLUMNS[0]]) else None for row in rows]
-            bad = [policy or score for policy, score in zip(_bad(prompts), unscored, strict=True)]
+            missing = [any(math.isnan(row[name]) for name in scores) for row in rows]
+            reasons = zip(_bad(*prompts), missing, strict=True)
+            bad = [policy or ("no_reference_score" if lacks else None) for policy, lacks in reasons]
         kept = [i for i, reason in enumerate(bad) if reason is None]
         batch = self._batch(preferences, prompts, kept, "num_frames")
         if self.precomputed:
-            for name in SCORE_COLUMNS:
+            for name in scores:
                 batch[name] = torch.tensor([rows[i][name] for i in kept] or [0.0], dtype=torch.float32)
             if TOP_COLUMNS[0] in rows[0]:
                 batch.update(_top_tokens([rows[i] for i in kept], int(batch["completion_mask"][0].sum())))
@@ -233,12 +246,11 @@ class VideoPreferenceCollator:
 
     def _reference_batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
-        prompts = self._reference_prompts(preferences)
-        bad = _bad(prompts)
-        kept = [i for i, reason in enumerate(bad) if reason is None]
-        batch = self._batch(preferences, prompts, kept, "reference_num_frames")
-        kept_rows = torch.tensor(kept, dtype=torch.long)
-        return {**batch, "rows": len(rows), "kept": kept_rows, "left_out": _left_out(preferences, bad)}
+        return self._batch_of_one_view(preferences, self._reference_prompts(preferences), "reference_num_frames")
+
+    def _rejected_view_batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        preferences = [VideoPreference.from_row(row) for row in rows]
+        return self._batch_of_one_view(preferences, self._rejected_prompts(preferences), "num_frames")
 
     def reference_view(self, preference: VideoPreference) -> View:
         """The view on which the reference model is scored for this row.
@@ -258,9 +270,22 @@ class VideoPreferenceCollator:
             )
         return View.only(anchor)
 
+    def rejected_view(self, preference: VideoPreference) -> View:
+        """The view on which policy and reference are not to give this row's chosen answer.
+
+        Raises:
+            ConfigError: If the row has none, see `view_preference.rejected_view`.
+        """
+        if self.rejected is None:
+            raise RuntimeError("This collator rejects no views.")
+        return rejected_view(preference, self.rejected)
+
     def _reference_prompts(self, preferences: Sequence[VideoPreference]) -> list[_Prompt | str]:
         views = [self.reference_view(preference) for preference in preferences]
         return self._prompts(preferences, views, self.reference_sampler)
+
+    def _rejected_prompts(self, preferences: Sequence[VideoPreference]) -> list[_Prompt | str]:
+        return self._prompts(preferences, [self.rejected_view(preference) for preference in preferences], self.sampler)
 
     def _prompts(
         self, preferences: Sequence[VideoPreference], views: Sequence[View], sampler: FrameSampler
@@ -309,17 +334,33 @@ class VideoPreferenceCollator:
         pairs = zip(encoded.input_ids, types, strict=True)
         return [_Prompt(ids, kinds, encoded.visual, len(frames)) for ids, kinds in pairs]
 
+    def _batch_of_one_view(
+        self, preferences: Sequence[VideoPreference], prompts: Sequence[_Prompt | str], setting: str
+    ) -> Batch:
+        bad = _bad(prompts)
+        kept = [i for i, reason in enumerate(bad) if reason is None]
+        batch = self._batch(preferences, [prompts], kept, setting)
+        kept_rows = torch.tensor(kept, dtype=torch.long)
+        return {**batch, "rows": len(preferences), "kept": kept_rows, "left_out": _left_out(preferences, bad)}
+
     def _batch(
         self,
         preferences: Sequence[VideoPreference],
-        prompts: Sequence[_Prompt | str],
+        views: Sequence[Sequence[_Prompt | str]],
         kept: Sequence[int],
         setting: str,
     ) -> Batch:
-        """The tensors of the kept rows; of a stand-in if there are none. `setting` names the frame budget in errors."""
-        asked = [(preferences[i], prompt) for i in kept if isinstance(prompt := prompts[i], _Prompt)]
+        """The tensors of the kept rows, once for each of some views; of a stand-in if there are none.
+
+        Args:
+            preferences: The rows.
+            views: Of each view the rows' prompts.
+            kept: Which rows.
+            setting: Names the frame budget in errors.
+        """
+        asked = [(preferences[i], prompt) for seen in views for i in kept if isinstance(prompt := seen[i], _Prompt)]
         if not asked:
-            asked = [self._stand_in(preferences[0])]
+            asked = [self._stand_in(preferences[0])] * len(views)
         videos = list({id(prompt.visual): prompt for _, prompt in asked}.values())
         index = {id(prompt.visual): number for number, prompt in enumerate(videos)}
         pairs = [self.encoder.encode_texts(preference.prompt, _answers(preference))[1] for preference, _ in asked]
@@ -372,9 +413,9 @@ def _answers(preference: VideoPreference) -> tuple[str, str]:
     return preference.chosen, preference.rejected
 
 
-def _bad(prompts: Sequence[_Prompt | str]) -> list[str | None]:
-    """Per row the reason why it has no prompt; None where it has one."""
-    return [prompt if isinstance(prompt, str) else None for prompt in prompts]
+def _bad(*views: Sequence[_Prompt | str]) -> list[str | None]:
+    """Per row the reason why it lacks a prompt about one of the views; None where it has them all."""
+    return [next((prompt for prompt in of_row if isinstance(prompt, str)), None) for of_row in zip(*views, strict=True)]
 
 
 def _left_out(preferences: Sequence[VideoPreference], bad: Sequence[str | None]) -> str:

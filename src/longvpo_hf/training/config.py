@@ -19,6 +19,7 @@ ReferenceView = Literal["row", "anchor", "full"]
 OnBadVideo = Literal["raise", "skip"]
 Divergence = Literal["forward", "reverse", "jsd"]
 DistilledAnswer = Literal["chosen", "sampled"]
+RejectedView = Literal["no_evidence", "reversed", "shuffled"]
 OnBadRow = Literal["raise", "skip"]
 
 
@@ -68,6 +69,16 @@ class LongVPOConfig(DPOConfig):
         view_distillation_guard (`bool`, *optional*, defaults to `False`):
             Weigh each token by `1 − p/q`, at least 0, where q is what the reference on its view gives the answer's own
             token and p what the policy gives it: a reference that only seems to know teaches nothing.
+        view_preference_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of a preference between views: of the chosen answer on the whole timeline over the same answer on a
+            view that does not support it, by `−log σ` of `beta` times the difference of their log-ratios, averaged over
+            the batch. Beside any loss; with `loss_type="sft"` and `sft_weight=0` it is trained on alone. Every row
+            brings a second timeline. Not in the papers; after mDPO and PaMi-VDPO, where it weighs 1 beside DPO.
+        view_preference_rejected (`str`, *optional*, defaults to `"no_evidence"`):
+            The view that is rejected: `"no_evidence"` the timeline without the row's evidence clips, `"reversed"` its
+            clips in the opposite order, `"shuffled"` in an order that follows from the row's id. The last two are for
+            questions about order, and need at least two clips of evidence. A row without such a view cannot be trained
+            on, see `on_bad_row`.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Train everything but the vision tower, adapters in it included. A frozen tower runs without a graph, a
             bounded number of frames at a time.
@@ -203,6 +214,22 @@ class LongVPOConfig(DPOConfig):
         metadata={
             "help": "Weigh each token in view distillation by 1 - p/q, at least 0: q is what the reference gives the "
             "answer's own token, p what the policy gives it."
+        },
+    )
+    view_preference_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a preference of the chosen answer on the whole timeline over the same answer on a view "
+            "that does not support it; 0 leaves it out. Every row brings a second timeline. Not in the papers."
+        },
+    )
+    view_preference_rejected: RejectedView = field(
+        default="no_evidence",
+        metadata={
+            "help": "The view that is rejected: 'no_evidence' the timeline without the row's evidence, 'reversed' its "
+            "clips in the opposite order, 'shuffled' in another one. Order is for questions about order: rows then "
+            "need two clips of evidence.",
+            "choices": ["no_evidence", "reversed", "shuffled"],
         },
     )
     freeze_vision_tower: bool = field(
@@ -342,13 +369,14 @@ class LongVPOConfig(DPOConfig):
         if not (self.sft_weight >= 0 and math.isfinite(self.sft_weight)):
             raise ConfigError(f"sft_weight must be ≥ 0 and finite, got {self.sft_weight}.")
         self._check_distillation()
+        self._check_view_preference()
         if "sft" in self.loss_type:
             if len(self.loss_type) > 1:
                 raise ConfigError(
                     f"loss_type={self.loss_type}: the SFT term is weighted by sft_weight alone (now "
                     f"{self.sft_weight:g}). Leave 'sft' out of loss_type, and its weight out of loss_weights."
                 )
-            if self.sft_weight == 0 and self.view_distillation_weight == 0:
+            if self.sft_weight == self.view_distillation_weight == self.view_preference_weight == 0:
                 raise ConfigError("loss_type='sft' with sft_weight=0 leaves nothing to train on: set sft_weight > 0.")
             if self.loss_weights is not None:
                 raise ConfigError(
@@ -377,6 +405,11 @@ class LongVPOConfig(DPOConfig):
                 f"view_distillation_weight={self.view_distillation_weight:g} needs rows with clips, which have two "
                 "views, and DDP or FSDP2: DeepSpeed keeps parts of the LM head elsewhere. Set it to 0."
             )
+        if self.view_preference_weight and not has_clips:
+            raise ConfigError(
+                f"view_preference_weight={self.view_preference_weight:g} needs rows with clips, of which a view can be "
+                "rejected. Set it to 0."
+            )
 
     def _check_distillation(self) -> None:
         weight, divergence = self.view_distillation_weight, self.view_distillation_divergence
@@ -401,6 +434,15 @@ class LongVPOConfig(DPOConfig):
                 "view_distillation_on='sampled' does not go with precompute_ref_log_probs=True: the reference has to "
                 "grade them when they are drawn. Set view_distillation_on='chosen', or train an adapter (use_peft), "
                 "for which the reference takes no memory."
+            )
+
+    def _check_view_preference(self) -> None:
+        weight, rejected = self.view_preference_weight, self.view_preference_rejected
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ConfigError(f"view_preference_weight must be ≥ 0 and finite, got {weight}.")
+        if rejected not in ("no_evidence", "reversed", "shuffled"):
+            raise ConfigError(
+                f"view_preference_rejected must be 'no_evidence', 'reversed' or 'shuffled', got {rejected!r}."
             )
 
     @property

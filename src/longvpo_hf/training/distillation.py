@@ -88,7 +88,7 @@ class TopTokens:
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any]) -> TopTokens:
         """Those of a batch whose rows hold them."""
-        lengths = batch["completion_mask"][: len(batch["video_index"])].sum(1).tolist()
+        lengths = batch["completion_mask"][: len(batch["row_keys"])].sum(1).tolist()
         return cls(*(batch[name].split(lengths) for name in TOP_COLUMNS))
 
 

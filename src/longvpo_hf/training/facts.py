@@ -109,6 +109,8 @@ def _training(model: Any, args: LongVPOConfig, state: TrainerState, is_packed: b
         how += ", guarded" if args.view_distillation_guard else ""
         how += ", on sampled answers" if args.view_distillation_on == "sampled" else ""
         terms[f"view distillation ({how})"] = args.view_distillation_weight
+    if args.view_preference_weight:
+        terms[f"view preference (rejected: {args.view_preference_rejected})"] = args.view_preference_weight
     return TrainingRecord(
         losses={**args.preference_losses, **terms},
         beta=args.beta,

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from longvpo_hf.training.view_preference import view_preference_losses
+
 #: Thirds of the timeline, by where the middle of a row's evidence lies.
 POSITIONS = ("begin", "middle", "end")
 
@@ -30,6 +32,9 @@ class RowScores:
         rejected_tokens: Tokens of the rejected answer.
         sft: −log π(y⁺) / |y⁺| of the chosen answer.
         distilled: Divergence from the reference on its view, a token of the chosen answer; 0 where it is not trained.
+        rejected_view_logps: Log-probability of the chosen answer under the policy on the rejected view; NaN where no
+            view is rejected.
+        ref_rejected_view_logps: The same under the reference model, on the same view.
         loss: Loss of the row's batch on its process.
         entropy: Summed over the tokens of both answers.
         chosen_logits: Mean logit of the vocabulary, summed over the chosen tokens.
@@ -46,6 +51,8 @@ class RowScores:
     rejected_tokens: Tensor
     sft: Tensor
     distilled: Tensor
+    rejected_view_logps: Tensor
+    ref_rejected_view_logps: Tensor
     loss: Tensor
     entropy: Tensor
     chosen_logits: Tensor
@@ -104,6 +111,15 @@ class RowScores:
             "logits/chosen": (self.chosen_logits, chosen),
             "logits/rejected": (self.rejected_logits, rejected),
             "mean_token_accuracy": (self.chosen_top1, chosen),
+        }
+        seen = ~self.rejected_view_logps.isnan()
+        view_rewards = (beta * (self.rejected_view_logps - self.ref_rejected_view_logps))[seen]
+        preferred, ones = chosen_rewards[seen], one[seen]
+        metrics |= {
+            "loss/view_preference": (view_preference_losses(preferred, view_rewards), ones),
+            "rewards/rejected_view": (view_rewards, ones),
+            "rewards/view_accuracies": ((preferred > view_rewards).float(), ones),
+            "rewards/view_margins": (preferred - view_rewards, ones),
         }
         for number, position in enumerate(POSITIONS):
             here = self.third == number

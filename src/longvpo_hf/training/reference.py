@@ -1,6 +1,7 @@
 """What the reference model says of rows, computed beforehand and kept with them, and the fingerprints of what for.
 
-Scores, and where they are distilled the likeliest tokens for each token of the chosen answer.
+Scores, where views are rejected those of the chosen answer on them, and where rows are distilled the likeliest tokens
+for each token of the chosen answer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from longvpo_hf.artifacts import whole_file
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.training.collator import SCORE_COLUMNS, TOP_COLUMNS, VideoPreferenceCollator
 from longvpo_hf.training.distillation import TopTokens
+from longvpo_hf.training.view_preference import REJECTED_VIEW_COLUMN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
@@ -34,22 +36,26 @@ logger = get_logger(__name__)
 FINGERPRINT_COLUMN = "ref_fingerprint"
 #: Column beside `TOP_COLUMNS`: the row's fingerprint, how many tokens, and at which temperature.
 TOP_FINGERPRINT_COLUMN = "ref_top_fingerprint"
+#: Column beside `REJECTED_VIEW_COLUMN`: a hash of everything that this score depends on.
+REJECTED_VIEW_FINGERPRINT_COLUMN = "ref_rejected_view_fingerprint"
 
 
 def reference_fingerprints(
-    collator: VideoPreferenceCollator, rows: Sequence[Mapping[str, Any]], model: str
+    collator: VideoPreferenceCollator, rows: Sequence[Mapping[str, Any]], model: str, of_rejected_views: bool = False
 ) -> list[str]:
     """A hash, for each row, of everything its reference scores depend on.
 
-    That is its question and answers; name, size in bytes and span of the clips of its reference view; the frame budget
-    and whether reasoning is dropped; the processor with its tokenizer and chat template; this package's version.
+    That is its question and answers; name, size in bytes and span of the clips of the view; the frame budget and
+    whether reasoning is dropped; the processor with its tokenizer and chat template; this package's version.
 
     Args:
-        collator: Chooses the reference view and its frames.
+        collator: Chooses the view and its frames.
         rows: Preference rows.
         model: Stands for the reference model, and whatever else the scores depend on.
+        of_rejected_views: Whether the scores are those on the rejected views; else on the reference views.
     """
-    sampler = collator.reference_sampler
+    sampler = collator.sampler if of_rejected_views else collator.reference_sampler
+    view_of = collator.rejected_view if of_rejected_views else collator.reference_view
     settings: dict[str, Any] = {
         "frames": [sampler.num_frames, sampler.fps, sampler.max_pixels],
         "processor": _processor_hash(collator.encoder.processor),
@@ -62,7 +68,7 @@ def reference_fingerprints(
     hashes = []
     for row in rows:
         preference = VideoPreference.from_row(row)
-        clips = collator.reference_view(preference).of(preference.timeline).clips
+        clips = view_of(preference).of(preference.timeline).clips
         for clip in clips:
             if clip.path not in sizes:
                 sizes[clip.path] = os.path.getsize(clip.path) if os.path.isfile(clip.path) else -1
@@ -103,7 +109,8 @@ def has_scores(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool
 
 def score_columns(dataset: Dataset) -> list[str]:
     """The columns that a dataset has of a reference model."""
-    columns = (*SCORE_COLUMNS, FINGERPRINT_COLUMN, *TOP_COLUMNS, TOP_FINGERPRINT_COLUMN)
+    of_views = (REJECTED_VIEW_COLUMN, REJECTED_VIEW_FINGERPRINT_COLUMN)
+    columns = (*SCORE_COLUMNS, FINGERPRINT_COLUMN, *TOP_COLUMNS, TOP_FINGERPRINT_COLUMN, *of_views)
     return [column for column in columns if column in dataset.column_names]
 
 
@@ -116,6 +123,19 @@ def has_top_tokens(dataset: Dataset, fingerprints: Sequence[str], name: str) -> 
     logger.warning(
         f"Rows of the {name} dataset hold the likeliest tokens of another reference, or at another temperature, or "
         f"another number of them ({TOP_FINGERPRINT_COLUMN} differs): all are computed anew."
+    )
+    return False
+
+
+def has_rejected_view_scores(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool:
+    """Whether a dataset holds scores on rejected views with these fingerprints; the log says if it does not."""
+    if not {REJECTED_VIEW_COLUMN, REJECTED_VIEW_FINGERPRINT_COLUMN} <= set(dataset.column_names):
+        return False
+    if list(dataset[REJECTED_VIEW_FINGERPRINT_COLUMN]) == list(fingerprints):
+        return True
+    logger.warning(
+        f"Rows of the {name} dataset hold reference log-probs on other rejected views, or of another reference "
+        f"({REJECTED_VIEW_FINGERPRINT_COLUMN} differs): all are computed anew."
     )
     return False
 

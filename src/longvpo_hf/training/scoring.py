@@ -19,8 +19,10 @@ from longvpo_hf.training.distillation import AnswerStates, answer_states, hidden
 from longvpo_hf.training.metrics import POSITIONS, RowScores
 from longvpo_hf.training.packing import is_tree_packed, plain_forward, tree_forward, unwrapped
 from longvpo_hf.training.packing.forward import TOKEN_FIELDS
+from longvpo_hf.training.view_preference import REJECTED_VIEW_COLUMN
 
 _TEXT_KEYS = ("input_ids", "attention_mask", "completion_mask")
+_SCORES = (*SCORE_COLUMNS, REJECTED_VIEW_COLUMN)
 
 
 class ModelCall:
@@ -35,6 +37,7 @@ class ModelCall:
 
     Attributes:
         scored: What TRL was given, after its call.
+        log_probs: `[A·B, L - 1]` of all of the batch's sequences, after the call.
         states: Those of the rows it was given.
     """
 
@@ -51,6 +54,7 @@ class ModelCall:
         self.batch = batch
         self.rows = rows
         self.scored: FusedCausalLMOutput
+        self.log_probs: Tensor
         self.states: AnswerStates | None = None
         self._keeps_states = keeps_states
 
@@ -77,6 +81,7 @@ class ModelCall:
             if self._keeps_states:
                 states = answer_states(base, calls, scored, self.batch)
                 self.states = states if self.rows is None else states.of(self.rows.tolist())
+        self.log_probs = scored.log_probs
         self.scored = _of_rows(scored, both_answers(self.rows, self.batch))
         return self.scored
 
@@ -85,7 +90,7 @@ def texts_of(batch: Batch, rows: Tensor | None = None) -> Batch:
     """What TRL takes of a batch: its token ids and masks, and the reference's scores; of all rows, or of some."""
     both = both_answers(rows, batch)
     texts = {key: batch[key] if both is None else batch[key][both] for key in _TEXT_KEYS}
-    scores = {key: batch[key] if rows is None else batch[key][rows] for key in SCORE_COLUMNS if key in batch}
+    scores = {key: batch[key] if rows is None else batch[key][rows] for key in _SCORES if key in batch}
     return {**texts, **scores}
 
 
@@ -130,6 +135,20 @@ def answer_scores(log_probs: Tensor, completion_mask: Tensor, ld_alpha: float | 
     return (log_probs * torch.where(mask.cumsum(1) <= shared[:, None], 1.0, ld_alpha)).sum(1)
 
 
+def rejected_view_scores(call: ModelCall, rows: Tensor, ld_alpha: float | None) -> Tensor:
+    """Log-probability of the chosen answer of some rows on their rejected views, `[len(rows)]`.
+
+    Args:
+        call: A call with a batch that has rejected views.
+        rows: Which rows.
+        ld_alpha: See `answer_scores`; tokens weigh what they weigh on the whole timeline.
+    """
+    batch = call.batch
+    assert batch is not None
+    both = both_answers(rows + len(batch["row_keys"]), batch)
+    return answer_scores(call.log_probs[both], batch["completion_mask"][both], ld_alpha).chunk(2)[0]
+
+
 def sft_losses(log_probs: Tensor, completion_mask: Tensor) -> Tensor:
     """−log π(y⁺) / |y⁺| of each chosen answer, `[B]`; `log_probs` is `[2B, L-1]`, `completion_mask` `[2B, L]`."""
     chosen_mask = completion_mask[:, 1:].chunk(2)[0]
@@ -149,6 +168,7 @@ def row_scores(
     places: Tensor,
     sft: Tensor,
     distilled: Tensor,
+    rejected_view: Tensor,
     loss: Tensor,
 ) -> RowScores:
     """What was measured of the rows of a batch.
@@ -160,6 +180,7 @@ def row_scores(
         places: `[B]`, where the middle of their evidence lies on the timeline, in [0, 1]; NaN without evidence.
         sft: `[B]`, see `sft_losses`.
         distilled: `[B]`, see `divergences`.
+        rejected_view: `[B]`, see `rejected_view_scores`; NaN where no view is rejected.
         loss: The loss of all of them.
     """
     mask = texts["completion_mask"][:, 1:]
@@ -179,6 +200,8 @@ def row_scores(
         rejected_tokens=rejected_tokens,
         sft=sft.detach(),
         distilled=distilled.detach(),
+        rejected_view_logps=rejected_view.detach(),
+        ref_rejected_view_logps=texts.get(REJECTED_VIEW_COLUMN, rejected_view.detach()),
         loss=loss.detach().expand(len(sft)),
         entropy=sum(entropy.chunk(2)),
         chosen_logits=logits.chunk(2)[0],

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.trainer.utils import get_config_model_id
 
 from longvpo_hf.errors import ConfigError
-from longvpo_hf.families import check_config, check_kind, context_tokens, family_of
+from longvpo_hf.families import check_config, check_kind
 from longvpo_hf.preference import TRAINING_COLUMNS, undecoded
 from longvpo_hf.training.checks import look_over
 from longvpo_hf.training.collator import (
@@ -35,32 +35,23 @@ from longvpo_hf.training.collator import (
     VideoPreferenceCollator,
 )
 from longvpo_hf.training.config import LongVPOConfig
-from longvpo_hf.training.distillation import TopTokens, ViewDistillation
-from longvpo_hf.training.groups import SharingTrainer
+from longvpo_hf.training.distillation import ViewDistillation
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
-from longvpo_hf.training.models import check_head, prepare_tower, prepare_trees, tile_mlps, undisturbed
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
-from longvpo_hf.training.packing import disable_tree_packing, is_tree_packed, trial_on_batches
-from longvpo_hf.training.reference import (
-    FINGERPRINT_COLUMN,
-    TOP_FINGERPRINT_COLUMN,
-    TopTokenWriter,
-    config_facts,
-    has_scores,
-    has_top_tokens,
-    reference_fingerprints,
-    score_columns,
-    top_token_file,
-)
+from longvpo_hf.training.packing import number_of_calls, require_equal_calls
+from longvpo_hf.training.referring import ReferringTrainer
 from longvpo_hf.training.rows import TimelineSampler, have_clips, set_sampler_epoch
 from longvpo_hf.training.sampling import SampledAnswers, with_sampled
 from longvpo_hf.training.scoring import (
     ModelCall,
+    answer_scores,
     gather_of_unequal_rows,
+    rejected_view_scores,
     row_scores,
     sft_losses,
     texts_of,
 )
+from longvpo_hf.training.view_preference import REJECTED_VIEW_COLUMN, view_preference_losses
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -69,12 +60,11 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_WITHOUT_TREES = "Tree packing is off, chosen and rejected are scored as two sequences"
 #: Losses of TRL's that `label_smoothing` changes.
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
-class LongVPOTrainer(SharingTrainer):
+class LongVPOTrainer(ReferringTrainer):
     """Trains a video-language model on preferences about timelines (LongVPO, Temporal Preference Optimization).
 
         trainer = LongVPOTrainer(model="OpenGVLab/InternVL3-2B-hf", args=LongVPOConfig("stage1"), train_dataset=rows)
@@ -110,14 +100,16 @@ class LongVPOTrainer(SharingTrainer):
     only once: if all fingerprints are those of the run at hand the scores are kept, else all rows are scored anew and
     the log says so. Rows of a dataset on disk are also found in its cache. Without the option, such columns are
     ignored. Where rows are distilled, `ref_top_tokens`, `ref_top_logps` and `ref_token_logps` hold what the reference
-    finds likeliest for each token of the chosen answer, with `ref_top_fingerprint` beside.
+    finds likeliest for each token of the chosen answer, with `ref_top_fingerprint` beside; where views are rejected,
+    `ref_rejected_view_logps` holds the score of the chosen answer there, with `ref_rejected_view_fingerprint`.
 
     Metrics are means over all rows (or tokens) since the last log, or of an evaluation, at every batch size and number
     of processes: TRL's, and `rewards/{chosen,rejected,accuracies}/{begin,middle,end}` by where on the timeline the
     evidence of the row lies; `logps_per_token/{chosen,rejected}` and `ref_logps_per_token/{chosen,rejected}`;
-    `loss/sft` and `loss/view_distillation`. The log also has `visual_tokens` of the policy's timelines, each once, per
-    optimizer step (in evaluation: per batch); `tokens_per_second` of `num_tokens`, which counts both sequences of a
-    pair, loading and logging included; and `bad_videos/<reason>` so far.
+    `loss/sft` and `loss/view_distillation`; `loss/view_preference` and
+    `rewards/{rejected_view,view_accuracies,view_margins}`. The log also has `visual_tokens` of the policy's timelines
+    and rejected views, each once, per optimizer step (in evaluation: per batch); `tokens_per_second` of `num_tokens`,
+    which counts both sequences of a pair, loading and logging included; and `bad_videos/<reason>` so far.
     """
 
     _tag_names = ["trl", "dpo", "longvpo"]  # noqa: RUF012  (TRL's own form)
@@ -146,14 +138,12 @@ class LongVPOTrainer(SharingTrainer):
                 f"args must be a LongVPOConfig, got {type(args).__name__}: LongVPOConfig takes all of its settings too."
             )
         self._has_clips = have_clips(train_dataset, eval_dataset)
-        self._are_models_prepared = self._is_trial_due = False
         self._means = {"train": Means(), "eval": Means()}
         self._bad_videos: Counter[str] = Counter()
         self._step_visual_tokens = 0.0
         self._throughput = Throughput()
         self._nonfinite = NonFiniteSteps(args.max_nonfinite_steps)
         self._distillation = ViewDistillation(args)
-        self._top_writer: TopTokenWriter | None = None
         self._sampled = SampledAnswers.of_run(args)
         if self._has_clips:
             revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
@@ -207,50 +197,6 @@ class LongVPOTrainer(SharingTrainer):
                 f"{', '.join(sorted(_SMOOTHED_LOSSES))} use it."
             )
 
-    def _prepare_models(self) -> None:
-        """Prepares the models for their first forward, which may be that of precomputing, inside TRL's `__init__`."""
-        if self._are_models_prepared:
-            return
-        self._are_models_prepared = True
-        models = [scored for scored in (self.model, self.ref_model) if scored is not None]
-        models = [self.accelerator.unwrap_model(scored) for scored in models]
-        for scored in models:
-            check_head(scored)
-            prepare_tower(scored, self.args.freeze_vision_tower, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-            tile_mlps(scored, self.args.tiled_mlp_num_shards)
-        if not self._has_clips:
-            self._check_sharing(False, None)
-            return
-        if self._sampled is not None:
-            self._sampled.prepare(self.model, self.processing_class)
-        self.data_collator.context_tokens = context_tokens(self.model.config)
-        self.data_collator.seat = self._seat()
-        self.data_collator.hands_over_errors = self.accelerator.num_processes > 1
-        reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
-        self._check_sharing(True, next((reason for reason in reasons if reason is not None), None))
-        for reason in sorted({reason for reason in reasons if reason is not None}):
-            logger.warning(f"{_WITHOUT_TREES}: {reason}")
-        is_wanted = self.args.tree_packing_trial
-        is_known = bool(family_of(self.model.config).processor)
-        self._is_trial_due = is_tree_packed(self.model) and (not is_known if is_wanted is None else is_wanted)
-
-    def _try_trees(self, model: nn.Module, inputs: Batch) -> None:
-        """Leaves trees, on all processes, if the first batch with a video gets other numbers than as sequences."""
-        if not self._is_trial_due:
-            return
-        trial = trial_on_batches(model, inputs, self._is_half)
-        self._is_trial_due = trial.reason is None and not trial.had_video
-        if trial.reason is not None:
-            logger.warning(f"{_WITHOUT_TREES}: {trial.reason}")
-            for scored in (self.model, self.ref_model):
-                if scored is not None:
-                    disable_tree_packing(scored)
-
-    @property
-    def _is_half(self) -> bool:
-        """Whether the model computes in half precision."""
-        return bool(self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32)
-
     # --------------------------------------------------------------------------------------------- the rows
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -263,7 +209,8 @@ class LongVPOTrainer(SharingTrainer):
             super()._set_signature_columns_if_needed()
         elif self._signature_columns is None:
             top = TOP_COLUMNS if self._distillation.weight else ()
-            self._signature_columns = [*TRAINING_COLUMNS, *SCORE_COLUMNS, *top]
+            views = (REJECTED_VIEW_COLUMN,) if self.args.view_preference_weight else ()
+            self._signature_columns = [*TRAINING_COLUMNS, *SCORE_COLUMNS, *top, *views]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -276,89 +223,6 @@ class LongVPOTrainer(SharingTrainer):
     def _run_epoch(self, **arguments: Any) -> None:
         set_sampler_epoch(arguments["train_dataloader"], arguments["epoch"])
         super()._run_epoch(**arguments)
-
-    # ---------------------------------------------------------------------------------------- the reference
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's pass over the dataset, on the reference views alone and under a fingerprint of all it depends on."""
-        if not self.args.precompute_ref_log_probs:
-            return dataset
-        if not self._has_clips or isinstance(dataset, IterableDataset):
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        self._prepare_models()
-        collator, model_hash = self.data_collator, self._precompute_model_hash
-        depends = [model_hash, config_facts(self.model.config), self.ld_alpha, self.args.bf16, self.args.fp16]
-        rows = list(dataset.select_columns(list(TRAINING_COLUMNS)))
-        wanted = [reference_fingerprints(collator, rows, json.dumps(depends, default=str))]
-        broadcast_object_list(wanted, from_process=0)  # ZeRO-3 shards the model, so each process hashes another
-        top = None
-        if self._distillation.weight:
-            top = [f"{fingerprint} {self._distillation.kept}" for fingerprint in wanted[0]]
-        if has_scores(dataset, wanted[0], name) and (top is None or has_top_tokens(dataset, top, name)):
-            return dataset
-        dataset = dataset.remove_columns(score_columns(dataset))
-        if self.accelerator.num_processes > 1 and not dataset.cache_files:
-            raise ConfigError(
-                f"precompute_ref_log_probs=True: {self.accelerator.num_processes} processes share the scores through "
-                f"the {name} dataset's cache on disk, but it was made in memory: save_to_disk and load_from_disk it."
-            )
-        self.data_collator = collator.reference_batch
-        self._precompute_model_hash = top or wanted[0]
-        try:
-            if top is None:
-                scored = super()._precompute_ref_logps(dataset, name, batch_size)
-            else:
-                scored = self._with_top_tokens(dataset, name, batch_size).add_column(TOP_FINGERPRINT_COLUMN, top)
-        finally:
-            self.data_collator, self._precompute_model_hash = collator, model_hash
-        return scored.add_column(FINGERPRINT_COLUMN, wanted[0])
-
-    def _with_top_tokens(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's pass over the dataset, and beside its scores the likeliest tokens, written as they come."""
-        try:
-            with top_token_file(dataset, self._precompute_model_hash, self.accelerator) as (path, self._top_writer):
-                scored = super()._precompute_ref_logps(dataset, name, batch_size)
-        finally:
-            self._top_writer = None
-        return concatenate_datasets([scored, Dataset.from_file(str(path))], axis=1)
-
-    def compute_ref_log_probs(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Tensor]:
-        """The reference's log-probabilities of chosen and rejected answers, `[B]` each; NaN for rows left out.
-
-        Args:
-            model: The reference model, or the policy whose adapters TRL then turns off.
-            inputs: A batch of TRL's, or of the collator's `reference_batch`, or the `reference` of its batches.
-        """
-        self._check_batches(inputs)
-        with undisturbed(self.model):
-            if "videos" not in inputs:
-                return super().compute_ref_log_probs(ModelCall(model, None), inputs)
-            self._try_trees(model, inputs)
-            call = ModelCall(model, inputs, keeps_states=self._distillation.weight > 0, group=self._group)
-            scores = super().compute_ref_log_probs(call, texts_of(inputs))
-            self._distillation.teacher = call.states
-            if self._top_writer is not None and call.states is not None:
-                self._top_writer.add(self._distillation.top_of(call.states), inputs["kept"].tolist(), inputs["rows"])
-        if "kept" not in inputs:
-            return scores
-        spread = [score.new_full((inputs["rows"],), math.nan) for score in scores]
-        for whole, score in zip(spread, scores, strict=True):
-            whole[inputs["kept"]] = score[: len(inputs["kept"])]
-        return spread[0], spread[1]
-
-    def _with_reference(self, model: nn.Module, inputs: Batch) -> Batch:
-        """The batch with the reference's log-probabilities."""
-        if SCORE_COLUMNS[0] in inputs:
-            if self._distillation.weight:
-                self._distillation.teacher = TopTokens.of_batch(inputs)
-            return inputs
-        if self.ref_model is None and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
-            raise ConfigError(
-                "This batch holds no reference log-probs and there is no reference model to compute them: with "
-                "precompute_ref_log_probs=True pass every dataset when the trainer is made."
-            )
-        scores = self.compute_ref_log_probs(self.ref_model or model, inputs.get("reference", inputs))
-        return {**inputs, **dict(zip(SCORE_COLUMNS, scores, strict=True))}
 
     # --------------------------------------------------------------------------------------------- the loss
 
@@ -388,6 +252,8 @@ class LongVPOTrainer(SharingTrainer):
         counted = self._counted_rows(mode, inputs)
         inputs = self._with_reference(model, self._with_sampled(mode, model, inputs))
         rows = counted if len(counted) else None  # TRL computes a loss in any case; without rows it is thrown away
+        if rows is None and self.args.view_preference_weight:
+            rows = torch.arange(len(inputs["row_keys"]), device=counted.device)  # not those about rejected views
         call = ModelCall(model, inputs, rows, self._distillation.weight > 0, self._group)
         texts = texts_of(inputs, rows)
         metrics = self._metrics[mode]
@@ -403,8 +269,13 @@ class LongVPOTrainer(SharingTrainer):
             with self.accelerator.autocast():
                 distilled = self._distillation.losses(call.states, rows, self._is_half)
             loss = loss + self._distillation.weight * distilled.mean()
+        on_rejected = torch.full_like(sft, math.nan)
+        if self.args.view_preference_weight and rows is not None:
+            on_rejected = rejected_view_scores(call, rows, self.ld_alpha)
+            loss = loss + self.args.view_preference_weight * self._view_preference(call, texts, on_rejected).mean()
         places = inputs["places"] if rows is None else inputs["places"][rows]
-        scores = row_scores(call.scored, texts, self.ld_alpha, places, sft, distilled, loss).first(len(counted))
+        scores = row_scores(call.scored, texts, self.ld_alpha, places, sft, distilled, on_rejected, loss)
+        scores = scores.first(len(counted))
         everyone = scores.gathered(self.accelerator.gather, inputs["rows"])
         for name, values in theirs.items():
             if name == "num_tokens":
@@ -420,12 +291,19 @@ class LongVPOTrainer(SharingTrainer):
                 loss = loss * (len(rows_left) * len(counted) / max(sum(rows_left), 1))
         return loss
 
+    def _view_preference(self, call: ModelCall, texts: Batch, on_rejected: Tensor) -> Tensor:
+        """The term of each row, `[B]`, from the policy's scores of the chosen answers, and those on rejected views."""
+        chosen = answer_scores(call.scored.log_probs, texts["completion_mask"], self.ld_alpha).chunk(2)[0]
+        ratios = chosen - texts["ref_chosen_logps"], on_rejected - texts[REJECTED_VIEW_COLUMN]
+        return view_preference_losses(*(self.beta * ratio for ratio in ratios))
+
     def _with_sampled(self, mode: str, model: nn.Module, inputs: Batch) -> Batch:
         """The batch with answers of the policy's own, for it and its reference, if it is distilled on such."""
         if self._sampled is None:
             return inputs
         step, is_kept = self.state.global_step, mode == "train"
         answers = self._sampled.of(model, inputs, step, self.accelerator, is_kept)
+        answers *= len(inputs["video_index"]) // len(answers)  # the rows come again, about their rejected views
         pad = self.processing_class.tokenizer.pad_token_id
         reference = with_sampled(inputs["reference"], answers, pad)
         return {**with_sampled(inputs, answers, pad), "reference": reference}
@@ -463,9 +341,12 @@ class LongVPOTrainer(SharingTrainer):
 
     def _count(self, mode: str, inputs: Batch) -> list[int]:
         """Counts bad videos and visual tokens over all processes; returns how many rows each of them has left."""
-        local = [len(inputs["kept"]), inputs["visual_tokens"] if len(inputs["kept"]) else 0]
+        calls = [number_of_calls(batch) for batch in (inputs, inputs.get("reference", inputs))]
+        local = [*calls, len(inputs["kept"]), inputs["visual_tokens"] if len(inputs["kept"]) else 0]
         counts = torch.cat([torch.tensor(local, device=inputs["bad_videos"].device), inputs["bad_videos"]])
-        left, visual, *bad = zip(*self.accelerator.gather(counts[None]).tolist(), strict=True)
+        policy, reference, left, visual, *bad = zip(*self.accelerator.gather(counts[None]).tolist(), strict=True)
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            require_equal_calls(policy, reference)
         for reason, number in zip(BAD_VIDEO_REASONS, bad, strict=True):
             if any(number):
                 self._bad_videos[reason] += sum(number)

@@ -30,7 +30,7 @@ them, `experts` balances mixtures of experts over them, `tree` lays them out, `g
 them, `trial` tries a whole model on a run's first batch, `forward` runs them.
 """
 
-from longvpo_hf.training.packing.forward import plain_forward, tree_forward
+from longvpo_hf.training.packing.forward import number_of_calls, plain_forward, require_equal_calls, tree_forward
 from longvpo_hf.training.packing.guards import (
     disable_tree_packing,
     enable_tree_packing,
@@ -44,8 +44,10 @@ __all__ = [
     "disable_tree_packing",
     "enable_tree_packing",
     "is_tree_packed",
+    "number_of_calls",
     "plain_forward",
     "reason_not_shared",
+    "require_equal_calls",
     "tree_forward",
     "trial_on_batches",
     "unwrapped",

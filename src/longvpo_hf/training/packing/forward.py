@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import family_of
 from longvpo_hf.families.encoding import concatenate_visuals, visual_shapes
 from longvpo_hf.training.packing.attention import ATTENTION, planted
@@ -44,6 +45,31 @@ class Scored(FusedCausalLMOutput):
 
     places: Tensor | None = None
     widths: tuple[int, ...] | None = None
+
+
+def number_of_calls(batch: Batch) -> int:
+    """How many calls of a model a batch takes, as trees or as sequences."""
+    videos = batch["videos"]
+    return max(1, len({visual_shapes(videos[number]) for number in range(len(videos))}))
+
+
+def require_equal_calls(*calls: Sequence[int]) -> None:
+    """Refuses batches for which processes that share weights would call a model unequally often, and deadlock.
+
+    Args:
+        calls: Of each model, how many calls each process's batch takes.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    for of_processes in calls:
+        if len(set(of_processes)) > 1:
+            raise ConfigError(
+                f"Processes that share weights would call the model {min(of_processes)} to {max(of_processes)} times "
+                "on their batches, and deadlock: it takes videos of unequal numbers of frames in calls of their own. "
+                "Give each device rows of one timeline (per_device_train_batch_size=1, or as many as "
+                "pairs_per_timeline) and reject no views (view_preference_weight=0), or train by DDP."
+            )
 
 
 def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutput:
