@@ -471,6 +471,27 @@ def test_sampled_answers_are_one_more_branch_and_work_of_their_own(tmp_path: Pat
     assert any(note in said for said in planning.plan._notes(other))
 
 
+def test_rejected_views_are_timelines_of_their_own(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"num_frames": 64, "per_device_train_batch_size": 4, "pairs_per_timeline": 2}
+    more["reference"] = "full"
+    given = [{}, *({"view_preference_rejected": kind} for kind in ("no_evidence", "reversed"))]
+    weighed = [{"view_preference_weight": float(bool(kind)), **kind} for kind in given]
+    plain, of_each, of_all = (run_of("internvl", tmp_path, rows=SHORT, **more, **kind) for kind in weighed)
+    trunk, branches = plain.batch.trunk(64), plain.batch.branches
+    assert plain.batch.packed(64) == 2 * trunk + 4 * branches
+    assert of_each.batch.packed(64) == (2 + 4) * trunk + 8 * branches  # each row lacks other evidence
+    assert of_all.batch.packed(64) == (2 + 2) * trunk + 8 * branches
+    work, doubled = tflop(plain), tflop(of_all)
+    for name in ("policy: text model", "policy: vision", "policy: LM head", "reference"):
+        assert doubled[name] / work[name] == pytest.approx(2, rel=1e-6), name
+    kept, more_kept = (sum(activations(run, 64).values()) for run in (plain, of_all))
+    assert 1.8 < more_kept / kept < 2.05
+    assert any("Rejected views (reversed)" in note for note in planning.plan._notes(of_all))
+    sequences = [run_of("internvl", tmp_path, rows=SHORT, tree_packing=False, **more, **kind) for kind in weighed]
+    assert sequences[1].batch.packed(64) == sequences[2].batch.packed(64) == 2 * sequences[0].batch.packed(64)
+    assert tflop(sequences[1])["policy: vision"] == 2 * tflop(sequences[0])["policy: vision"]
+
+
 def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="context_parallel=3 does not divide processes=8"):
         Machine(processes=8, sharding=Sharding.fsdp2, context_parallel=3)

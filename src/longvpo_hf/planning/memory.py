@@ -169,7 +169,7 @@ def _pixel_bytes(run: Run, frames: int) -> float:
 
 def _units(run: Run, frames: int) -> int:
     """Units of frames that a device takes of its batch."""
-    return -(-run.batch.trees * run.batch.shapes.units(frames) // run.sharing(frames))
+    return -(-run.batch.timelines * run.batch.shapes.units(frames) // run.sharing(frames))
 
 
 class _Tower(NamedTuple):

@@ -167,6 +167,10 @@ def _notes(run: Run) -> list[str]:
             f"Sampled answers are assumed to have {run.batch.sampled} tokens, drawn anew for each batch. Keys and "
             "values while they are drawn are not counted; time counts operations, and drawing waits for memory."
         )
+    if run.batch.is_rejecting:
+        notes.append(
+            f"Rejected views ({training.view_preference_rejected}) are assumed to have as many frames as the timeline."
+        )
     if rows.reference_frames is None:
         view = {
             "row": "the whole timeline, its upper bound: rows may name less (Stage 1: the anchor)",

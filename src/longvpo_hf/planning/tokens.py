@@ -83,8 +83,10 @@ class DeviceBatch:
         self.distilled = self.sampled or rows.chosen_tokens
         #: Answers that are scored of each row.
         self.answers_of_row = 3 if is_sampled else 2
+        #: Whether the rows come a second time, about their rejected views.
+        self.is_rejecting = training.view_preference_weight > 0
         #: Tokens of all answers.
-        self.answers = training.per_device_train_batch_size * self._answer_tokens
+        self.answers = training.per_device_train_batch_size * self._answer_tokens * (1 + self.is_rejecting)
 
     @property
     def reference_frames(self) -> int:
@@ -101,18 +103,36 @@ class DeviceBatch:
         """Views that the reference sees: each pair has an anchor of its own, or all share the timeline."""
         return self.trees * (self.pairs if self.training.reference == "anchor" else 1)
 
+    @property
+    def rejected_timelines(self) -> int:
+        """Rejected views beside the timelines: in a tree each pair has its own, but for one that all rows share."""
+        if not self.is_rejecting:
+            return 0
+        is_shared = not self.is_packed or self.training.view_preference_rejected == "reversed"
+        return self.trees * (1 if is_shared else self.pairs)
+
+    @property
+    def timelines(self) -> int:
+        """Timelines that the policy sees, and their rejected views, which have at most as many frames."""
+        return self.trees + self.rejected_timelines
+
     def trunk(self, frames: int) -> int:
         """Tokens that all answers about a timeline share."""
         return self.shapes.visual_tokens(frames) + self._label_tokens * self.shapes.units(frames) + CHAT_TOKENS
 
     def sequences(self, frames: int, reference: bool = False) -> list[tuple[int, int]]:
-        """`[start, stop)` of each tree of the packed batch, or of each sequence where nothing is packed."""
+        """`[start, stop)` of each tree of the packed batch, or of each sequence where nothing is packed.
+
+        Those of the reference are about its own views; on rejected views it runs what the policy runs.
+        """
         trunk = self.trunk(frames)
         trees = self.reference_timelines if reference else self.trees
-        pairs = self.trees * self.pairs // trees
-        lengths = [trunk + pairs * self.branches] * trees
+        rejected = 0 if reference else self.rejected_timelines
+        pairs = self.trees * self.pairs
+        lengths = [trunk + pairs // views * self.branches for views in (trees, rejected) for _ in range(views)]
         if not self.is_packed:
-            lengths = [trunk + self._question_and_answer] * (self.answers_of_row * trees * pairs)
+            times = 2 if rejected else 1
+            lengths = [trunk + self._question_and_answer] * (self.answers_of_row * pairs * times)
         stops = [sum(lengths[: place + 1]) for place in range(len(lengths))]
         return list(zip([0, *stops], stops, strict=False))
 

@@ -20,9 +20,10 @@ def tflop(run: Run) -> dict[str, float]:
     reference = run.text_model(batch.reference_frames, has_backward=False).step
     work = {
         "policy: text model": policy.flops,
-        "policy: vision": _vision_flops(run, frames, batch.trees, is_policy=True),
+        "policy: vision": _vision_flops(run, frames, batch.timelines, is_policy=True),
         "policy: LM head": _head_flops(run, frames, has_backward=True),
         BEFOREHAND if run.training.precompute_ref_log_probs else "reference": reference.forward_flops
+        + _rejected_flops(run)
         + _vision_flops(run, batch.reference_frames, batch.reference_timelines, is_policy=False)
         + _head_flops(run, batch.reference_frames, has_backward=False),
     }
@@ -31,6 +32,15 @@ def tflop(run: Run) -> dict[str, float]:
     if run.batch.sampled:
         work["sampling"] = _sampling_flops(run)
     return {name: value / 1e12 for name, value in work.items()}
+
+
+def _rejected_flops(run: Run) -> float:
+    """What the reference does of rejected views: the policy's forward pass of them, without its LM head."""
+    batch, frames = run.batch, run.training.num_frames
+    if not batch.is_rejecting:
+        return 0.0
+    forward = run.text_model(frames).step.forward_flops * batch.rejected_timelines / batch.timelines
+    return forward + _vision_flops(run, frames, batch.rejected_timelines, is_policy=False)
 
 
 def _sampling_flops(run: Run) -> float:
@@ -52,9 +62,10 @@ def received_gb(run: Run) -> float:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     of_token = 2 * text.num_key_value_heads * width * text.num_hidden_layers * run.compute_bytes
     passes = 2 + checkpointed_share(run.built.get_decoder())
-    views = [(run.training.num_frames, batch.trees * passes)]
+    views = [(run.training.num_frames, batch.timelines * passes)]
     if not run.training.precompute_ref_log_probs:
         views.append((batch.reference_frames, batch.reference_timelines))
+        views.append((run.training.num_frames, batch.rejected_timelines))
     tokens = sum(batch.trunk(frames) * times * (1 - 1 / run.sharing(frames)) for frames, times in views)
     return tokens * of_token / 1e9
 
