@@ -102,12 +102,21 @@ DISTILLATION = (
 )
 
 
+#: The term weighs as much as DPO, as in mDPO; nothing was tuned.
+VIEWS = ("--view_preference_weight", "1.0")
+VIEW_PREFERENCE = (
+    Arm("anchored", "DPO + SFT"),
+    Arm("sft-views", "SFT + view preference", options=(*SFT, *VIEWS)),
+    Arm("dpo-sft-views", "DPO + SFT + view preference", options=VIEWS),
+)
+
+
 def _on(rows: Rows) -> tuple[Arm, ...]:
     return tuple(replace(arm, name=f"{arm.name}-{rows}", rows=rows) for arm in DISTILLATION)
 
 
-def _in_equal_time() -> tuple[Arm, ...]:
-    first, *others = DISTILLATION
+def _in_equal_time(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    first, *others = arms
     return first, *(replace(arm, name=f"{arm.name}-timed", cpu_time_of=first.name) for arm in others)
 
 
@@ -132,7 +141,15 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
     ),
     "The same, with a tenth of the chosen answers wrong": _on("wrong"),
     "The same, with a tenth of the rows": _on("tenth"),
-    "The same, at the CPU time of DPO + SFT": _in_equal_time(),
+    "The same, at the CPU time of DPO + SFT": _in_equal_time(DISTILLATION),
+    "The chosen answer preferred to itself without its evidence, at equal steps": (
+        *VIEW_PREFERENCE,
+        Arm("sft", "SFT alone", options=SFT),
+        Arm("views", "view preference alone", options=(*SFT, "--sft_weight", "0.0", *VIEWS)),
+        Arm("dpo-anchored", "DPO alone (β 1)", options=ALONE),
+        Arm("dpo-views", "DPO + view preference (β 1)", options=(*ALONE, *VIEWS)),
+    ),
+    "The same preference, at the CPU time of DPO + SFT": _in_equal_time(VIEW_PREFERENCE),
     "The similarity filter": (
         Arm("anchored", "on"),
         Arm("unfiltered", "off", rows="unfiltered"),
@@ -306,8 +323,10 @@ def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
             "loss",
             "loss/sft",
             "loss/view_distillation",
+            "loss/view_preference",
             "rewards/accuracies",
             "rewards/margins",
+            "rewards/view_accuracies",
             "logps_per_token/chosen",
         )
         last = {name: logs[-1][name] for name in names if name in logs[-1]} if logs else {}
