@@ -219,11 +219,13 @@ class VideoPreferenceCollator:
 
     def _batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
-        rejected = [] if self.rejected is None else [self._rejected_prompts(preferences)]
-        prompts = [self._prompts(preferences, [View.whole()] * len(rows), self.sampler), *rejected]
-        scores = SCORE_COLUMNS if self.rejected is None else (*SCORE_COLUMNS, REJECTED_VIEW_COLUMN)
+        prompts = [self._prompts(preferences, [View.whole()] * len(rows), self.sampler)]
+        scores: tuple[str, ...] = SCORE_COLUMNS
+        if self.rejected is not None:
+            prompts.append(self._rejected_prompts(preferences))
+            scores = (*SCORE_COLUMNS, REJECTED_VIEW_COLUMN)
         if not self.precomputed:
-            asked = [self._reference_prompts(preferences), *rejected]
+            asked = [self._reference_prompts(preferences), *prompts[1:]]
             bad = _bad(*prompts, *asked)
         else:
             missing = [any(math.isnan(row[name]) for name in scores) for row in rows]
