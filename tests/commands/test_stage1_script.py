@@ -103,6 +103,8 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(videos: Path, tmp_pa
     [
         (["--seed", "-1"], "seed must be ≥ 0"),
         (["--seed", str(2**63)], "seed must be ≥ 0 and < 2^63"),
+        (["--patience-seconds", "nan"], "--patience-seconds"),
+        (["--patience-seconds", "-1"], "--patience-seconds"),
         (["--push-to-hub", "https://some.where/me/rows"], "--push-to-hub must be NAMESPACE/NAME"),
         (["--push-to-hub", "me/../rows"], "--push-to-hub must be NAMESPACE/NAME"),
         (["--responder", ""], "A model's name is empty"),

@@ -99,6 +99,9 @@ def test_filter_names_each_reason(tmp_path: Path, some: list[VideoPreference]) -
         return [ids(folder).index(row) for row in ids(tmp_path / "out")], result.stdout
 
     assert left("--max-length-ratio", "2")[0] == [5]
+    for wrong in ("0.5", "-1", "nan"):
+        refused = longvpo(["rows", "filter", str(folder), "--output", str(tmp_path / "x"), "--max-length-ratio", wrong])
+        assert "must be ≥ 1" in refused.stderr
     assert left("--max-rows-per-source", "1")[0] == [0, 2, 3, 4]
     assert left("--drop-ids", str(tmp_path / "drop.txt"))[0] == [1, 2, 3, 4, 5]
     kept, said = left("--benchmark-videos", f"Bench={tmp_path / 'bench.txt'}")

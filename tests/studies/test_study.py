@@ -184,6 +184,7 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
         ({"evaluate": ["mlvu"]}, "evaluate must be a mapping"),
         ({"videos": {"corpus": "videofolder"}}, "source is missing"),
         ({"hours": 3}, "base: auto and hours go together"),
+        ({"base": "auto", "hours": float("nan")}, "hours must be > 0, got nan"),
         ({"base": "auto"}, "base: auto and hours go together"),
         ({"base": "miniature"}, "has videos of its own"),
         ({"push_to": 3}, "push_to must be a text"),

@@ -78,7 +78,7 @@ def filter_rows(
     keeps: list[Callable[[VideoPreference], str | None]] = []
     said = []
     if max_length_ratio is not None:
-        if max_length_ratio < 1:
+        if not max_length_ratio >= 1:
             raise ConfigError(f"--max-length-ratio must be ≥ 1, got {max_length_ratio}.")
         keeps.append(of_rows.shorter_ratio(max_length_ratio))
         said.append(f"answers whose lengths differ by at most {max_length_ratio} times")

@@ -180,7 +180,7 @@ class Study:
             raise ConfigError(f"push_to must be NAMESPACE/NAME, a repository on the Hub, got {self.push_to!r}.")
         if self.push_to is None and (self.private is not None or self.revision is not None):
             raise ConfigError("private and revision are about a push: name the repository with push_to.")
-        if self.hours is not None and self.hours <= 0:
+        if self.hours is not None and not self.hours > 0:
             raise ConfigError(f"hours must be > 0, got {self.hours}.")
         if (self.base == AUTO) != (self.hours is not None):
             raise ConfigError("base: auto and hours go together: the base is chosen by the hours.")

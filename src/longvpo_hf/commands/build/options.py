@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group
-from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from longvpo_hf.artifacts import locked
 from longvpo_hf.commands.cli import decoded
@@ -120,7 +120,7 @@ class ModelSettings:
     model: str | None = None
     api_key_env: str | None = None
     plain_http_key: bool = False
-    patience_seconds: float = 900.0
+    patience_seconds: NonNegativeFloat = 900.0
     drop_unanswered: bool = False
     concurrency: PositiveInt = 8
     batch_size: PositiveInt = 8
