@@ -35,6 +35,7 @@ from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, Request, chat
 from longvpo_hf.responders.text import TextResponder
 from longvpo_hf.timeline import Clip, Timeline
+from pushes import ASKED, WHERE, pushed, watch_pushes
 
 SCENES_OF_VIDEO = (5, 6, 7)
 
@@ -67,8 +68,12 @@ def rows_of(folder: Path) -> list[VideoPreference]:
     return [VideoPreference.from_row(row) for row in rows]
 
 
-def test_a_rehearsal_of_stage_2_makes_rows_over_detected_scenes(videos: Path, tmp_path: Path, capsys) -> None:
-    stage2.main(arguments(videos, tmp_path / "rows", "--judge", "scripted"))
+def test_a_rehearsal_of_stage_2_makes_rows_over_detected_scenes(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_pushes(monkeypatch)
+    stage2.main(arguments(videos, tmp_path / "rows", "--judge", "scripted", *WHERE))
+    assert seen == [ASKED, pushed(tmp_path / "rows")]
     rows = rows_of(tmp_path / "rows")
     assert len(rows) == 12
     # The cuts were found: each timeline is one video, each clip one scene of 4 s.
@@ -117,8 +122,12 @@ def test_settings_reach_the_rows(videos: Path, tmp_path: Path) -> None:
         ("mixed", {"temporal-localized": 6, "temporal-comprehensive": 6}),
     ],
 )
-def test_a_rehearsal_of_temporal_preferences(videos: Path, tmp_path: Path, mode: str, recipes) -> None:
-    temporal.main(arguments(videos, tmp_path / "rows", "--mode", mode))
+def test_a_rehearsal_of_temporal_preferences(
+    videos: Path, tmp_path: Path, mode: str, recipes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_pushes(monkeypatch)
+    temporal.main(arguments(videos, tmp_path / "rows", "--mode", mode, *WHERE))
+    assert seen == [ASKED, pushed(tmp_path / "rows")]
     rows = rows_of(tmp_path / "rows")
     found = [row.provenance.method for row in rows]
     assert {name: found.count(name) for name in set(found)} == recipes

@@ -535,7 +535,16 @@ def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_
 
     monkeypatch.setattr("longvpo_hf.evaluation.run.evaluate", evaluate)
     monkeypatch.setattr("longvpo_hf.launch.finishing.check", lambda benchmarks, root: None)
-    STAGE1.main([*words, "--benchmark_frames", "64"])
+    # The results go where the model went.
+    pushes: list[dict[str, Any]] = []
+    monkeypatch.setattr(LongVPOTrainer, "init_hf_repo", lambda self: setattr(self, "hub_model_id", "me/mine"))
+    monkeypatch.setattr(LongVPOTrainer, "push_to_hub", lambda self, **facts: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **facts: pushes.append(facts))
+    pushing = ["--push_to_hub", "true", "--hub_model_id", "me/mine", "--hub_revision", "trial"]
+    STAGE1.main([*words, "--benchmark_frames", "64", *pushing])
+    (facts,) = pushes
+    assert (facts["repo_id"], facts["revision"]) == ("me/mine", "trial")
+    assert {"longvpo.json", "README.md", ".eval_results/*"} <= set(facts["allow_patterns"])
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "62.5" in card
     assert "64 frames" in card

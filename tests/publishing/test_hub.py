@@ -12,13 +12,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Video, load_dataset
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, HfApi
 
 from hub_double import MAX_FILES_PER_FOLDER, TOKEN, HubDouble, card_errors
 from longvpo_hf import papers
@@ -285,35 +286,33 @@ def test_a_preview_is_a_video_column_and_rows_stay_what_they_are(
 # ------------------------------------------------------------------------------------------------- through the double
 
 
-def push_without_leave(repo: str) -> dict[str, str]:
-    """Asks for write access where there is none."""
-    try:
-        prepare_push(repo)
-    except DatasetError as error:
-        return {"refusal": str(error)}
-    return {"refusal": ""}
-
-
-def build_without_leave(source: str, output: str) -> dict[str, str]:
-    """Builds rows that could not be pushed."""
+def push_without_leave(source: str, output: str) -> dict[str, str]:
+    """Asks for write access where there is none, by name and by a build."""
     from longvpo_hf.commands.build import stage1
 
+    told = {}
+    for repo in (REPO, "no such/name at all"):
+        with pytest.raises(DatasetError) as refused:
+            prepare_push(repo)
+        told[repo] = str(refused.value)
     words = ["--corpus", "videofolder", "--source", source, "--responder", "scripted", "--num-rows", "4"]
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
         stage1.main([*words, "--output", output, "--push-to-hub", REPO])
-    return {"refusal": said.getvalue()}
+    return {**told, "build": said.getvalue()}
 
 
-def test_a_build_that_could_not_push_does_no_work(
+def test_a_push_is_refused_before_any_work(
     tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(preferences[0].timeline.clips[0].path).parent
+    source, output = Path(preferences[0].timeline.clips[0].path).parent, tmp_path / "build" / "rows"
     with HubDouble() as hub:
         environment = hub.environment
         monkeypatch.setattr(hub, "environment", lambda home: environment(home) | {"HF_TOKEN": f"{TOKEN}-of-a-guest"})
-        output = tmp_path / "build" / "rows"
-        told = hub.call(build_without_leave, source, output, cwd=tmp_path, hf_home=tmp_path / "home")
-    assert f"The dataset {REPO} cannot be written to" in told["refusal"]
+        told = hub.call(push_without_leave, source, output, cwd=tmp_path, hf_home=tmp_path / "home")
+        assert not hub.repositories
+    for repo in (REPO, "no such/name at all"):
+        assert f"The dataset {repo} cannot be written to" in told[repo]
+    assert f"The dataset {REPO} cannot be written to" in told["build"]
     assert not output.parent.exists()
 
 
@@ -338,18 +337,29 @@ def test_the_double_refuses_more_files_in_a_folder_than_the_hub(tmp_path: Path) 
             assert ("10000 files per directory" in refusal) == (number > MAX_FILES_PER_FOLDER)
 
 
-@pytest.mark.parametrize(("repo", "fault"), [(REPO, "token"), ("no such/name at all", "name")])
-def test_a_push_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo: str, fault: str
-) -> None:
-    with HubDouble() as hub:
-        if fault == "token":
-            monkeypatch.setattr("hub_double.TOKEN", "hf_" + "another")  # what the double takes, not what is sent
-            environment = hub.environment
-            monkeypatch.setattr(hub, "environment", lambda home: environment(home) | {"HF_TOKEN": TOKEN})
-        told = hub.call(push_without_leave, repo, cwd=tmp_path, hf_home=tmp_path / "home")
-        assert f"The dataset {repo} cannot be written to" in told["refusal"]
-        assert not hub.repositories
+def test_what_is_public_is_not_taken_for_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a build, nor by a study, nor by a training, before any work of theirs."""
+    from longvpo_hf import LongVPOConfig, LongVPOTrainer  # which the processes that import this file do not need
+    from longvpo_hf.studies.push import push
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **facts: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "auth_check", lambda self, repo_id, **facts: None)
+    monkeypatch.setattr(HfApi, "repo_info", lambda self, repo_id, **facts: SimpleNamespace(private=False))
+
+    class Untrained(LongVPOTrainer):
+        def __init__(self) -> None:
+            where = {"output_dir": str(tmp_path), "hub_model_id": "someone/m"}
+            self.args = LongVPOConfig(**where, hub_private_repo=True, use_cpu=True, report_to=[])
+
+        def is_world_process_zero(self) -> bool:
+            return True
+
+    with pytest.raises(DatasetError, match=f"The dataset {REPO} is there already and is public"):
+        prepare_push(REPO, private=True)
+    for asks in (lambda: push(tmp_path, "someone/m", True), Untrained().init_hf_repo):
+        with pytest.raises(DatasetError, match="The model someone/m is there already and is public"):
+            asks()
+    prepare_push(REPO)  # as it is, it may be written to
 
 
 def push_and_train(folder: str) -> dict[str, Any]:

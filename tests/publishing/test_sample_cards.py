@@ -1,8 +1,8 @@
 """The finished cards in `model_cards/samples/` are what their records give today: a change of a card is seen there.
 
-They are those of the miniature, seed 0, as a study with `push_to` publishes them: its last model with what was measured
-before and after, and the rows of Stage 1. After a deliberate change of the cards, run this file; after one of the
-miniature, give it the folder of a finished run too:
+They are those of the miniature, seed 0, in the form that a study with `push_to` publishes: its last model with what was
+measured before and after, and the rows of Stage 1. After a deliberate change of the cards, run this file; after one of
+the miniature, give it the folder of a finished run too:
 
     longvpo run miniature && python tests/publishing/test_sample_cards.py runs/miniature
 """

@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from hub_double import HubDouble
 from longvpo_hf.record import (
@@ -18,7 +22,7 @@ from longvpo_hf.record import (
     TrainingRecord,
     write_record,
 )
-from longvpo_hf.studies.push import published_record
+from longvpo_hf.studies.push import published_record, push
 from longvpo_hf.studies.results import results_of
 
 
@@ -153,3 +157,56 @@ def test_results_stand_beside_those_of_the_base_that_were_measured_alike(tmp_pat
     }
     args = found["right answers about a short video alone"].metric_args
     assert args == {"questions": 30, "interval_95": [40.0, 60.0]}
+
+
+def test_an_adapter_on_a_model_of_this_machine_is_published_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged, with a card that loads it so, and nothing of the adapter."""
+    run = tmp_path / "run"
+    files = {
+        "m/adapter_config.json": json.dumps({"base_model_name_or_path": str(run / "m-base")}),
+        "m/adapter_model.safetensors": "adapter",
+        "m/training_curve.png": "picture",
+        "m/.eval_results/mlvu.yaml": "- value: 1",
+        "m-base/config.json": "{}",
+    }
+    for name, text in files.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text, encoding="utf-8")
+    training = TrainingRecord(adapter=AdapterRecord("LoRA", 4, 8, ("q_proj",)))
+    write_record(run / "m", ModelRecord("m", "path/to/m", Source("m-base"), training=training))
+    write_record(
+        run / "m-base", ModelRecord("m-base", "path/to/m-base", Source.of("org/base"), licence={"license": "mit"})
+    )
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / self.name).write_text("whole", encoding="utf-8")
+
+    parts = Part("model.safetensors"), Part("tokenizer.json")
+    monkeypatch.setattr("longvpo_hf.responders.checkpoint.load_checkpoint", lambda name, merged: parts)
+    commits: list[list[CommitOperationAdd]] = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **facts: None)
+
+    def create_commit(self: HfApi, repo_id: str, operations: list[CommitOperationAdd], **facts: Any) -> Any:
+        commits.append(operations)
+        return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    assert push(run / "m", "me/mine", private=None) == "https://hub/commit"
+    ((*operations,),) = commits
+    published = {operation.path_in_repo: operation for operation in operations}
+    assert len(published) == len(operations), "each file once"
+    assert set(published) == {
+        "model.safetensors", "tokenizer.json", "README.md", "longvpo.json", "training_curve.png",
+        ".eval_results/mlvu.yaml",
+    }  # fmt: skip
+    with published["README.md"].as_file() as file:
+        card = file.read().decode()
+    assert "PeftModel" not in card
+    assert "base_model: org/base\n" in card
+    assert "| trained weights | LoRA of rank 4, α 8 on q_proj, merged into the base |" in card

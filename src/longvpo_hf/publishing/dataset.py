@@ -207,11 +207,14 @@ def prepare_push(repo_id: str, *, private: bool | None = None, revision: str | N
     Call it before a build, so that a missing token costs no work. The arguments are those of `push_dataset`.
 
     Raises:
-        DatasetError: If the name is not one of the Hub's, or the token may not write there.
+        DatasetError: If the name is not one of the Hub's, the token may not write there, or it is to be private and is
+            there and public.
     """
     api = HfApi()
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if private:
+            require_private(api, repo_id, "dataset")
         api.auth_check(repo_id, repo_type="dataset", write=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
@@ -222,6 +225,19 @@ def prepare_push(repo_id: str, *, private: bool | None = None, revision: str | N
             "token that may write to the namespace, and name the dataset namespace/name."
         ) from error
     return api
+
+
+def require_private(api: HfApi, repo_id: str, repo_type: str) -> None:
+    """Refuses a public repository where a private one was asked for: the Hub makes only a new one private.
+
+    Raises:
+        DatasetError: If it is public.
+    """
+    if not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise DatasetError(
+            f"The {repo_type} {repo_id} is there already and is public; only one that is new is made private. Change "
+            "its visibility in its settings on the Hub, name another, or push without asking for a private one."
+        )
 
 
 def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:

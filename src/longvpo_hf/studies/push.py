@@ -20,6 +20,7 @@ from longvpo_hf.errors import DatasetError, advice
 from longvpo_hf.evaluation.results import HUB_FOLDER
 from longvpo_hf.processes import end_with_parent
 from longvpo_hf.public import public_text
+from longvpo_hf.publishing.dataset import require_private
 from longvpo_hf.publishing.model_card import CURVE_FILE, model_card
 from longvpo_hf.record import RECORD_FILE, ModelRecord, read_record, record_text
 from longvpo_hf.studies.results import results_of
@@ -39,7 +40,7 @@ def push(model: Path, repo_id: str, private: bool | None, revision: str | None =
         revision: Branch to push to; created if it does not exist. None: `main`.
 
     Raises:
-        DatasetError: If the repository cannot be written to.
+        DatasetError: If the repository cannot be written to, or is to be private and is there and public.
     """
     import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -48,6 +49,8 @@ def push(model: Path, repo_id: str, private: bool | None, revision: str | None =
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private:
+            require_private(api, repo_id, "model")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:  # the last: offline, no network

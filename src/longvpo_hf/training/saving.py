@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
+from longvpo_hf.publishing.dataset import require_private
 from longvpo_hf.publishing.model_card import write_model_card
 from longvpo_hf.record import ModelRecord, write_record
 from longvpo_hf.training.checkpoints import seal
@@ -67,11 +68,19 @@ class SavingTrainer(DPOTrainer):
             raise nonfinite_error(f"After step {self.state.global_step} weights are not finite{where}", self.args)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """transformers', before training; also creates the branch `hub_revision`, which a push does not."""
+        """transformers', before training; also creates the branch `hub_revision`, which a push does not.
+
+        Raises:
+            DatasetError: If the repository is to be private and is there and public.
+        """
         super().init_hf_repo(token, private)
+        if not self.is_world_process_zero():
+            return
+        api = HfApi(token=token or self.args.hub_token)
+        if self.args.hub_private_repo if private is None else private:
+            require_private(api, self.hub_model_id, "model")
         branch = self.args.hub_revision
-        if branch is not None and not branch.startswith("refs/") and self.is_world_process_zero():
-            api = HfApi(token=token or self.args.hub_token)
+        if branch is not None and not branch.startswith("refs/"):
             api.create_branch(self.hub_model_id, branch=branch, exist_ok=True)
 
     def create_model_card(
