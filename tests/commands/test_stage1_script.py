@@ -26,6 +26,7 @@ from longvpo_hf.commands.build import stage1
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.intake.formats import from_reference
 from longvpo_hf.preference import VideoPreference, undecoded
+from pushes import ASKED, WHERE, pushed, watch_pushes
 from scenes import same_files
 
 SCRIPTS = Path(__file__).parents[2] / "dataset_scripts"
@@ -203,14 +204,21 @@ def test_killed_while_cutting_it_goes_on_with_the_same_result(videos: Path, tmp_
     assert (tmp_path / "cut" / "train.parquet").read_bytes() == (tmp_path / "whole" / "train.parquet").read_bytes()
 
 
-def test_shards_and_a_merge_write_what_one_run_writes(videos: Path, tmp_path: Path, capsys) -> None:
+def test_shards_and_a_merge_write_what_one_run_writes(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the merge alone pushes it."""
+    seen = watch_pushes(monkeypatch)
     stage1.main(arguments(videos, tmp_path / "one", "--cache", str(tmp_path / "cache")))
-    sharded = arguments(videos, tmp_path / "many", "--cache", str(tmp_path / "cache"))
+    assert seen == []
+    sharded = arguments(videos, tmp_path / "many", "--cache", str(tmp_path / "cache"), *WHERE)
     for shard in ("1", "0"):
         assert not (tmp_path / "many").exists()
         stage1.main([*sharded, "--num-shards", "2", "--shard", shard])
     assert "Shard 0 of 2 has done its part" in capsys.readouterr().out
+    assert seen == [ASKED, ASKED]
     stage1.main([*sharded, "--merge"])
+    assert seen[2:] == [ASKED, pushed(tmp_path / "many")]
     same_files(tmp_path / "one", tmp_path / "many")
     stage1.main([*arguments(videos, tmp_path / "two", "--cache", str(tmp_path / "cache")), "--executor", "processes",
                  "--num-workers", "1"])  # fmt: skip

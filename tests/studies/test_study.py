@@ -10,7 +10,7 @@ import yaml
 from cli import longvpo
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.studies.session import Session
-from longvpo_hf.studies.steps import Step, identities, steps_of
+from longvpo_hf.studies.steps import InRun, Step, identities, steps_of
 from longvpo_hf.studies.study import AUTO, Build, Train, find_study, read_study, shipped_studies
 
 PLAIN = {
@@ -297,6 +297,22 @@ def test_a_name_that_is_no_study_is_refused_with_the_nearest() -> None:
     assert result.exit_code == 2
     assert "Did you mean miniature" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("keys", "words"), [
+    ({}, ["default"]),
+    ({"private": False}, ["public"]),
+    ({"private": True, "revision": "trial"}, ["private", "trial"]),
+])  # fmt: skip
+def test_a_push_goes_where_the_study_says_after_all_was_measured(
+    tmp_path: Path, keys: dict[str, object], words: list[str]
+) -> None:
+    *_, last = steps(tmp_path, push_to="me/model", **keys)
+    assert last.program == ("-m", "longvpo_hf.studies.push", InRun("stage2-model"), "me/model", *words)
+    assert set(last.needs) == {
+        "stage2-model",
+        *(f"stage2-model-{what}" for what in ("position", "needle", "benchmarks")),
+    }
 
 
 def test_what_is_missing_is_one_list_with_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
