@@ -15,7 +15,7 @@ import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 
 from test_packing import BATCHES, make_batch, ready_model
 
-from longvpo_hf.training.packing import forward, plain_forward, tree_forward
+from longvpo_hf.training.distillation import answer_states, check_states, divergences, hidden_states_of
+from longvpo_hf.training.packing import forward, plain_forward, tree_forward, unwrapped
 from longvpo_hf.training.packing.sharing import Share
 
 
@@ -42,9 +43,10 @@ class Case:
     checkpointing: bool = False
     lora: bool = False
     dtype: torch.dtype = torch.float32
+    distilled: bool = False
 
     def __str__(self) -> str:
-        kind = "lora" if self.lora else "full"
+        kind = ("lora" if self.lora else "full") + ", distilled" * self.distilled
         width = str(self.dtype).removeprefix("torch.")
         return f"{self.family}, {self.rows}, {self.frames}, {kind}, {self.checkpointing}, {width}"
 
@@ -58,6 +60,8 @@ SHARED: dict[int, list[Case]] = {
         *(Case(family, "four pairs", dtype=torch.float64) for family in ROPES),
         *(Case(family, "one pair") for family in OTHERS),
         Case("internvl", "one pair", (48,), checkpointing=True),
+        Case("internvl", "two timelines", dtype=torch.float64, distilled=True),
+        Case("qwen3_vl", "four pairs", checkpointing=True, distilled=True),
     ],
     3: [
         Case("internvl", "two timelines"),
@@ -72,7 +76,11 @@ SHARED: dict[int, list[Case]] = {
 }
 #: Rows that every process computes whole: fewer frames than processes, or a video that ends in a token of its own.
 WHOLE = {
-    2: [Case("internvl", "one pair", (1,)), Case("qwen2_5_vl", "one pair", (2,)), Case("llava_onevision", "one pair")],
+    2: [
+        Case("internvl", "one pair", (1,), distilled=True),
+        Case("qwen2_5_vl", "one pair", (2,)),
+        Case("llava_onevision", "one pair"),
+    ],
     3: [Case("qwen3_vl", "four pairs", (4,))],
     4: [],
 }
@@ -104,8 +112,13 @@ def batch_of(case: Case) -> dict[str, Any]:
     return {**batch, "videos": videos}
 
 
-def run(model: Any, call: Callable[[], Any]) -> tuple[Any, dict[str, torch.Tensor], int]:
-    """Output, gradients of a loss that weighs every token differently, and bytes kept between the passes."""
+def run(
+    model: Any, call: Callable[[], Any], distilled: dict[str, Any] | None
+) -> tuple[Any, dict[str, torch.Tensor], int]:
+    """Output, gradients of a loss that weighs every token differently, and bytes kept between the passes.
+
+    Of a batch that is distilled, from the states of its own answers in another order, the loss has that term too.
+    """
     model.zero_grad()
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
@@ -116,10 +129,19 @@ def run(model: Any, call: Callable[[], Any]) -> tuple[Any, dict[str, torch.Tenso
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        hidden_states_of(unwrapped(model)) as calls,
+    ):
         output = call()
     log_probs = output.log_probs
-    (log_probs * torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)).sum().backward()
+    loss = (log_probs * torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)).sum()
+    if distilled is not None:
+        states = answer_states(unwrapped(model), calls, output, distilled)
+        check_states(states, is_half=False)
+        teacher = replace(states, hidden=tuple(hidden.flip(0).detach() for hidden in states.hidden))
+        loss = loss + 10 * divergences(states, teacher, "forward", 1.0).sum()
+    loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return output, {name: gradient.clone() for name, gradient in gradients.items()}, sum(kept.values())
 
@@ -135,7 +157,8 @@ def compared(case: Case) -> dict[str, Any]:
         return shares[-1]
 
     forward.share_of = noted
-    got, gradients, kept = run(model, lambda: tree_forward(model, batch, dist.group.WORLD))
+    distilled = batch if case.distilled else None
+    got, gradients, kept = run(model, lambda: tree_forward(model, batch, dist.group.WORLD), distilled)
     with torch.no_grad():
         without = tree_forward(model, batch, dist.group.WORLD)
     forward.share_of = share_of
@@ -147,7 +170,7 @@ def compared(case: Case) -> dict[str, Any]:
 
 
 def differences(case: Case, model: Any, batch: Any, got: Any, gradients: dict[str, torch.Tensor]) -> dict[str, Any]:
-    one, expected, kept = run(model, lambda: tree_forward(model, batch))
+    one, expected, kept = run(model, lambda: tree_forward(model, batch), batch if case.distilled else None)
     with torch.no_grad():  # two sequences a row, which round otherwise
         exact = one if case.dtype == torch.float64 else plain_forward(model, batch)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())

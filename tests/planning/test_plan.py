@@ -502,8 +502,8 @@ def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
         run_of("llava_onevision", tmp_path, machine)
     with pytest.raises(ConfigError, match="tree_packing is off"):
         run_of("qwen3_vl", tmp_path, machine, tree_packing=False)
-    with pytest.raises(ConfigError, match="view_distillation_weight compares hidden states"):
-        run_of("qwen3_vl", tmp_path, machine, view_distillation_weight=0.5)
+    with pytest.raises(ConfigError, match="view_distillation_on='sampled' draws answers"):
+        run_of("qwen3_vl", tmp_path, machine, view_distillation_weight=0.5, view_distillation_on="sampled")
 
 
 def test_pairs_of_a_timeline_share_its_video(tmp_path: Path) -> None:

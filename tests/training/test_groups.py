@@ -53,6 +53,7 @@ def test_groups_train_and_evaluate_as_one_process(runs: dict[str, Any], name: st
     assert one["shared"] == [0, 0]
     assert shared["weights"] == pytest.approx(one["weights"], abs=1e-5)
     assert len(shared["logs"]) == len(one["logs"]) == 4  # two steps, their summary, an evaluation
+    assert ("loss/view_distillation" in one["logs"][0]) == ("view_distillation_weight" in scenario.more)
     for got, expected in zip(shared["logs"], one["logs"], strict=True):
         assert got.keys() == expected.keys()
         for metric, value in expected.items():
@@ -133,7 +134,11 @@ class _Group:
     ("family", "settings", "said"),
     [
         ("internvl", {"tree_packing": False}, "tree_packing is off"),
-        ("internvl", {"view_distillation_weight": 0.1}, "view_distillation_weight compares hidden states"),
+        (
+            "internvl",
+            {"view_distillation_weight": 0.1, "view_distillation_on": "sampled"},
+            "view_distillation_on='sampled' draws answers",
+        ),
         ("llava_onevision", {}, "'llava_onevision' cannot be parted"),
         ("qwen3_5", {}, "linear attention"),
     ],

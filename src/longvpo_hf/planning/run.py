@@ -110,8 +110,8 @@ class Run:
         """
         if self.machine.context_parallel == 1:
             return
-        if self.training.view_distillation_weight:
-            reason: str | None = "view_distillation_weight compares hidden states, which are spread over the processes"
+        if self.training.draws_answers:
+            reason: str | None = "view_distillation_on='sampled' draws answers, and each sees some of the frames alone"
         elif self.batch.is_packed:
             reason = reason_not_shared(self.built)
         else:

@@ -76,7 +76,7 @@ class DeviceBatch:
         self.trees = -(-training.per_device_train_batch_size // training.pairs_per_timeline)
         #: Rows of a timeline.
         self.pairs = -(-training.per_device_train_batch_size // self.trees)
-        is_sampled = training.view_distillation_weight > 0 and training.view_distillation_on == "sampled"
+        is_sampled = training.draws_answers
         #: Tokens of an answer that the policy draws, as long as the chosen one if it may be; 0 where it draws none.
         self.sampled = min(rows.chosen_tokens, training.view_distillation_max_new_tokens) if is_sampled else 0
         #: Tokens of an answer that is distilled.

@@ -446,6 +446,11 @@ class LongVPOConfig(DPOConfig):
             )
 
     @property
+    def draws_answers(self) -> bool:
+        """Whether the policy draws answers to be distilled on."""
+        return self.view_distillation_weight > 0 and self.view_distillation_on == "sampled"
+
+    @property
     def preference_losses(self) -> dict[str, float]:
         """The preference losses and their weights; empty for the SFT term alone."""
         weights = self.loss_weights or [1.0] * len(self.loss_type)

@@ -6,7 +6,8 @@ divergence of the two, averaged over an answer's tokens and then over rows. The 
 that the policy samples (`sampling.py`), as in Vision-OPD (arXiv 2605.18740) and S²VOPD (arXiv 2608.14144).
 
 Hidden states of the answers' tokens are kept from the passes that are made anyway (`ModelCall`); distributions over the
-vocabulary exist for a bounded number of tokens at a time, in the backward pass too.
+vocabulary exist for a bounded number of tokens at a time, in the backward pass too. Of processes that share a timeline
+each is given the states of all answers, and computes the whole term.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 from longvpo_hf.errors import ModelError
 from longvpo_hf.training.collator import TOP_COLUMNS
 from longvpo_hf.training.config import Divergence, LongVPOConfig
+from longvpo_hf.training.packing.exchange import summed
+from longvpo_hf.training.packing.sharing import Share
 
 #: Numbers of a table of tokens × vocabulary that is held at once: 128 MiB in float32.
 _TABLE = 2**25
@@ -148,10 +151,10 @@ def answer_states(
         rows, width = scored.log_probs.shape
         places, widths = torch.arange(rows * width, device=input_ids.device).view(rows, width), [width]
         places = places[:, 1 - input_ids.shape[1] :]
-    flat = [call[:, :width].flatten(0, 1) for call, width in zip(calls, widths, strict=True)]
+    shares: Sequence[Share | None] = getattr(scored, "shares", None) or [None] * len(calls)
     answers = batch["completion_mask"][block, 1:] == 1
     counts = answers.sum(1).tolist()
-    hidden = (flat[0] if len(flat) == 1 else torch.cat(flat))[places[block][answers]]
+    hidden = _states_at(places[block][answers], calls, widths, shares)
     scores = scored.log_probs[block, 1 - input_ids.shape[1] :]
     head = base.get_output_embeddings()
     return AnswerStates(
@@ -162,6 +165,35 @@ def answer_states(
         head.bias,
         getattr(base.config.get_text_config(), "final_logit_softcapping", None),
     )
+
+
+def _states_at(
+    places: Tensor, calls: Sequence[Tensor], widths: Sequence[int], shares: Sequence[Share | None]
+) -> Tensor:
+    """The states at some places, `[places, width]`, on every process that shares a call.
+
+    Args:
+        places: Counted over the positions of all calls laid end to end.
+        calls: See `hidden_states_of`; of a shared one, the states of this process's tokens.
+        widths: See `Scored`.
+        shares: See `Scored`.
+    """
+    states, start = calls[0].new_zeros(len(places), calls[0].shape[-1]), 0
+    for call, width, share in zip(calls, widths, shares, strict=True):
+        stop = start + width * len(call)
+        here = ((places >= start) & (places < stop)).nonzero()[:, 0]
+        wanted, start = places[here] - start, stop
+        if share is None:
+            found = call[:, :width].flatten(0, 1)[wanted]
+        else:
+            own = wanted.new_full((width,), -1)
+            own[share.held] = torch.arange(share.tokens, device=own.device)
+            held = (own[wanted] >= 0).nonzero()[:, 0]
+            mine = call.new_zeros(len(wanted), call.shape[-1]).index_copy(0, held, call[0, own[wanted[held]]])
+            assert share.group is not None
+            found = summed(mine, share.group)
+        states = states.index_copy(0, here, found)
+    return states
 
 
 def divergences(
@@ -257,7 +289,7 @@ def check_states(states: AnswerStates, is_half: bool) -> None:
         raise ModelError(
             f"view_distillation_weight: the log-probabilities of this model's answers do not follow from its hidden "
             f"states and its LM head (mean difference {difference:.2g} nats a token, bound {_BOUNDS[is_half]:g}): its "
-            "head scales logits, or its tokens are spread over several processes. Set view_distillation_weight=0."
+            "head scales logits. Set view_distillation_weight=0."
         )
 
 

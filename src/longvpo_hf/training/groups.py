@@ -98,15 +98,15 @@ class SharingTrainer(SavingTrainer):
             without_trees: Why the model does not take trees, if it does not.
 
         Raises:
-            ConfigError: Without clips, without trees, with view distillation, or with a model whose timelines cannot be
-                shared.
+            ConfigError: Without clips, without trees, with answers that are sampled, or with a model whose timelines
+                cannot be shared.
         """
         if self._group is None:
             return
         if not has_clips:
             reason: str | None = "rows without clips are trained by TRL's own forward pass"
-        elif self.args.view_distillation_weight:
-            reason = "view_distillation_weight compares hidden states, which are spread over the processes"
+        elif self.args.draws_answers:
+            reason = "view_distillation_on='sampled' draws answers, and each process sees some of the frames alone"
         elif not is_tree_packed(self.model):
             reason = without_trees or "tree_packing is off"
         else:

@@ -154,18 +154,19 @@ class TopTokenWriter:
         self._accelerator = accelerator
         self._writer = None if file is None else ArrowWriter(features=features, stream=file)
 
-    def add(self, top: TopTokens, kept: Sequence[int], num_rows: int) -> None:
+    def add(self, top: TopTokens, kept: Sequence[int], num_rows: int, is_counted: bool) -> None:
         """Adds a batch of all processes; rows that were left out have no tokens.
 
         Args:
             top: Of this process's rows.
             kept: Which of its rows they are.
             num_rows: Of its batch.
+            is_counted: Whether it speaks for the batch: of processes that share one, the first does.
         """
         rows: list[Any] = [([], [], [])] * num_rows
         for place, *fields in zip(kept, top.tokens, top.log_probs, top.own, strict=False):
             rows[place] = tuple(field.tolist() for field in fields)
-        everyone = self._accelerator.gather_for_metrics(rows, use_gather_object=True)
+        everyone = self._accelerator.gather_for_metrics(rows if is_counted else [], use_gather_object=True)
         if self._writer is not None:
             self._writer.write_batch(dict(zip(TOP_COLUMNS, map(list, zip(*everyone, strict=True)), strict=True)))
 

@@ -197,7 +197,9 @@ class ReferringTrainer(SharingTrainer):
             scores = super().compute_ref_log_probs(call, texts_of(inputs))
             self._distillation.teacher = call.states
             if self._top_writer is not None and call.states is not None:
-                self._top_writer.add(self._distillation.top_of(call.states), inputs["kept"].tolist(), inputs["rows"])
+                is_counted = self._group is None or self._group.rank() == 0
+                top = self._distillation.top_of(call.states)
+                self._top_writer.add(top, inputs["kept"].tolist(), inputs["rows"], is_counted)
         if "kept" not in inputs:
             return scores
         spread = [score.new_full((inputs["rows"],), math.nan) for score in scores]

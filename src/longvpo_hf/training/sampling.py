@@ -94,7 +94,7 @@ class SampledAnswers:
     @classmethod
     def of_run(cls, settings: LongVPOConfig) -> SampledAnswers | None:
         """Those of a run; None if it does not sample."""
-        if settings.view_distillation_weight == 0 or settings.view_distillation_on != "sampled":
+        if not settings.draws_answers:
             return None
         return cls(
             settings.view_distillation_refresh_steps,

@@ -41,10 +41,12 @@ class Scored(FusedCausalLMOutput):
         places: `[A·B, L - 1]`, where each token was predicted, counted over the positions of all calls laid end to end;
             -1 for nowhere.
         widths: How many positions of a sequence count, for each call.
+        shares: For each call this process's share of its row; None where it computed all of it.
     """
 
     places: Tensor | None = None
     widths: tuple[int, ...] | None = None
+    shares: tuple[Share | None, ...] | None = None
 
 
 def number_of_calls(batch: Batch) -> int:
@@ -122,7 +124,7 @@ def plain_forward(model: Any, batch: Batch, **kwargs: Any) -> FusedCausalLMOutpu
             done += places.numel()
             virtual = width + 1 - input_ids.shape[1]
             counts.append(F.pad(batch["attention_mask"][every], (virtual, 0), value=1))
-    return _at(base, outputs, source, routing, counts)
+    return _at(base, outputs, source, routing, counts, [None] * len(outputs))
 
 
 def tree_forward(model: Any, batch: Batch, group: ProcessGroup | None = None, **kwargs: Any) -> FusedCausalLMOutput:
@@ -159,6 +161,7 @@ def tree_forward(model: Any, batch: Batch, group: ProcessGroup | None = None, **
     visual_tokens = find_visual_tokens(base, batch)
     trees = trees_of(batch, visual_tokens)
     outputs, counts, source = [], [], torch.full_like(batch["input_ids"][:, 1:], -1)
+    shares: list[Share | None] = []
     done, balances = 0, is_routing_wanted(base, kwargs)
     with routing_of(base) as routing, planted():
         for part in _concatenable([tree.rows for tree in trees], index, batch["videos"]):
@@ -171,10 +174,11 @@ def tree_forward(model: Any, batch: Batch, group: ProcessGroup | None = None, **
                 visible = [visual_tokens[tree.rows[0], : tree.trunk] for tree in together]
                 share = share_of(packed, visuals, visible, family_of(base.config), group)
             outputs.append(_call(model, base, packed, share, [visual for visual in visuals if visual], kwargs))
+            shares.append(share)
             source = torch.where(packed.source >= 0, packed.source + done, source)
             done += packed.input_ids.shape[1]
             counts.append(packed.counts)
-    return _at(base, outputs, source, routing, counts)
+    return _at(base, outputs, source, routing, counts, shares)
 
 
 def _call(
@@ -253,7 +257,12 @@ def _checked(output: Any) -> Any:
 
 
 def _at(
-    base: PreTrainedModel, outputs: Sequence[Any], source: Tensor, routing: Routing, counts: Sequence[Tensor]
+    base: PreTrainedModel,
+    outputs: Sequence[Any],
+    source: Tensor,
+    routing: Routing,
+    counts: Sequence[Tensor],
+    shares: Sequence[Share | None],
 ) -> FusedCausalLMOutput:
     """What calls of the model gave, as one output.
 
@@ -261,6 +270,7 @@ def _at(
         source: [A·B, L - 1], the places of per-token fields, counted over all outputs laid end to end; -1 for a 0.
         routing: The experts' part of the calls; empty where no load-balancing loss is asked for.
         counts: Of each call, how often each of its tokens counts for that loss.
+        shares: See `Scored`.
     """
     nowhere, place = source < 0, source.clamp(min=0)
     fields: dict[str, Any] = {}
@@ -270,12 +280,13 @@ def _at(
             flat = torch.cat([value.reshape(-1) for value in values])
             fields[name] = flat[place.to(flat.device)].masked_fill(nowhere.to(flat.device), 0)
     numbers = torch.stack([output.label_mask.sum() for output in outputs])
-    shares = numbers / numbers.sum().clamp(min=1)
-    losses = [share * output.loss for share, output in zip(shares, outputs, strict=True)]
-    fields |= {"places": source, "widths": tuple(output.log_probs.shape[1] for output in outputs)}
+    portions = numbers / numbers.sum().clamp(min=1)
+    losses = [portion * output.loss for portion, output in zip(portions, outputs, strict=True)]
+    widths = tuple(output.log_probs.shape[1] for output in outputs)
+    fields |= {"places": source, "widths": widths, "shares": tuple(shares)}
     if not routing:
         return Scored(loss=torch.stack(losses).sum(), **fields)
     weight, aux = balancing_weight(base), balancing_loss(base, routing, counts)
-    theirs = [share * output.aux_loss for share, output in zip(shares, outputs, strict=True)]
+    theirs = [portion * output.aux_loss for portion, output in zip(portions, outputs, strict=True)]
     loss = torch.stack(losses).sum() + weight * (aux - torch.stack(theirs).sum())
     return Scored(loss=loss, aux_loss=aux, **fields)
