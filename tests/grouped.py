@@ -58,11 +58,12 @@ class Scenario:
 _LORA: dict[str, Any] = {"peft_config": "lora", "freeze_vision_tower": True, "precompute_ref_log_probs": True}
 _LORA |= {"view_distillation_weight": 0.7}  # by the reference's likeliest tokens
 _VIEWS: dict[str, Any] = {"view_distillation_weight": 0.7, "view_preference_weight": 0.5}
+_BALANCED: dict[str, Any] = {"router_aux_loss_coef": 0.5}
 SCENARIOS = {
     "full": Scenario(more=_VIEWS),
     "full, 2 x 2": Scenario(groups=2, size=2, resumed=True, unreachable=True, more=_VIEWS),
-    "streamed": Scenario(streamed=True),
-    "streamed, 2": Scenario(size=2, resumed=True, streamed=True),
+    "experts": Scenario(streamed=True, family="qwen3_vl_moe", more=_BALANCED),
+    "experts, 2": Scenario(size=2, resumed=True, streamed=True, family="qwen3_vl_moe", more=_BALANCED),
     "lora": Scenario(family="qwen3_vl", more=_LORA),
     "lora, 2": Scenario(size=2, resumed=True, family="qwen3_vl", more=_LORA),
 }

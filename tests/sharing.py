@@ -44,9 +44,10 @@ class Case:
     lora: bool = False
     dtype: torch.dtype = torch.float32
     distilled: bool = False
+    balanced: bool = False
 
     def __str__(self) -> str:
-        kind = ("lora" if self.lora else "full") + ", distilled" * self.distilled
+        kind = ("lora" if self.lora else "full") + ", distilled" * self.distilled + ", balanced" * self.balanced
         width = str(self.dtype).removeprefix("torch.")
         return f"{self.family}, {self.rows}, {self.frames}, {kind}, {self.checkpointing}, {width}"
 
@@ -62,6 +63,8 @@ SHARED: dict[int, list[Case]] = {
         Case("internvl", "one pair", (48,), checkpointing=True),
         Case("internvl", "two timelines", dtype=torch.float64, distilled=True),
         Case("qwen3_vl", "four pairs", checkpointing=True, distilled=True),
+        Case("qwen3_vl_moe", "two timelines", checkpointing=True, balanced=True),
+        Case("glm4v_moe", "four pairs", balanced=True),
     ],
     3: [
         Case("internvl", "two timelines"),
@@ -79,6 +82,7 @@ WHOLE = {
     2: [
         Case("internvl", "one pair", (1,), distilled=True),
         Case("qwen2_5_vl", "one pair", (2,)),
+        Case("qwen3_vl_moe", "one pair", (2,), balanced=True),
         Case("llava_onevision", "one pair"),
     ],
     3: [Case("qwen3_vl", "four pairs", (4,))],
@@ -136,6 +140,8 @@ def run(
         output = call()
     log_probs = output.log_probs
     loss = (log_probs * torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)).sum()
+    if output.aux_loss is not None:
+        loss = loss + 5 * output.aux_loss
     if distilled is not None:
         states = answer_states(unwrapped(model), calls, output, distilled)
         check_states(states, is_half=False)
@@ -158,9 +164,10 @@ def compared(case: Case) -> dict[str, Any]:
 
     forward.share_of = noted
     distilled = batch if case.distilled else None
-    got, gradients, kept = run(model, lambda: tree_forward(model, batch, dist.group.WORLD), distilled)
+    more = {"output_router_logits": True} if case.balanced else {}
+    got, gradients, kept = run(model, lambda: tree_forward(model, batch, dist.group.WORLD, **more), distilled)
     with torch.no_grad():
-        without = tree_forward(model, batch, dist.group.WORLD)
+        without = tree_forward(model, batch, dist.group.WORLD, **more)
     forward.share_of = share_of
     for gradient in gradients.values():
         dist.all_reduce(gradient)
@@ -170,9 +177,10 @@ def compared(case: Case) -> dict[str, Any]:
 
 
 def differences(case: Case, model: Any, batch: Any, got: Any, gradients: dict[str, torch.Tensor]) -> dict[str, Any]:
-    one, expected, kept = run(model, lambda: tree_forward(model, batch), batch if case.distilled else None)
+    more = {"output_router_logits": True} if case.balanced else {}
+    one, expected, kept = run(model, lambda: tree_forward(model, batch, **more), batch if case.distilled else None)
     with torch.no_grad():  # two sequences a row, which round otherwise
-        exact = one if case.dtype == torch.float64 else plain_forward(model, batch)
+        exact = one if case.dtype == torch.float64 else plain_forward(model, batch, **more)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     apart = {name: float((gradients[name] - expected[name]).abs().max()) / largest for name in expected}
     head = apart.pop("lm_head.weight", 0.0)

@@ -101,7 +101,9 @@ def test_a_token_counted_otherwise_is_noticed(name: str, wrong: str, monkeypatch
         expected = separate_balance(model, batch)
         if wrong == "each token once":
             balanced = experts.balancing_loss
-            once = lambda base, routing, counts: balanced(base, routing, [torch.ones_like(c) for c in counts])  # noqa: E731
+            once = lambda base, routing, counts, shares: balanced(  # noqa: E731
+                base, routing, [torch.ones_like(count) for count in counts], shares
+            )
             monkeypatch.setattr(forward, "balancing_loss", once)
         else:
             pack = forward.pack

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from longvpo_hf.training.packing.exchange import summed
+from longvpo_hf.training.packing.sharing import Share
 
 #: Of each call of the model, of each layer: [tokens, experts].
 Routing = list[tuple[Tensor, ...]]
@@ -53,19 +55,39 @@ def is_routing_wanted(base: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("output_router_logits", is_usual))
 
 
-def balancing_loss(base: PreTrainedModel, routing: Routing, counts: Sequence[Tensor]) -> Tensor:
-    """The load-balancing loss over all calls of the model.
+def balancing_loss(
+    base: PreTrainedModel, routing: Routing, counts: Sequence[Tensor], shares: Sequence[Share | None]
+) -> Tensor:
+    """The load-balancing loss over all calls of the model (Switch Transformer, equations 4 to 6).
+
+    transformers' own function gives the product of two means over tokens. Of processes that share a call each has some
+    of the tokens, so the sums are needed.
 
     Args:
-        routing: See `Routing`.
+        routing: See `Routing`; of a shared call, of this process's tokens.
         counts: Of each call, how often each of its tokens counts.
+        shares: Of each call, this process's share of it; None where it computed all of it.
     """
-    text = base.config.get_text_config()
-    layers = tuple(torch.cat(calls) for calls in zip(*routing, strict=True))
-    weights = torch.cat([count.reshape(-1) for count in counts])
-    experts = layers[0].shape[-1]  # configs have more than one name for it
-    loss: Tensor = load_balancing_loss_func(layers, experts, text.num_experts_per_tok, weights)
-    return loss
+    num_chosen = base.config.get_text_config().num_experts_per_tok
+    sums: Tensor | float = 0.0
+    for layers, count, share in zip(routing, counts, shares, strict=True):
+        times = count.reshape(-1).float()
+        if share is not None:
+            times = times[share.held.to(times.device)]
+        chosen, likely = (times.new_zeros(layers[0].shape[-1]) for _ in range(2))
+        for logits in layers:
+            probabilities = logits.to(times.device).softmax(-1)
+            best = probabilities.detach().topk(num_chosen, dim=-1).indices
+            chosen = chosen.index_add(0, best.flatten(), times.repeat_interleave(num_chosen))
+            likely = likely + times @ probabilities.float()
+        own = torch.stack([chosen, likely, (times.sum() * len(layers)).expand_as(likely)])
+        if share is not None:
+            assert share.group is not None
+            own = summed(own, share.group)
+        sums = sums + own
+    assert isinstance(sums, Tensor)
+    chosen, likely, tokens = sums
+    return len(chosen) * (chosen * likely / tokens**2).sum()
 
 
 def balancing_weight(base: PreTrainedModel) -> float:

@@ -286,7 +286,11 @@ def _at(
     fields |= {"places": source, "widths": widths, "shares": tuple(shares)}
     if not routing:
         return Scored(loss=torch.stack(losses).sum(), **fields)
-    weight, aux = balancing_weight(base), balancing_loss(base, routing, counts)
-    theirs = [portion * output.aux_loss for portion, output in zip(portions, outputs, strict=True)]
+    weight, aux = balancing_weight(base), balancing_loss(base, routing, counts, shares)
+    # That of a shared call is left out of its loss already.
+    theirs = [
+        portion * (0.0 if share is not None else output.aux_loss)
+        for portion, output, share in zip(portions, outputs, shares, strict=True)
+    ]
     loss = torch.stack(losses).sum() + weight * (aux - torch.stack(theirs).sum())
     return Scored(loss=loss, aux_loss=aux, **fields)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from longvpo_hf.families import family_of
 from longvpo_hf.training.packing import recurrent
 from longvpo_hf.training.packing.attention import ATTENTION, Forest, planted
-from longvpo_hf.training.packing.experts import is_routing_wanted
 from longvpo_hf.training.packing.tree import Packed, Tree, pack
 
 if TYPE_CHECKING:
@@ -125,8 +124,6 @@ def reason_not_shared(model: Any) -> str | None:
         return f"{name} has layers with a sliding window (sliding_window={window})."
     if family_of(base.config).units is None:
         return f"the video of a {base.config.model_type!r} cannot be parted into frames that processes share."
-    if is_routing_wanted(base, {}):
-        return f"{name} has a load-balancing loss over all tokens of its experts (output_router_logits=True)."
     return None
 
 
