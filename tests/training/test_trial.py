@@ -19,7 +19,7 @@ import tiny_models
 import trainers
 from longvpo_hf.errors import ModelError
 from longvpo_hf.families.positions import visual_token_ids
-from longvpo_hf.training import trainer as trainer_module
+from longvpo_hf.training import referring
 from longvpo_hf.training.packing import enable_tree_packing, is_tree_packed, trial
 
 torch.set_num_threads(1)
@@ -121,10 +121,8 @@ def test_a_family_that_is_right_keeps_its_trees_and_its_random_state(
     tmp_path: Path, dataset: Dataset, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    trial_on_batches = trainer_module.trial_on_batches
-    monkeypatch.setattr(
-        trainer_module, "trial_on_batches", lambda *given: calls.append(given) or trial_on_batches(*given)
-    )
+    trial_on_batches = referring.trial_on_batches
+    monkeypatch.setattr(referring, "trial_on_batches", lambda *given: calls.append(given) or trial_on_batches(*given))
     found = train(tmp_path, dataset, None)
     assert len(calls) == 1
     assert is_tree_packed(found.model)
@@ -139,9 +137,7 @@ def test_a_known_family_is_tried_where_it_is_wanted(
     wanted: bool | None, trials: int, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(
-        trainer_module, "trial_on_batches", lambda *given: calls.append(given) or trial.Trial(True, None)
-    )
+    monkeypatch.setattr(referring, "trial_on_batches", lambda *given: calls.append(given) or trial.Trial(True, None))
     trainers.make(tmp_path, dataset, "qwen3_vl", max_steps=1, tree_packing_trial=wanted).train()
     assert len(calls) == trials
 
@@ -168,7 +164,7 @@ def test_a_batch_without_a_video_leaves_the_trial_to_the_next(
     """As where the first rows' videos cannot be read."""
     calls: list[Any] = []
     found = iter([trial.Trial(False, None), trial.Trial(True, None)])
-    monkeypatch.setattr(trainer_module, "trial_on_batches", lambda *given: calls.append(given) or next(found))
+    monkeypatch.setattr(referring, "trial_on_batches", lambda *given: calls.append(given) or next(found))
     train(tmp_path, dataset, None, reference="full")
     assert len(calls) == 2
 
