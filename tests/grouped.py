@@ -60,7 +60,7 @@ _LORA |= {"view_distillation_weight": 0.7}  # by the reference's likeliest token
 _VIEWS: dict[str, Any] = {"view_distillation_weight": 0.7, "view_preference_weight": 0.5}
 _BALANCED: dict[str, Any] = {"router_aux_loss_coef": 0.5}
 SCENARIOS = {
-    "full": Scenario(more=_VIEWS),
+    "full": Scenario(unreachable=True, more=_VIEWS),
     "full, 2 x 2": Scenario(groups=2, size=2, resumed=True, unreachable=True, more=_VIEWS),
     "experts": Scenario(streamed=True, family="qwen3_vl_moe", more=_BALANCED),
     "experts, 2": Scenario(size=2, resumed=True, streamed=True, family="qwen3_vl_moe", more=_BALANCED),
@@ -113,10 +113,11 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
         for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         if weight.requires_grad
     }
-    ends = gather_object([ended(make)]) if scenario.unreachable else []
+    gone = [clip["file_name"] for clip in rows[2]["clips"]]
+    without = unreachable(make, gone, scenario.size) if scenario.unreachable else {}
     if trainer.accelerator.is_main_process:
         result = {
-            "ends": ends,
+            "unreachable": without,
             "logs": trainer.state.log_history,
             "weights": weights,
             "shared": [sum(shares), len(shares)],
@@ -126,22 +127,36 @@ def run(folder: Path, name: str, scenario: Scenario) -> None:
         (folder / f"{name}.json").write_text(json.dumps(result))
 
 
-def ended(make: Callable[..., LongVPOTrainer]) -> list[str]:
-    """The errors of runs whose last process cannot decode its frames: one that is to end so, one that skips rows."""
+def unreachable(make: Callable[..., LongVPOTrainer], gone: list[str], size: int) -> dict[str, Any]:
+    """Runs in which a timeline is not reached by the last process of each group: they end so, or skip it.
 
-    def no_answer(seen: Timeline, *args: Any) -> Any:
-        raise UnreadableVideo("unreachable", seen.clips[0], "no answer in time")
+    Args:
+        make: Makes a trainer.
+        gone: The files of the timeline.
+        size: Of a group.
 
-    errors = []
+    Returns:
+        Each process's error, and the logs.
+    """
+    found: dict[str, Any] = {}
     for policy in ("raise", "skip"):
         trainer = make(on_bad_video=policy, save_strategy="no")
-        if trainer.accelerator.process_index == trainer.accelerator.num_processes - 1:
-            trainer.data_collator._look = no_answer
+        look = trainer.data_collator._look
+
+        def without(seen: Timeline, *args: Any, look: Callable[..., Any] = look) -> Any:
+            if gone == [clip.path for clip in seen.clips]:
+                raise UnreadableVideo("unreachable", seen.clips[0], "no answer in time")
+            return look(seen, *args)
+
+        if trainer.accelerator.process_index % size == size - 1:
+            trainer.data_collator._look = without
+        error = ""
         try:
             trainer.train()
-        except TrainingError as error:
-            errors.append(str(error))
-    return errors
+        except (TrainingError, UnreadableVideo) as ended:
+            error = str(ended)
+        found[policy] = {"errors": gather_object([error]), "logs": trainer.state.log_history}
+    return found
 
 
 def _process(folder: Path, name: str, rank: int, port: int, environment: dict[str, str]) -> None:

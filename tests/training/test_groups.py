@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,17 +68,26 @@ def test_groups_train_and_evaluate_as_one_process(runs: dict[str, Any], name: st
 def test_frames_that_one_process_cannot_decode_end_all_with_one_error(
     runs: dict[str, Any], preferences: list[VideoPreference]
 ) -> None:
-    ends = runs["full, 2 x 2"]["ends"]
-    assert len(ends) == 4
-    assert all(errors == ends[0] for errors in ends)
-    raised, skipped = ends[0]
-    rows = {preference.id: preference.timeline.clips[0].path for preference in preferences}
-    assert raised.startswith("Process 3 of 4 cannot make its batch: row ")
-    assert any(f"{row}" in raised and f"unreachable: {path} " in raised for row, path in rows.items())
-    assert "no answer in time" in raised
-    assert skipped.startswith("on_bad_video='skip': processes that share a batch left out different rows (")
-    assert "(process 2: none; process 3: row " in skipped
-    assert sum(f"row {row} (unreachable)" in skipped for row in rows) == 2  # all of its batch
+    errors = runs["full, 2 x 2"]["unreachable"]["raise"]["errors"]
+    assert len(errors) == 4
+    assert len(set(errors)) == 1
+    gone = preferences[2].timeline
+    assert re.match("Process [13] of 4 cannot make its batch: row ", errors[0])
+    assert any(row.id in errors[0] for row in preferences if row.timeline == gone)
+    assert f"unreachable: {gone.clips[0].path} " in errors[0]
+    assert "no answer in time. Drop the row, or set on_bad_video='skip'." in errors[0]
+
+
+def test_rows_that_one_process_cannot_decode_are_left_out_by_all(runs: dict[str, Any]) -> None:
+    groups, one = (runs[name]["unreachable"]["skip"] for name in ("full, 2 x 2", "full"))
+    assert groups["errors"] == [""] * 4
+    assert len(groups["logs"]) == len(one["logs"]) == 3
+    assert one["logs"][-2]["bad_videos/unreachable"] == 2
+    for got, expected in zip(groups["logs"], one["logs"], strict=True):
+        assert got.keys() == expected.keys()
+        for metric, value in expected.items():
+            if not any(part in metric for part in UNCOMPARED):
+                assert got[metric] == pytest.approx(value, rel=1e-4, abs=1e-4), metric
 
 
 # ------------------------------------------------------------------------------------------------ the parts of it

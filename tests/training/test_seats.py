@@ -17,7 +17,7 @@ from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.frames.video import VideoFile
 from longvpo_hf.preference import VideoPreference
 from longvpo_hf.timeline import Clip, Timeline
-from longvpo_hf.training.collator import VideoPreferenceCollator
+from longvpo_hf.training.collator import NO_ROW, VideoPreferenceCollator
 from longvpo_hf.training.packing import enable_tree_packing, sharing
 from longvpo_hf.training.packing.forward import find_visual_tokens
 from longvpo_hf.training.packing.sharing import Seat, Share, share_of
@@ -169,7 +169,8 @@ def test_whatever_tokens_come_before_and_between_frames_own_frames_are_among_tho
         assert own <= Seat(rank, size, family).frames_needed(visual, torch.tensor(seen), frames)
 
 
-def test_a_video_that_cannot_be_decoded_is_bad_to_all_where_it_is_skipped(films: list[Clip], tmp_path: Path) -> None:
+def test_a_video_is_bad_to_whoever_needs_the_frames_that_lack(films: list[Clip], tmp_path: Path) -> None:
+    """The trainer has the others of the group leave it out too."""
     processor = tiny_models.build("internvl")[1]
     short = write_clip(tmp_path / "short.mp4", (9, 9, 9), 2.0)
     timeline = Timeline((*films, Clip(str(short), 0.0, 8.0)))  # the file ends before the clip does
@@ -179,15 +180,17 @@ def test_a_video_that_cannot_be_decoded_is_bad_to_all_where_it_is_skipped(films:
     )
     rows = list(make_dataset([good, bad]))
     family = family_of(tiny_models.build("internvl")[0].config)
-    for rank in range(2):
-        for policy in ("skip", "raise"):
-            collator = VideoPreferenceCollator(processor, num_frames=40, fps=None, on_bad_video=policy)
-            collator.seat = Seat(rank, 2, family)
-            if policy == "skip":
-                assert collator(rows)["kept"].tolist() == [0]
-            elif rank == 0:  # whose chunks are the first and the last
-                with pytest.raises(UnreadableVideo):
-                    collator(rows)
+    collator = VideoPreferenceCollator(processor, num_frames=40, fps=None)
+    collator.seat = Seat(0, 2, family)  # whose chunks are the first and the last
+    with pytest.raises(UnreadableVideo):
+        collator(rows)
+    collator.on_bad_video, collator.hands_over_errors = "skip", True
+    assert collator(rows)["left_out"] == {1: "beyond_end"}
+    given = collator([rows[0], rows[0]])["given"]
+    again = collator.without(given, {1: "unreachable"})  # as it was for another process
+    assert (again["left_out"], again["kept"].tolist(), again["rows"]) == ({1: "unreachable"}, [0], 2)
+    assert again["bad_videos"].sum() == 1
+    assert collator.without(given, {0: "unreachable", 1: "unreachable"})["row_keys"].tolist() == [NO_ROW]
 
 
 def test_short_videos_are_decoded_whole() -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch.utils.data import get_worker_info
@@ -66,6 +66,19 @@ class _Prompt:
     num_frames: int
 
 
+@dataclass(frozen=True, slots=True)
+class GivenRows:
+    """What a batch was made of. Not a list, which would be gone through when a batch is moved.
+
+    Args:
+        rows: As the dataset has them.
+        views: Which views the batch is of.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    views: Literal["all", "reference", "rejected"] = "all"
+
+
 class HostVideos:
     """The visual tensors of a batch's videos, which stay where they are when the batch is moved to a device.
 
@@ -101,9 +114,8 @@ class VideoPreferenceCollator:
 
     Attributes:
         context_tokens: Maximum tokens the model was made for; longer sequences are an error. None: not known.
-        seat: This process's place among those that share its batches: it then decodes its own frames alone, unless
-            `on_bad_video` is "skip", for which all must find the same videos bad. The visual tensors stay on the host
-            when a batch is moved, see `HostVideos`. None: it has batches of its own.
+        seat: This process's place among those that share its batches: it then decodes its own frames alone, and the
+            visual tensors stay on the host when a batch is moved, see `HostVideos`. None: it has batches of its own.
 
     A batch of B rows about V different views, with sequences of at most L tokens, is as follows. Where views are
     rejected, the rows come a second time, about those; B is then twice as many in `input_ids` to `video_index`.
@@ -125,8 +137,9 @@ class VideoPreferenceCollator:
         rows             int, how many rows were given
         kept             long, which of them the batch holds: all but those that `on_bad_video="skip"` left out
         bad_videos       long, how many were left out for each of `BAD_VIDEO_REASONS`
-        left_out         str, these rows and why
-        error            str, where `hands_over_errors`: why there is no batch, in place of all the rest; "" for none
+        left_out         dictionary: by place among the rows given, why a row was left out
+        given            these rows, and
+        error            why there is no batch, in place of all the rest, "" for none; both where `hands_over_errors`
 
     If no row is left, `kept` is empty and the batch holds one stand-in row with a blank video, so that every process
     still runs the model.
@@ -197,35 +210,47 @@ class VideoPreferenceCollator:
         """
         if get_worker_info() is not None:  # a dataloader's process, which would outlive a trainer that is killed
             end_with_parent()
-        return self._handed_over(self._batch_of, rows)
+        return self._handed_over(GivenRows(rows), {})
 
     def reference_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """The batch of the reference views, with `rows`, `kept`, `left_out`; nothing else is decoded."""
-        return self._handed_over(self._reference_batch_of, rows)
+        return self._handed_over(GivenRows(rows, "reference"), {})
 
     def rejected_view_batch(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """The batch of the rejected views, with `rows`, `kept`, `left_out`; nothing else is decoded."""
-        return self._handed_over(self._rejected_view_batch_of, rows)
+        return self._handed_over(GivenRows(rows, "rejected"), {})
 
-    def _handed_over(
-        self, make: Callable[[Sequence[Mapping[str, Any]]], Batch], rows: Sequence[Mapping[str, Any]]
-    ) -> Batch:
+    def without(self, given: GivenRows, left_out: Mapping[int, str]) -> Batch:
+        """The batch of rows again, without some.
+
+        Args:
+            given: The batch's.
+            left_out: By place in it, why.
+        """
+        return self._handed_over(given, left_out)
+
+    def _handed_over(self, given: GivenRows, left_out: Mapping[int, str]) -> Batch:
+        make = {
+            "all": self._batch_of,
+            "reference": self._reference_batch_of,
+            "rejected": self._rejected_view_batch_of,
+        }[given.views]
         if not self.hands_over_errors:
-            return make(rows)
+            return make(given.rows, left_out)
         try:
-            return {**make(rows), "error": ""}
+            return {**make(given.rows, left_out), "given": given, "error": ""}
         except LongVPOError as error:
             return {"error": str(error)}
 
-    def _batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+    def _batch_of(self, rows: Sequence[Mapping[str, Any]], left_out: Mapping[int, str]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
-        prompts = [self._prompts(preferences, [View.whole()] * len(rows), self.sampler)]
+        prompts = [self._prompts(preferences, [View.whole()] * len(rows), self.sampler, left_out)]
         scores: tuple[str, ...] = SCORE_COLUMNS
         if self.rejected is not None:
-            prompts.append(self._rejected_prompts(preferences))
+            prompts.append(self._rejected_prompts(preferences, left_out))
             scores = (*SCORE_COLUMNS, REJECTED_VIEW_COLUMN)
         if not self.precomputed:
-            asked = [self._reference_prompts(preferences), *prompts[1:]]
+            asked = [self._reference_prompts(preferences, left_out), *prompts[1:]]
             bad = _bad(*prompts, *asked)
         else:
             missing = [any(math.isnan(row[name]) for name in scores) for row in rows]
@@ -243,16 +268,17 @@ class VideoPreferenceCollator:
         batch["places"] = torch.tensor([_place(preferences[i]) for i in kept] or [math.nan])
         batch["row_keys"] = torch.tensor([_key(preferences[i]) for i in kept] or [NO_ROW])
         batch["bad_videos"] = torch.tensor([bad.count(reason) for reason in BAD_VIDEO_REASONS])
-        batch["left_out"] = _left_out(preferences, bad)
+        batch["left_out"] = {i: reason for i, reason in enumerate(bad) if reason is not None}
         return {**batch, "rows": len(rows), "kept": torch.tensor(kept, dtype=torch.long)}
 
-    def _reference_batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+    def _reference_batch_of(self, rows: Sequence[Mapping[str, Any]], left_out: Mapping[int, str]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
-        return self._batch_of_one_view(preferences, self._reference_prompts(preferences), "reference_num_frames")
+        prompts = self._reference_prompts(preferences, left_out)
+        return self._batch_of_one_view(preferences, prompts, "reference_num_frames")
 
-    def _rejected_view_batch_of(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+    def _rejected_view_batch_of(self, rows: Sequence[Mapping[str, Any]], left_out: Mapping[int, str]) -> Batch:
         preferences = [VideoPreference.from_row(row) for row in rows]
-        return self._batch_of_one_view(preferences, self._rejected_prompts(preferences), "num_frames")
+        return self._batch_of_one_view(preferences, self._rejected_prompts(preferences, left_out), "num_frames")
 
     def reference_view(self, preference: VideoPreference) -> View:
         """The view on which the reference model is scored for this row.
@@ -282,21 +308,31 @@ class VideoPreferenceCollator:
             raise RuntimeError("This collator rejects no views.")
         return rejected_view(preference, self.rejected)
 
-    def _reference_prompts(self, preferences: Sequence[VideoPreference]) -> list[_Prompt | str]:
+    def _reference_prompts(
+        self, preferences: Sequence[VideoPreference], left_out: Mapping[int, str]
+    ) -> list[_Prompt | str]:
         views = [self.reference_view(preference) for preference in preferences]
-        return self._prompts(preferences, views, self.reference_sampler)
+        return self._prompts(preferences, views, self.reference_sampler, left_out)
 
-    def _rejected_prompts(self, preferences: Sequence[VideoPreference]) -> list[_Prompt | str]:
-        return self._prompts(preferences, [self.rejected_view(preference) for preference in preferences], self.sampler)
+    def _rejected_prompts(
+        self, preferences: Sequence[VideoPreference], left_out: Mapping[int, str]
+    ) -> list[_Prompt | str]:
+        views = [self.rejected_view(preference) for preference in preferences]
+        return self._prompts(preferences, views, self.sampler, left_out)
 
     def _prompts(
-        self, preferences: Sequence[VideoPreference], views: Sequence[View], sampler: FrameSampler
+        self,
+        preferences: Sequence[VideoPreference],
+        views: Sequence[View],
+        sampler: FrameSampler,
+        left_out: Mapping[int, str],
     ) -> list[_Prompt | str]:
-        """Each row's prompt about its view, every view decoded once; the reason where it cannot be decoded."""
+        """Each row's prompt about its view, every view decoded once; the reason where it has none."""
         members: dict[Timeline, list[int]] = {}
         for i, (preference, view) in enumerate(zip(preferences, views, strict=True)):
-            members.setdefault(view.of(preference.timeline), []).append(i)
-        prompts: dict[int, _Prompt | str] = {}
+            if i not in left_out:
+                members.setdefault(view.of(preference.timeline), []).append(i)
+        prompts: dict[int, _Prompt | str] = dict(left_out)
         for seen, rows in members.items():
             try:
                 asked = self._look(seen, sampler, [preferences[i] for i in rows])
@@ -314,7 +350,7 @@ class VideoPreferenceCollator:
     def _look(self, seen: Timeline, sampler: FrameSampler, preferences: Sequence[VideoPreference]) -> list[_Prompt]:
         """The prompts about a view, of which a process that shares its batches decodes its own frames alone."""
         number = len(sampler.timeline_seconds(seen))
-        wanted = self.seat.likely_frames(number) if self.seat is not None and self.on_bad_video == "raise" else None
+        wanted = None if self.seat is None else self.seat.likely_frames(number)
         frames = sampler(seen, wanted=wanted)
         prompts = self._ask(frames, preferences)
         while self.seat is not None and wanted is not None:
@@ -339,11 +375,10 @@ class VideoPreferenceCollator:
     def _batch_of_one_view(
         self, preferences: Sequence[VideoPreference], prompts: Sequence[_Prompt | str], setting: str
     ) -> Batch:
-        bad = _bad(prompts)
-        kept = [i for i, reason in enumerate(bad) if reason is None]
+        bad = {i: reason for i, reason in enumerate(_bad(prompts)) if reason is not None}
+        kept = [i for i in range(len(preferences)) if i not in bad]
         batch = self._batch(preferences, [prompts], kept, setting)
-        kept_rows = torch.tensor(kept, dtype=torch.long)
-        return {**batch, "rows": len(preferences), "kept": kept_rows, "left_out": _left_out(preferences, bad)}
+        return {**batch, "rows": len(preferences), "kept": torch.tensor(kept, dtype=torch.long), "left_out": bad}
 
     def _batch(
         self,
@@ -418,11 +453,6 @@ def _answers(preference: VideoPreference) -> tuple[str, str]:
 def _bad(*views: Sequence[_Prompt | str]) -> list[str | None]:
     """Per row the reason why it lacks a prompt about one of the views; None where it has them all."""
     return [next((prompt for prompt in of_row if isinstance(prompt, str)), None) for of_row in zip(*views, strict=True)]
-
-
-def _left_out(preferences: Sequence[VideoPreference], bad: Sequence[str | None]) -> str:
-    pairs = zip(preferences, bad, strict=True)
-    return ", ".join(f"row {preference.id} ({reason})" for preference, reason in pairs if reason is not None)
 
 
 def _top_tokens(rows: Sequence[Mapping[str, Any]], stand_in_tokens: int) -> Batch:

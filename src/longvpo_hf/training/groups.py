@@ -7,7 +7,7 @@ own way to part a sequence stays out: it is causal attention alone, and would cu
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroup
 
 from longvpo_hf.errors import ConfigError, TrainingError
 from longvpo_hf.families import family_of
+from longvpo_hf.training.collator import VideoPreferenceCollator
 from longvpo_hf.training.packing import is_tree_packed, reason_not_shared
 from longvpo_hf.training.packing.sharing import Seat
 from longvpo_hf.training.saving import SavingTrainer
@@ -30,6 +31,8 @@ class SharingTrainer(SavingTrainer):
 
     #: The processes that share this one's batches; None: it has its own.
     _group: ProcessGroup | None = None
+    #: Of rows with clips.
+    _collator: VideoPreferenceCollator
 
     def create_accelerator_and_postprocess(self) -> None:
         """transformers', but under FSDP2 log-probabilities leave the model in the type they were computed in.
@@ -51,38 +54,37 @@ class SharingTrainer(SavingTrainer):
         family = family_of(self.accelerator.unwrap_model(self.model).config)
         return Seat(self._group.rank(), self._group.size(), family)
 
-    def _check_batches(self, batch: Mapping[str, Any]) -> None:
-        """Ends all processes at once where one of them has no batch, or those that share one left out different rows.
+    def _agreed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, once every process has its own; without the rows that another one of its group left out.
 
         Args:
             batch: The collator's; nothing is asked where it does not hand over errors.
 
         Raises:
-            TrainingError: On every process, with the row and the reason.
+            TrainingError: On every process, if one of them cannot make its batch; with its error.
         """
         if "error" not in batch:
-            return
-        kept = zlib.crc32(bytes(batch["kept"].tolist())) if "kept" in batch else 0
-        own = torch.tensor([[bool(batch["error"]), kept]], device=self.accelerator.device)
-        everyone = gather(own)  # not the accelerator's own, for which one process speaks for its group
-        if everyone[:, 0].any():
-            said = {rank: error for rank, error in enumerate(gather_object([batch["error"]])) if error}
-            rank, error = next(iter(said.items()))
-            others = f" Processes {', '.join(map(str, said))} ended so." if len(said) > 1 else ""
-            raise TrainingError(f"Process {rank} of {len(everyone)} cannot make its batch: {error}{others}")
-        if self._group is None:
-            return
-        of_groups = everyone[:, 1].view(-1, self._group.size())
-        if (of_groups != of_groups[:, :1]).any():
-            said = dict(enumerate(gather_object([batch["left_out"]])))
-            group = int((of_groups != of_groups[:, :1]).any(1).nonzero()[0]) * self._group.size()
-            found = "; ".join(
-                f"process {rank}: {said[rank] or 'none'}" for rank in range(group, group + self._group.size())
-            )
-            raise TrainingError(
-                f"on_bad_video='skip': processes that share a batch left out different rows ({found}). Give all of "
-                "them the same files, and start again from the last checkpoint."
-            )
+            return batch
+        while True:
+            kept = zlib.crc32(str(batch["kept"].tolist()).encode()) if "kept" in batch else 0
+            own = torch.tensor([[bool(batch["error"]), kept]], device=self.accelerator.device)
+            everyone = gather(own)  # not the accelerator's own, for which one process speaks for its group
+            if everyone[:, 0].any():
+                said = {rank: error for rank, error in enumerate(gather_object([batch["error"]])) if error}
+                rank, error = next(iter(said.items()))
+                others = f" Processes {', '.join(map(str, said))} ended so." if len(said) > 1 else ""
+                raise TrainingError(f"Process {rank} of {len(everyone)} cannot make its batch: {error}{others}")
+            if self._group is None:
+                return batch
+            size, number = self._group.size(), self.accelerator.process_index // self._group.size()
+            of_groups = everyone[:, 1].view(-1, size)
+            differ = (of_groups != of_groups[:, :1]).any(1).tolist()
+            if not any(differ):
+                return batch
+            left_out: list[dict[int, str]] = gather_object([batch["left_out"]])
+            if differ[number]:  # the first process's reason counts, as the first one speaks for the group
+                known = dict(item for of in reversed(left_out[number * size :][:size]) for item in of.items())
+                batch = self._prepare_inputs(self._collator.without(batch["given"], known))
 
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: dict[str, Any]

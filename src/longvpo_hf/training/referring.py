@@ -79,9 +79,10 @@ class ReferringTrainer(SharingTrainer):
             return
         if self._sampled is not None:
             self._sampled.prepare(self.model, self.processing_class)
-        self.data_collator.context_tokens = context_tokens(self.model.config)
-        self.data_collator.seat = self._seat()
-        self.data_collator.hands_over_errors = self.accelerator.num_processes > 1
+        self._collator = self.data_collator
+        self._collator.context_tokens = context_tokens(self.model.config)
+        self._collator.seat = self._seat()
+        self._collator.hands_over_errors = self.accelerator.num_processes > 1
         reasons = [prepare_trees(scored) for scored in models] if self.args.tree_packing else []
         self._check_sharing(True, next((reason for reason in reasons if reason is not None), None))
         for reason in sorted({reason for reason in reasons if reason is not None}):
@@ -188,7 +189,7 @@ class ReferringTrainer(SharingTrainer):
             inputs: A batch of TRL's, or of one of the collator's `reference_batch` and `rejected_view_batch`, or the
                 `reference` of its batches, which may hold the rows a second time, on their rejected views.
         """
-        self._check_batches(inputs)
+        inputs = self._agreed(inputs)
         with undisturbed(self.model):
             if "videos" not in inputs:
                 return super().compute_ref_log_probs(ModelCall(model, None), inputs)

@@ -246,7 +246,7 @@ class LongVPOTrainer(ReferringTrainer):
     def _loss_of_videos(self, mode: str, model: nn.Module, inputs: Batch, return_outputs: bool) -> Any:
         if mode == "train":
             self._throughput.start(self._total_train_tokens)
-        self._check_batches(inputs)
+        inputs = self._agreed(inputs)
         self._try_trees(model, inputs)
         rows_left = self._count(mode, inputs)
         counted = self._counted_rows(mode, inputs)
