@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from longvpo_hf.record import (
     Source,
     TrainedOn,
     TrainingRecord,
+    file,
     hub_commit,
     read_record,
     weights_digest,
@@ -257,6 +259,24 @@ def test_where_a_model_is_from() -> None:
     assert Source.of_model("org/model@v1") == Source("org/model", "v1", on_hub=True)
     assert Source.of_model("stage1", "0123456789abcdef") == Source("stage1", digest="0123456789abcdef")
     assert Source.of_model("rule over captions") == Source("rule over captions")
+
+
+def test_weights_are_read_again_only_where_they_may_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    reader = file._read_digest
+    monkeypatch.setattr(file, "_read_digest", lambda path: read.append(path.name) or reader(path))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = weights_digest(tmp_path)
+    assert weights_digest(tmp_path) == first
+    assert len(read) == 2  # just written: a second write might not show in its times
+    now = time.time_ns()
+    monkeypatch.setattr(file.time, "time_ns", lambda: now + 10_000_000_000)
+    assert [weights_digest(tmp_path) for _ in range(5)] == [first] * 5
+    assert len(read) == 3
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    assert weights_digest(tmp_path) != first
 
 
 def test_the_record_is_no_part_of_the_weights(tmp_path: Path) -> None:

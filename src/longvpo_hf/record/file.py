@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ _MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"}
 #: What is written beside weights about how they came about: it names folders and times.
 _ABOUT_TRAINING = {RECORD_FILE, "training_args.bin", "trainer_state.json", "checkpoint_files.json"}
 _ADAPTER_FILE = "adapter_config.json"
+#: A file's times are no finer than the system's clock ticks.
+_SETTLED_NS = 2_000_000_000
 
 Record = TypeVar("Record", DatasetRecord, ModelRecord)
 
@@ -94,6 +97,20 @@ def weights_digest(folder: Path) -> str:
 
 
 def _content_digest(path: Path) -> bytes:
+    stat = path.stat()
+    changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
+    if time.time_ns() - changed < _SETTLED_NS:  # another write may leave the same times
+        return _read_digest(path)
+    return _known_digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_digest(path: Path, *_: int) -> bytes:
+    """A study's report asks for those of all its models every few seconds, and a model may have many gigabytes."""
+    return _read_digest(path)
+
+
+def _read_digest(path: Path) -> bytes:
     if path.name == _ADAPTER_FILE:
         with suppress(ValueError):
             return hashlib.sha256(_adapter_in_order(path.read_bytes())).digest()
