@@ -104,7 +104,8 @@ def training_options(study: Study, recipe: str) -> dict[str, Any]:
     }
 
 
-#: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each.
+#: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. Those of the
+#: pretrained language model are CPU seconds of one thread, of benchmarks/results/pretrained.md and pretrained-study.md.
 _SECONDS = {
     "standard": {
         "world": 4,
@@ -115,6 +116,16 @@ _SECONDS = {
         "stage1-model": 116,
         "stage2-rows": 26,
         "stage2-model": 57,
+    },
+    "pretrained": {
+        "world": 5,
+        "base": 465,
+        "lengths": 110,
+        "audit": 6,
+        "stage1-rows": 260,
+        "stage1-model": 1050,
+        "stage2-rows": 270,
+        "stage2-model": 540,
     },
 }
 
