@@ -46,7 +46,8 @@ def test_a_refusal_is_one_sentence_with_its_remedy(code: int, capsys: pytest.Cap
 def test_a_place_where_no_folder_can_be_is_refused(command: str, where: str, tmp_path: Path) -> None:
     """Caught: `FileNotFoundError` and `FileExistsError` of `mkdir`, no refusals of a disk, were tracebacks."""
     (tmp_path / "file").touch()
-    for name, value in {"OUT": where, "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path)}.items():
+    (tmp_path / "videos").mkdir()
+    for name, value in {"OUT": where, "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "videos")}.items():
         command = command.replace(name, value)
     result = longvpo(command.split())
     assert result.exit_code == 2

@@ -169,6 +169,7 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
         ({"seed": 2**32}, r"seed must be ≥ 0 and < 2\^32, got 4294967296"),
         ({"name": "../../elsewhere"}, "name is that of a folder in runs/"),
         ({"name": "/elsewhere"}, "name is that of a folder in runs/"),
+        ({"name": "a" * 101}, "name is that of a folder in runs/"),
         ({"name": ".."}, "name is that of a folder in runs/"),
         ({"name": "a\\b"}, "name is that of a folder in runs/"),
         ({"name": "two\nlines"}, "name is that of a folder in runs/"),

@@ -171,7 +171,7 @@ class Study:
         if not self.base or not self.steps:
             raise ConfigError("A study needs a base and at least one step.")
         check_seed(self.seed, bits=32)
-        if self.name in (".", "..") or re.search(r"[/\\]|[^\x20-\x7e\w]|.{101}", self.name):
+        if self.name in (".", "..") or len(self.name) > 100 or re.search(r"[/\\]|[^\x20-\x7e\w]", self.name):
             raise ConfigError(
                 f"A study's name is that of a folder in runs/: without / and \\, at most 100 characters, got "
                 f"{self.name!r}. Where the run goes is said with --output."
