@@ -104,8 +104,8 @@ def training_options(study: Study, recipe: str) -> dict[str, Any]:
     }
 
 
-#: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. Those of the
-#: pretrained language model are CPU seconds of one thread, of benchmarks/results/pretrained.md and pretrained-study.md.
+#: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. With the
+#: pretrained language model CPU seconds of one thread, of benchmarks/results/pretrained.md and pretrained-study.md.
 _SECONDS = {
     "standard": {
         "world": 4,
