@@ -104,7 +104,7 @@ def training_options(study: Study, recipe: str) -> dict[str, Any]:
     }
 
 
-#: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. With the
+#: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. Of the
 #: pretrained language model CPU seconds of one thread, of benchmarks/results/pretrained.md and pretrained-study.md.
 _SECONDS = {
     "standard": {
