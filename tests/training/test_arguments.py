@@ -76,11 +76,31 @@ def test_an_empty_dataset_is_named(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_datasets_of_two_kinds_are_refused(dataset: Dataset, tmp_path: Path) -> None:
-    texts = dataset.remove_columns("clips")
+    texts = dataset.remove_columns(["clips", "evidence", "reference"])
     with pytest.raises(DatasetError, match=r"have a column clips \(train\) and others have none \(eval\)"):
         trainers.make(tmp_path, dataset, eval_dataset=texts)
     with pytest.raises(DatasetError, match=r"\(train, a\) and others have none \(b\)"):
         trainers.make(tmp_path, dataset, eval_dataset=DatasetDict({"a": dataset, "b": texts}))
+
+
+@pytest.mark.parametrize("kind", ["map", "stream", "held out"])
+@pytest.mark.parametrize("form", ["video", "videos", "film", "films", "timeline"])
+def test_videos_in_another_form_are_no_text(dataset: Dataset, tmp_path: Path, form: str, kind: str) -> None:
+    """Caught: rows with `videos`, as TRL's have, were trained on as text alone, without a word."""
+    if form == "timeline":
+        rows = dataset.rename_column("clips", form)
+    else:
+        names = [row["clips"][0]["file_name"] for row in dataset]
+        column = [[name] for name in names] if form in ("videos", "films") else names
+        rows = dataset.select_columns(["prompt", "chosen", "rejected"]).add_column(form, column)
+        if form in ("film", "films"):
+            rows = rows.cast_column(form, List(Video()) if form == "films" else Video())
+    given = rows.to_iterable_dataset() if kind == "stream" else rows
+    train, more = given, {"max_steps": 1}
+    if kind == "held out":
+        train, more = rows.select_columns(["prompt", "chosen", "rejected"]), {"eval_dataset": given}
+    with pytest.raises(DatasetError, match=rf"no column clips, but ({form}|evidence, reference)"):
+        trainers.make(tmp_path, train, **more)
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])

@@ -21,7 +21,7 @@ def have_clips(train: Any, evaluation: Any) -> bool:
         evaluation: A dataset, several by name, or None.
 
     Raises:
-        DatasetError: If a dataset has no rows, or only some have clips.
+        DatasetError: If a dataset has no rows, only some have clips, or one has videos in another form.
     """
     named = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
     have = {}
@@ -30,8 +30,10 @@ def have_clips(train: Any, evaluation: Any) -> bool:
             continue
         if isinstance(dataset, Dataset) and not len(dataset):
             raise DatasetError(f"The {name} dataset has no rows: give one that has, or leave it out.")
-        columns = dataset.column_names
-        have[name] = "clips" in (next(iter(undecoded(dataset)), {}) if columns is None else columns)
+        columns = list(next(iter(undecoded(dataset)), {})) if dataset.column_names is None else dataset.column_names
+        have[name] = "clips" in columns
+        if not have[name]:
+            _refuse_videos(name, columns, dataset.features or {})
     if len(set(have.values())) > 1:
         with_clips, without = (", ".join(name for name in have if have[name] is kind) for kind in (True, False))
         raise DatasetError(
@@ -39,6 +41,22 @@ def have_clips(train: Any, evaluation: Any) -> bool:
             "on rows of one kind."
         )
     return any(have.values())
+
+
+def _refuse_videos(name: str, columns: Sequence[str], features: Mapping[str, Any]) -> None:
+    """Refuses rows without clips whose columns are of videos: they would be trained on as text alone.
+
+    Raises:
+        DatasetError: With the columns.
+    """
+    videos = [column for column in columns if column in ("video", "videos") or "Video(" in str(features.get(column))]
+    ours = [column for column in ("evidence", "reference") if column in columns]
+    if videos or len(ours) == 2:
+        raise DatasetError(
+            f"The {name} dataset has no column clips, but {', '.join(videos or ours)}: it would be trained on as text "
+            "alone. TRL's rows with videos become rows with clips by longvpo_hf.intake.formats.from_trl, or with "
+            "`dataset_form: trl` in a recipe."
+        )
 
 
 class TimelineSampler(Sampler[int]):
