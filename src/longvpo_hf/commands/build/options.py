@@ -224,7 +224,7 @@ class OutputSettings:
             source: Folder of the corpus.
 
         Raises:
-            ConfigError: If they would lie among the videos, or the dataset's name is none of the Hub's.
+            ConfigError: If they would lie among the videos, or the dataset's name is not a valid one on the Hub.
             DatasetError: If they cannot.
         """
         from longvpo_hf.publishing.dataset import check_folder
