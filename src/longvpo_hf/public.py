@@ -28,7 +28,7 @@ def public_name(name: str) -> str:
 def is_hub_name(name: str) -> bool:
     """Whether a name has the form of a repository's on the Hub."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
 
     try:
         validate_repo_id(name)

@@ -101,9 +101,10 @@ def test_a_token_counted_otherwise_is_noticed(name: str, wrong: str, monkeypatch
         expected = separate_balance(model, batch)
         if wrong == "each token once":
             balanced = experts.balancing_loss
-            once = lambda base, routing, counts, shares: balanced(  # noqa: E731
-                base, routing, [torch.ones_like(count) for count in counts], shares
-            )
+
+            def once(base: Any, routing: Any, counts: Any, shares: Any) -> Any:
+                return balanced(base, routing, [torch.ones_like(count) for count in counts], shares)
+
             monkeypatch.setattr(forward, "balancing_loss", once)
         else:
             pack = forward.pack

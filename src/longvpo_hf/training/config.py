@@ -73,7 +73,7 @@ class LongVPOConfig(DPOConfig):
             Weight of a preference between views: of the chosen answer on the whole timeline over the same answer on a
             view that does not support it, by `−log σ` of `beta` times the difference of their log-ratios, averaged over
             the batch. Beside any loss; with `loss_type="sft"` and `sft_weight=0` it is trained on alone. Every row
-            brings a second timeline. Not in the papers; after mDPO and PaMi-VDPO; mDPO weighs it 1 beside DPO.
+            brings a second timeline. Not in the papers; after mDPO, which weighs it 1 beside DPO.
         view_preference_rejected (`str`, *optional*, defaults to `"no_evidence"`):
             The view that is rejected: `"no_evidence"` the timeline without the row's evidence clips, `"reversed"` its
             clips in the opposite order, `"shuffled"` in an order that follows from the row's id. The last two are for

@@ -116,27 +116,25 @@ def score_columns(dataset: Dataset) -> list[str]:
 
 def has_top_tokens(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool:
     """Whether a dataset holds the reference's likeliest tokens with these fingerprints; the log says if it does not."""
-    if not {*TOP_COLUMNS, TOP_FINGERPRINT_COLUMN} <= set(dataset.column_names):
-        return False
-    if list(dataset[TOP_FINGERPRINT_COLUMN]) == list(fingerprints):
-        return True
-    logger.warning(
-        f"Rows of the {name} dataset hold the likeliest tokens of another reference, or at another temperature, or "
-        f"another number of them ({TOP_FINGERPRINT_COLUMN} differs): all are computed anew."
+    other = "the likeliest tokens of another reference, or at another temperature, or another number of them"
+    return _holds(
+        dataset, TOP_COLUMNS, TOP_FINGERPRINT_COLUMN, fingerprints, f"Rows of the {name} dataset hold {other}"
     )
-    return False
 
 
 def has_rejected_view_scores(dataset: Dataset, fingerprints: Sequence[str], name: str) -> bool:
     """Whether a dataset holds scores on rejected views with these fingerprints; the log says if it does not."""
-    if not {REJECTED_VIEW_COLUMN, REJECTED_VIEW_FINGERPRINT_COLUMN} <= set(dataset.column_names):
+    other = "reference log-probs on other rejected views, or of another reference"
+    columns, fingerprint = (REJECTED_VIEW_COLUMN,), REJECTED_VIEW_FINGERPRINT_COLUMN
+    return _holds(dataset, columns, fingerprint, fingerprints, f"Rows of the {name} dataset hold {other}")
+
+
+def _holds(dataset: Dataset, columns: Sequence[str], fingerprint: str, expected: Sequence[str], otherwise: str) -> bool:
+    if not {*columns, fingerprint} <= set(dataset.column_names):
         return False
-    if list(dataset[REJECTED_VIEW_FINGERPRINT_COLUMN]) == list(fingerprints):
+    if list(dataset[fingerprint]) == list(expected):
         return True
-    logger.warning(
-        f"Rows of the {name} dataset hold reference log-probs on other rejected views, or of another reference "
-        f"({REJECTED_VIEW_FINGERPRINT_COLUMN} differs): all are computed anew."
-    )
+    logger.warning(f"{otherwise} ({fingerprint} differs): all are computed anew.")
     return False
 
 

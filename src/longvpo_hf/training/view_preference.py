@@ -1,12 +1,13 @@
 """View preference: the chosen answer, preferred on the whole timeline to itself on a view that does not support it.
 
 DPO compares two answers about one video, and a policy can win there by how answers read. Here the answer stays and the
-video is rejected, as in mDPO (arXiv 2406.11839, images) and PaMi-VDPO (arXiv 2504.05810, video):
+video is rejected, as the conditional preference of mDPO (arXiv 2406.11839) rejects the image:
 
     −log σ(β · [log π(y | whole) − log π_ref(y | reference's view) − log π(y | rejected) + log π_ref(y | rejected)])
 
-PaMi-VDPO warns of false rejections, views on which the answer is right all the same. A row therefore has to name the
-evidence without which, or the clips out of whose order, its answer does not follow.
+PaMi-VDPO (arXiv 2504.05810, of which the abstract was read) warns of false rejections, views on which the answer is
+right all the same. A row therefore has to name the evidence without which, or the clips out of whose order, its answer
+does not follow.
 """
 
 from __future__ import annotations
