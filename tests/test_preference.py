@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, List, Value, Video, load_dataset
+from datasets import Dataset, Features, List, Value, Video, load_dataset, load_from_disk
+from datasets.table import embed_table_storage
 from torchcodec.decoders import VideoDecoder
 
 from longvpo_hf.preference import TRAINING_COLUMNS, Provenance, VideoPreference, row_schema, undecoded
@@ -146,6 +148,53 @@ def test_a_loaded_row_has_what_a_trainer_needs(written: tuple[Path, list[VideoPr
     assert set(TRAINING_COLUMNS) <= set(row)
     trained = VideoPreference.from_row({name: row[name] for name in TRAINING_COLUMNS})
     assert trained.id == written[1][0].id
+
+
+@pytest.mark.parametrize("form", ["disk", "pushed", "streamed"])
+def test_rows_that_store_their_media_themselves_need_no_other_file(
+    videos: list[str], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`save_to_disk` and `Dataset.push_to_hub` put the bytes of the files into the rows."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = make_rows(videos)
+    with DatasetWriter(tmp_path / "rows") as writer:
+        for row in rows:
+            writer.add(row)
+        writer.write_record(DatasetRecord("Rows", (MethodRecord("test"),)))
+    dataset = undecoded(load_dataset(str(tmp_path / "rows"), split="train"))
+    before = [VideoPreference.from_row(row) for row in dataset]
+    sizes = [[(Path(clip.path).name, Path(clip.path).read_bytes()) for clip in row.timeline.clips] for row in before]
+    if form == "disk":
+        dataset.save_to_disk(tmp_path / "stored")
+        stored = load_from_disk(tmp_path / "stored")
+    else:
+        pushed = dataset.with_format("arrow").map(embed_table_storage, batched=True)  # as `push_to_hub` does
+        pushed.with_format(None).to_parquet(tmp_path / "stored.parquet")
+        streaming = form == "streamed"
+        stored = load_dataset("parquet", data_files=str(tmp_path / "stored.parquet"), split="train", streaming=streaming)
+    shutil.rmtree(tmp_path / "rows")
+    for _ in range(2):  # a second reading finds the files of the first
+        after = [VideoPreference.from_row(row) for row in undecoded(stored)]
+        assert [without_paths(row) for row in after] == [without_paths(row) for row in before]
+        assert sizes == [
+            [(Path(clip.path).name, Path(clip.path).read_bytes()) for clip in row.timeline.clips] for row in after
+        ]
+    assert len([path for path in (tmp_path / "cache" / "longvpo_hf" / "media").rglob("*") if path.is_file()]) == 3
+
+
+def test_no_name_of_stored_media_leaves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rng = random.Random(0)
+    given = ["..", ".", "", "/", "../../x.mp4", "/etc/passwd", "a\0b.mp4", "C:\\x.mp4", "..\\x", "\ud800.mp4", "é" * 200]
+    given += ["".join(rng.choices("./\\\0\n\u202eaé\ud800", k=rng.randint(1, 40))) for _ in range(200)]
+    for name in (*given, None, 3, b"x.mp4"):
+        row = good_row()
+        row["clips"] = [{**clip, "video": {"bytes": b"content", "path": name}} for clip in row["clips"]]
+        for clip in VideoPreference.from_row(row).timeline.clips:
+            path = Path(clip.path)
+            assert path.read_bytes() == b"content", repr(name)
+            assert path.resolve().is_relative_to(tmp_path / "cache" / "longvpo_hf" / "media"), repr(name)
+            assert len(path.relative_to(tmp_path / "cache").parts) == 4, repr(name)
 
 
 def test_undecoded_opens_no_decoder(written: tuple[Path, list[VideoPreference]], tmp_path: Path) -> None:

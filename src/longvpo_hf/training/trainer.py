@@ -7,6 +7,7 @@ transformers that it uses is listed in `tests/training/test_contract.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter, defaultdict
@@ -217,7 +218,11 @@ class LongVPOTrainer(ReferringTrainer):
         if not self._has_clips or self.args.pairs_per_timeline == 1 or not isinstance(dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        timelines = [json.dumps(clips) for clips in dataset.select_columns("clips")["clips"]]
+        timelines = [
+            # Media that a dataset stores itself are bytes.
+            json.dumps(clips, default=lambda content: hashlib.sha256(content).hexdigest())
+            for clips in dataset.select_columns("clips")["clips"]
+        ]
         return TimelineSampler(timelines, self.args.pairs_per_timeline, seed)
 
     def _run_epoch(self, **arguments: Any) -> None:
