@@ -171,7 +171,9 @@ def test_rows_that_store_their_media_themselves_need_no_other_file(
         pushed = dataset.with_format("arrow").map(embed_table_storage, batched=True)  # as `push_to_hub` does
         pushed.with_format(None).to_parquet(tmp_path / "stored.parquet")
         streaming = form == "streamed"
-        stored = load_dataset("parquet", data_files=str(tmp_path / "stored.parquet"), split="train", streaming=streaming)
+        stored = load_dataset(
+            "parquet", data_files=str(tmp_path / "stored.parquet"), split="train", streaming=streaming
+        )
     shutil.rmtree(tmp_path / "rows")
     for _ in range(2):  # a second reading finds the files of the first
         after = [VideoPreference.from_row(row) for row in undecoded(stored)]
@@ -185,7 +187,19 @@ def test_rows_that_store_their_media_themselves_need_no_other_file(
 def test_no_name_of_stored_media_leaves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     rng = random.Random(0)
-    given = ["..", ".", "", "/", "../../x.mp4", "/etc/passwd", "a\0b.mp4", "C:\\x.mp4", "..\\x", "\ud800.mp4", "é" * 200]
+    given = [
+        "..",
+        ".",
+        "",
+        "/",
+        "../../x.mp4",
+        "/etc/passwd",
+        "a\0b.mp4",
+        "C:\\x.mp4",
+        "..\\x",
+        "\ud800.mp4",
+        "é" * 200,
+    ]
     given += ["".join(rng.choices("./\\\0\n\u202eaé\ud800", k=rng.randint(1, 40))) for _ in range(200)]
     for name in (*given, None, 3, b"x.mp4"):
         row = good_row()
