@@ -71,7 +71,10 @@ def unwrapped(model: Any) -> PreTrainedModel:
             f"torch.nn.DataParallel splits a batch by rows, and a packed batch is one row: start one process a device "
             f"(accelerate launch) instead of one for {len(model.device_ids)}."
         )
-    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    inner = model
+    # accelerate looks through all modules for compiled ones: with adapters some thousands, several times a step.
+    if not isinstance(model, (PeftModel, PreTrainedModel)) or "_orig_mod" in model.__dict__:
+        inner = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
 
