@@ -68,8 +68,10 @@ class Arm:
     equal_answers: bool = False
     tree: bool = True
     pairs: int = 1
-    distilled: dict[str, Any] = field(default_factory=dict)
-    """Settings of view distillation, whose loss is another than that of the other arms."""
+    added: str = ""
+    """A term that the loss of the other arms lacks, for the table."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those of that term."""
 
 
 ARMS = {
@@ -79,14 +81,24 @@ ARMS = {
     "all": Arm("ours, everything on"),
     "all-4": Arm("ours, four pairs of a timeline", pairs=PAIRS),
     "anchor-4": Arm("ours, four pairs of a timeline, anchor reference only", tree=False, pairs=PAIRS),
-    "distilled": Arm("ours, everything on, with view distillation", distilled={"view_distillation_weight": 1.0}),
+    "distilled": Arm(
+        "ours, everything on, with view distillation",
+        added="view distillation on the chosen answer",
+        settings={"view_distillation_weight": 1.0},
+    ),
     "sampled": Arm(
         "ours, everything on, with view distillation on sampled answers",
-        distilled={
+        added="view distillation on the sampled answer",
+        settings={
             "view_distillation_weight": 1.0,
             "view_distillation_on": "sampled",
             "view_distillation_max_new_tokens": CHOSEN_TOKENS,
         },
+    ),
+    "views": Arm(
+        "ours, everything on, with view preference",
+        added="view preference",
+        settings={"view_preference_weight": 1.0},
     ),
 }
 
@@ -161,7 +173,7 @@ def build_trainer(setup: Setup, folder: str) -> DPOTrainer:
             tree_packing=arm.tree,
             pairs_per_timeline=arm.pairs,
             freeze_vision_tower=mode.lora,
-            **arm.distilled,
+            **arm.settings,
             **arguments,
         )
         rows = Dataset.from_list(setup.rows[: arm.pairs])

@@ -51,7 +51,7 @@ def report(results: dict[str, Any]) -> str:
         *_SETTING.format(**results["settings"], **_shape(results)).splitlines(),
         "",
         *_tree_lines(results),
-        *_distilled_lines(results),
+        *_added_lines(results),
         *(_stock_lines(results) if "stock" in results["settings"]["arms"] else []),
         "## Measured",
         "",
@@ -95,24 +95,23 @@ def _tree_lines(results: dict[str, Any]) -> list[str]:
     return [*text, ""]
 
 
-def _distilled_lines(results: dict[str, Any]) -> list[str]:
-    """What view distillation costs beside DPO + SFT."""
-    runs = [run for run in results["runs"] if run["ratios"].get("distilled_over_all")]
+def _added_lines(results: dict[str, Any]) -> list[str]:
+    """What further terms cost beside DPO + SFT."""
+    runs = [run for run in results["runs"] if run["ratios"].get("added_over_all")]
     if not runs:
         return []
     text = [
-        "## View distillation",
+        "## Further terms of the loss",
         "",
-        "A step with it over one without, DPO + SFT in both.",
+        "A step with the term over one without, DPO + SFT in both.",
         "",
-        "| visual tokens | mode | on | CPU time | peak memory | FLOPs |",
+        "| visual tokens | mode | term | CPU time | peak memory | FLOPs |",
         "|---:|---|---|---:|---:|---:|",
     ]
     for run in runs:
-        for arm, found in run["ratios"]["distilled_over_all"].items():
-            on = ARMS[arm].distilled.get("view_distillation_on", "chosen")
+        for arm, found in run["ratios"]["added_over_all"].items():
             cells = " | ".join(_times(found[figure]) for figure in ("cpu_seconds", "peak_bytes", "flops"))
-            text.append(f"| {run['size']} | {run['mode']} | the {on} answer | {cells} |")
+            text.append(f"| {run['size']} | {run['mode']} | {ARMS[arm].added} | {cells} |")
     return [*text, ""]
 
 

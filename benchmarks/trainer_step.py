@@ -16,10 +16,11 @@ three one-pair arms must agree.
 
 is about a text model whose layers are mostly linear attention: ours without trees and with them, one pair and four.
 
-    python benchmarks/trainer_step.py --arms all distilled sampled --sizes 1024 4096 --modes full lora --budget 20 \\
-        --output benchmarks/results/view_distillation_cpu
+    python benchmarks/trainer_step.py --arms all distilled sampled views --sizes 1024 4096 --modes full lora \\
+        --budget 20 --output benchmarks/results/view_terms_cpu
 
-is about view distillation beside DPO + SFT: on the chosen answer, and on one of as many tokens that is sampled.
+is about further terms beside DPO + SFT: view distillation on the chosen answer, and on one of as many tokens that is
+sampled; the chosen answer preferred to itself on a view without its evidence.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def check_losses(setup: Setup, arms: list[str], tolerance: float) -> dict[str, A
     found = {
         arm: one_answer(losses, replace(same, arm=arm))
         for arm in arms
-        if not (ARMS[arm].equal_answers or ARMS[arm].distilled)
+        if not (ARMS[arm].equal_answers or ARMS[arm].added)
     }
     first = next(iter(found.values()))
     for arm, values in found.items():
@@ -139,11 +140,11 @@ def ratios(results: dict[str, Any]) -> dict[str, Any]:
             found[arm]["saved"] = results[arm]["saved_bytes"] / results["stock"]["saved_bytes"]
     if "anchor" in whole and "all" in whole:
         found["anchor_over_all"] = middle("anchor", "seconds") / middle("all", "seconds")
-    found["distilled_over_all"] = {
+    found["added_over_all"] = {
         arm: {figure: middle(arm, figure) / middle("all", figure) for figure in ("cpu_seconds", "peak_bytes")}
         | {"flops": results[arm]["flops"] / results["all"]["flops"]}
         for arm in whole
-        if ARMS[arm].distilled and "all" in whole
+        if ARMS[arm].added and "all" in whole
     }
     found["without_over_with"] = {
         str(pairs): {

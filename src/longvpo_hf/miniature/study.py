@@ -26,8 +26,8 @@ _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS"
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 #: The model that is trained from nothing is so small that a second thread costs time, and one repeats its numbers.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-#: With a language model memory is kept once it is had: giving it back to the system after every operation, as glibc does
-#: with large blocks, and getting it again costs a sixth of a training step on a processor.
+#: With a language model memory is kept once it is had. glibc gives large blocks back to the system after every
+#: operation; getting them again took a sixth of a training step.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 
