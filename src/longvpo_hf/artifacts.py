@@ -21,10 +21,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from longvpo_hf.errors import LongVPOError, StorageError
+from longvpo_hf.errors import LongVPOError, StorageError, storage_error
 
 #: A finished piece of work, a remembered answer: JSON.
 Fields = dict[str, Any]
@@ -33,6 +33,8 @@ Fields = dict[str, Any]
 _PIECES, _PIECE_BYTES = 64, 1024**2
 #: Ends the name of a file or folder that is being written.
 PART = ".part"
+#: Of a name that a stranger chose. File systems allow 255, and while a file is written its name is longer.
+_MAX_NAME_BYTES = 150
 #: After so long nobody on another machine is still writing a part of a file.
 _STALE_SECONDS = 24 * 3600
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
@@ -151,6 +153,37 @@ def first_file(path: Path, content: bytes, lasting: bool = True, parts: Path | N
         if lasting:
             _sync_folder(path.parent)
     return True
+
+
+def file_with(content: bytes, name: str, folder: Path | None = None) -> Path:
+    """A file for media that a dataset stores itself, as after `save_to_disk` or `Dataset.push_to_hub`.
+
+    Args:
+        content: Of the file.
+        name: What the file was called, where that is known; its path, if any, is not used.
+        folder: Where it is written; None: `longvpo_hf/videos` in `HF_HOME`.
+
+    Returns:
+        The same path for the same content and name. The file is written once.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    if folder is None:
+        from huggingface_hub.constants import HF_HOME
+
+        folder = Path(HF_HOME, "longvpo_hf", "videos")
+    name = PurePosixPath(name).name
+    if not name.isprintable() or "\\" in name or name in ("", "..") or len(name.encode()) > _MAX_NAME_BYTES:
+        name = "video"
+    path = folder / hashlib.sha256(content).hexdigest()[:20] / name
+    if not path.is_file() or path.stat().st_size != len(content):
+        try:
+            with whole_file(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise storage_error(error) or error from error
+    return path
 
 
 def _linked(part: Path, path: Path) -> bool:

@@ -12,11 +12,11 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longvpo_hf.artifacts import whole_file
-from longvpo_hf.errors import DatasetError, storage_error
+from longvpo_hf.artifacts import file_with
+from longvpo_hf.errors import DatasetError
 from longvpo_hf.timeline import Clip, Timeline, View, check_indices
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 #: Columns a trainer needs of a row.
 TRAINING_COLUMNS = ("id", "prompt", "chosen", "rejected", "clips", "evidence", "reference")
-
-#: Of the name of a file that media is written to. File systems allow 255; while it is written it has a longer name.
-_MAX_NAME_BYTES = 150
 
 
 @cache
@@ -279,10 +276,13 @@ class VideoPreference:
 def undecoded(dataset: Any) -> Any:
     """The dataset with its clips as paths, so that reading a row does not open a decoder for each of its clips.
 
-    Other datasets are returned unchanged.
+    Rows with clips come as plain Python, whatever format was set (`with_format`). Others are returned unchanged.
     """
-    from datasets import IterableDataset, List, Video
+    from datasets import Dataset, IterableDataset, List, Video
 
+    # A stream that was mapped does not know its columns.
+    if isinstance(dataset, (Dataset, IterableDataset)) and "clips" in (dataset.column_names or ["clips"]):
+        dataset = dataset.with_format(None)
     features = getattr(dataset, "features", None) or {}
     clips = features.get("clips")
     if isinstance(clips, List) and isinstance(clips.feature, dict) and isinstance(clips.feature.get("video"), Video):
@@ -364,32 +364,12 @@ def _origin_of(clip: Mapping[str, Any]) -> dict[str, Any]:
     return {"source_id": origin.get("source_id") or "", "source_start_seconds": origin.get("start_seconds")}
 
 
-def _file_with(content: bytes, name: Any) -> str:
-    """A file for media that a dataset stores itself, as after `save_to_disk` or `Dataset.push_to_hub`.
+def _encoded(media: Any) -> Any:
+    """What a column of type `Video` stores of a decoder, which streams give once they were mapped or filtered."""
+    from datasets import Video
+    from torchcodec.decoders import VideoDecoder
 
-    Args:
-        content: Of the file.
-        name: What the file was called; a clip of that name keeps its scores and its id.
-
-    Returns:
-        Its path, in the cache of datasets: the same for the same content and name, and written once.
-
-    Raises:
-        StorageError: If it cannot be written.
-    """
-    from datasets.config import HF_DATASETS_CACHE
-
-    name = PurePosixPath(name).name if isinstance(name, str) else ""
-    if not name.isprintable() or "\\" in name or name in ("", "..") or len(name.encode()) > _MAX_NAME_BYTES:
-        name = "video"
-    path = Path(HF_DATASETS_CACHE, "longvpo_hf", "media", hashlib.sha256(content).hexdigest(), name)
-    if not path.is_file() or path.stat().st_size != len(content):
-        try:
-            with whole_file(path) as file:
-                file.write(content)
-        except OSError as error:
-            raise storage_error(error) or error from error
-    return str(path)
+    return Video().encode_example(media) if isinstance(media, VideoDecoder) else media
 
 
 def _clip_of(clip: Any, where: str) -> Clip:
@@ -397,15 +377,14 @@ def _clip_of(clip: Any, where: str) -> Clip:
         raise DatasetError(f"{where} must have file_name or video, start_seconds and end_seconds, got {clip!r}.")
     name = "video" if "video" in clip else "file_name"
     media = clip.get(name)
+    if media is not None and not isinstance(media, (str, Mapping)):
+        media = _encoded(media)
     if isinstance(media, Mapping):  # datasets' undecoded Video: {"path", "bytes"}
         content, media = media.get("bytes"), media.get("path")
         if isinstance(content, bytes) and content:
-            media = _file_with(content, media)
+            media = str(file_with(content, media if isinstance(media, str) else ""))
     if not isinstance(media, str):
-        raise DatasetError(
-            f"{where}.{name} must be a path or an undecoded Video, got {type(media).__name__}; cast a column of videos "
-            "with datasets.Video(decode=False)."
-        )
+        raise DatasetError(f"{where}.{name} must be a path or a Video, got {type(media).__name__}.")
     for bound in ("start_seconds", "end_seconds"):
         if not isinstance(clip.get(bound), (int, float)):
             raise DatasetError(f"{where}.{bound} must be a number, got {clip.get(bound)!r}.")

@@ -18,17 +18,15 @@ with `missing="drop"` is left out and counted in the log. No file name leads out
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from tqdm.auto import tqdm
 
-from longvpo_hf.artifacts import whole_file
+from longvpo_hf.artifacts import file_with
 from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.frames import UnreadableVideo, whole_clip
 from longvpo_hf.intake.records import short_repr
@@ -75,7 +73,8 @@ def from_trl(
             f"TRL rows about videos have one of the columns video and videos, got columns {dataset.column_names}. "
             "Rows about images need no conversion: give them to the trainer unchanged."
         )
-    media = _Media(Path(video_root), Path(cache_dir) if cache_dir is not None else _default_cache())
+    dataset = dataset.with_format(None)  # rows are read as plain Python
+    media = _Media(Path(video_root), None if cache_dir is None else Path(cache_dir))
 
     def read(row: Mapping[str, Any], where: str) -> VideoPreference:
         prompt, chosen, rejected = _split(row, where)
@@ -140,7 +139,8 @@ def from_reference(dataset: Dataset, video_root: str | Path, missing: Missing = 
         DatasetError: If a file leads out of `video_root` or is not there; the message names the row and the field. With
             `missing="drop"`, if no row is left.
     """
-    media = _Media(Path(video_root), None)
+    dataset = dataset.with_format(None)
+    media = _Media(Path(video_root))
 
     def check(row: Mapping[str, Any], number: int) -> int:
         where = f"row {row['id']}, field clips"
@@ -170,7 +170,8 @@ def _from_flat(
     lacking = [name for name in columns if name not in dataset.column_names]
     if lacking:
         raise DatasetError(f"Rows need the columns {list(columns)}, got {dataset.column_names}: {lacking} are missing.")
-    media = _Media(Path(video_root), None)
+    dataset = dataset.with_format(None)
+    media = _Media(Path(video_root))
 
     def read(row: Mapping[str, Any], where: str) -> VideoPreference:
         for name in columns[1:]:
@@ -305,12 +306,6 @@ def _without_placeholder(question: str) -> str:
 # --------------------------------------------------------------------------------------------------------- videos
 
 
-def _default_cache() -> Path:
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "longvpo_hf" / "videos"
-
-
 def _undecoded(dataset: Dataset, column: str) -> Dataset:
     """The dataset with its videos as `{"path", "bytes"}` or file names: else every row opens a decoder for each."""
     from datasets import List, Video
@@ -328,10 +323,10 @@ class _Media:
 
     Args:
         root: Folder that file names are relative to.
-        cache: Where videos that are stored as bytes are written; None where there are none.
+        cache: Where videos that are stored as bytes are written, see `file_with`.
     """
 
-    def __init__(self, root: Path, cache: Path | None) -> None:
+    def __init__(self, root: Path, cache: Path | None = None) -> None:
         if not root.is_dir():
             raise DatasetError(f"video_root must be the folder the videos are in, and {root} is none.")
         self._root = root
@@ -349,9 +344,9 @@ class _Media:
     def _clip(self, value: Any, where: str) -> Clip:
         stored = value.get("bytes") if isinstance(value, Mapping) else None
         named = value.get("path") if isinstance(value, Mapping) else None
-        if isinstance(stored, bytes) and self._cache is not None:
+        if isinstance(stored, bytes) and stored:
             name = named if isinstance(named, str) else ""
-            path = self._stored(self._cache, stored, name)
+            path = file_with(stored, name, self._cache)
         elif isinstance(named, str) and named:
             name, path = named, self.inside(named, where, allow_absolute=True)
         elif isinstance(value, str) and value:
@@ -383,12 +378,3 @@ class _Media:
                 f"{where} must name a file inside video_root={self._root}, got {short_repr(name)}, which leads "
                 f"elsewhere: {error}"
             ) from error
-
-    def _stored(self, cache: Path, content: bytes, name: str) -> Path:
-        """The file of a video that the dataset itself holds, named by content."""
-        suffix = re.fullmatch(r"\.[a-z0-9]{1,5}", PurePosixPath(name).suffix.lower())
-        path = cache / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix.group() if suffix else '.mp4'}"
-        if not path.exists():
-            with whole_file(path) as file:
-                file.write(content)
-        return path

@@ -118,7 +118,7 @@ class ReferringTrainer(SharingTrainer):
         collator = self.data_collator
         depends = [self._precompute_model_hash, config_facts(self.model.config), self.ld_alpha]
         model = json.dumps([*depends, self.args.bf16, self.args.fp16], default=str)
-        rows = list(dataset.select_columns(list(TRAINING_COLUMNS)))
+        rows = list(dataset.select_columns([name for name in TRAINING_COLUMNS if name in dataset.column_names]))
         of_views = [] if collator.rejected is None else reference_fingerprints(collator, rows, model, True)
         wanted = [reference_fingerprints(collator, rows, model), of_views]
         broadcast_object_list(wanted, from_process=0)  # ZeRO-3 shards the model, so each process hashes another
