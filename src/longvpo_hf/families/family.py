@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 #: out. transformers calls the text model `language_model`, in SmolVLM `text_model`.
 TEXT_LAYERS = r".*(language_model|text_model)\..*((q|k|v|o|gate|up|down|out)_proj|in_proj_(qkvz|qkv|z))"
 
+_SEES_NOTHING = (
+    "models of type {!r} take no pictures or videos beside text. Choose a video-language model; docs/families.md lists "
+    "those that were run."
+)
+
 
 def _can_be_packed(config: Any) -> None:
     """No reason against trees; whether a model takes them is then tried on its text model."""
@@ -178,11 +183,13 @@ def check_config(config: PreTrainedConfig) -> None:
     """Looks at the config of a model that is loaded already.
 
     Raises:
-        ModelError: If its kind of model cannot be used.
+        ModelError: If its kind of model cannot be used, or it sees nothing.
     """
     reason = refusal(config)
     if reason is not None:
         raise ModelError(f"{reason} docs/families.md lists models that can be.")
+    if config.get_text_config() is config:
+        raise ModelError(_SEES_NOTHING.format(config.model_type))
 
 
 def check_kind(name: str, revision: str | None = None) -> None:
@@ -202,7 +209,4 @@ def check_kind(name: str, revision: str | None = None) -> None:
     except OSError as error:
         raise ModelError(f"The model {name} cannot be loaded: {error}") from error
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ModelError(
-            f"{name}: models of type {config.model_type!r} take no pictures or videos beside text. Choose a "
-            "video-language model; docs/families.md lists those that were run."
-        )
+        raise ModelError(f"{name}: {_SEES_NOTHING.format(config.model_type)}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import family_of
 
 #: What `get_rope_index` calls a visual tensor by another name than the processor does.
@@ -57,3 +58,18 @@ def visual_token_ids(source: Any) -> set[int]:
         return {tokenizer.convert_tokens_to_ids(feature)}
     ids = (getattr(source, name, None) for name in ("image_token_id", "video_token_id"))
     return {token for token in ids if token is not None}
+
+
+def check_placeholders(processor: Any, config: Any) -> None:
+    """Refuses a processor of another kind of model, whose placeholders the model takes for text: it would see nothing.
+
+    Raises:
+        ConfigError: If none of the processor's placeholders is one of the model's.
+    """
+    theirs, known = visual_token_ids(processor), visual_token_ids(config)
+    if family_of(config).feature_token is None and theirs and known and not theirs & known:
+        raise ConfigError(
+            f"{type(processor).__name__} is not the processor of this model (of type {config.model_type!r}): frames "
+            f"would stand at the tokens {sorted(theirs)}, and the model looks for them at {sorted(known)}. Load the "
+            "processor of the same checkpoint."
+        )

@@ -18,6 +18,7 @@ from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.families import check_config
 from longvpo_hf.families.encoding import PromptEncoder, concatenate_visuals, visual_shapes
+from longvpo_hf.families.positions import check_placeholders
 from longvpo_hf.families.templates import may_reason, opened_by_template
 from longvpo_hf.frames import FrameSampler, UnreadableVideo
 from longvpo_hf.reasoning import opened_reasoning
@@ -80,6 +81,7 @@ class LocalResponder:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}.")
         check_config(model.config)
+        check_placeholders(processor, model.config)
         self.model = model
         self.sampler = sampler
         self.decoding = decoding

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.errors import ConfigError, DatasetError, ModelError
 from longvpo_hf.families import context_tokens, family_of, model_config
+from longvpo_hf.families.positions import check_placeholders
 from longvpo_hf.preference import ROW_PROBLEMS, RowError, VideoPreference, undecoded
 from longvpo_hf.reasoning import TAG
 from longvpo_hf.training.collator import VideoPreferenceCollator
@@ -126,11 +127,13 @@ def look_over(model: Any, args: LongVPOConfig, collator: Any, train: Any, evalua
     Raises:
         DatasetError: With all problems of a dataset at once if there is one and `on_bad_row="raise"`, or if no row of
             it is left.
+        ConfigError: If the collator's processor is not the model's.
     """
     if not isinstance(collator, VideoPreferenceCollator):
         return undecoded(train), evaluation
     revision = (args.model_init_kwargs or {}).get("revision") or "main"
     config = model_config(model, revision) if isinstance(model, str) else model.config
+    check_placeholders(collator.encoder.processor, config)
     collator.context_tokens = context_tokens(config)
 
     def checked(rows: Any, name: str) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import family_of
@@ -19,6 +23,57 @@ from longvpo_hf.training.packing import enable_tree_packing, unwrapped
 
 #: Names of the layers of a dense MLP in the families that have one.
 _OF_A_DENSE_MLP = {"gate_proj", "up_proj", "gate_up_proj", "down_proj", "act_fn", "activation_fn"}
+
+
+def taken(model: Any, ref_model: Any) -> tuple[Any, Any]:
+    """The models that a trainer is given, with a folder as text.
+
+    Raises:
+        ConfigError: If one is no model, or they are of different kinds.
+    """
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
+    for name, one in (("model", model), ("ref_model", ref_model)):
+        inner = getattr(one, "_orig_mod", one)  # of torch.compile
+        if isinstance(inner, (PreTrainedModel, PeftModel)):
+            if not inner.can_generate():
+                raise ConfigError(f"{name} must have a language-model head, got {type(inner).__name__}.")
+        elif not (isinstance(one, str) if one is model else one is None):
+            others = "its name or its folder" if one is model else "None for the model as it is before training"
+            raise ConfigError(f"{name} must be a model of transformers or PEFT, or {others}, got {type(one).__name__}.")
+    given: list[Any] = [one for one in (model, ref_model) if isinstance(one, nn.Module)]
+    kinds = [one.config.model_type for one in given]
+    if len(set(kinds)) > 1:
+        raise ConfigError(
+            f"The reference model is of type {kinds[1]!r} and the model of type {kinds[0]!r}: both are given the same "
+            "tokens and frames. Leave ref_model out for the model as it is before training."
+        )
+    return model, ref_model
+
+
+def as_it_is(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model, to be the reference of its training.
+
+    TRL loads the reference by the model's name instead: weights that were changed since, merged adapters among them,
+    would not be in it.
+    """
+    copied = deepcopy(model)
+    # What an earlier trainer put in its place may hold on to the first model.
+    copied.__dict__.pop("forward", None)
+    return copied
+
+
+def check_trained(model: nn.Module) -> None:
+    """Refuses a model of which nothing would be trained.
+
+    Raises:
+        ConfigError: If no weight requires a gradient.
+    """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            "No weight of the model is trained (requires_grad is False for all): load an adapter with "
+            "PeftModel.from_pretrained(…, is_trainable=True), or call requires_grad_(True) on what is to be trained."
+        )
 
 
 def check_head(model: nn.Module) -> None:

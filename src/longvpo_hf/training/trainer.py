@@ -38,6 +38,7 @@ from longvpo_hf.training.collator import (
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.distillation import ViewDistillation
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
+from longvpo_hf.training.models import as_it_is, check_trained, taken
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
 from longvpo_hf.training.packing import number_of_calls, require_equal_calls
 from longvpo_hf.training.referring import ReferringTrainer
@@ -75,7 +76,8 @@ class LongVPOTrainer(ReferringTrainer):
 
     Args:
         model: A model, or its name or path.
-        ref_model: The reference model; by default the model as it is before training.
+        ref_model: The reference model; by default the model as it is before training. Of a model that was changed since
+            it was loaded, ZeRO-3, and FSDP with `precompute_ref_log_probs`, need it given.
         args: See `LongVPOConfig`; by default its defaults, with an output folder named after the model.
         data_collator: By default `VideoPreferenceCollator` with the settings of `args`.
         train_dataset: Rows as `load_dataset` gives them.
@@ -131,6 +133,7 @@ class LongVPOTrainer(ReferringTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
+        model, ref_model = taken(model, ref_model)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = LongVPOConfig(f"{name.split('/')[-1]}-{self._name}")
@@ -150,6 +153,8 @@ class LongVPOTrainer(ReferringTrainer):
             revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
             if not isinstance(model, str):
                 check_config(model.config)
+            if processing_class is None and not name:
+                raise ConfigError("processing_class is needed: the model has no name to load its processor by.")
             if isinstance(model, str) or processing_class is None:
                 check_kind(name, revision)
             if processing_class is None:
@@ -158,6 +163,14 @@ class LongVPOTrainer(ReferringTrainer):
                 )
             data_collator = data_collator or VideoPreferenceCollator.of(processing_class, args)
             train_dataset, eval_dataset = look_over(model, args, data_collator, train_dataset, eval_dataset)
+        if (
+            ref_model is None
+            and isinstance(model, PreTrainedModel)
+            and peft_config is None
+            and not args.precompute_ref_log_probs
+            and not is_deepspeed_zero3_enabled()
+        ):
+            ref_model = as_it_is(model)
         sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
         if any(isinstance(rows, IterableDataset) for rows in sets):
             # As TRL does for streamed training rows: accelerate would cut every tensor of a batch along its rows.
@@ -430,7 +443,9 @@ class LongVPOTrainer(ReferringTrainer):
 
         Raises:
             TrainingError: If the loss, a gradient or a weight is not finite; see `LongVPOConfig.max_nonfinite_steps`.
+            ConfigError: If no weight requires a gradient.
         """
+        check_trained(self.model)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self._bad_videos:
             reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self._bad_videos.items()))
