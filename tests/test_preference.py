@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -237,6 +238,41 @@ def test_the_id_follows_from_the_content() -> None:
         VideoPreference(Timeline((clip,)), "Why?", "yes", "no", (0,), ()),
     ]
     assert len({row.id, *(other.id for other in others)}) == 7
+
+
+def test_the_id_is_the_same_whoever_made_the_row() -> None:
+    """Whole seconds, lists and numbers of NumPy: a row keeps its id when it was stored and read."""
+    clips = (Clip("a.mp4", 0.0, 1.0), Clip("b.mp4", 2.0, 3.0))
+    row = VideoPreference(Timeline(clips), "Why?", "yes", "no", (1,), (1,))
+    made = VideoPreference(
+        Timeline([Clip(Path("a.mp4"), 0, 1), Clip("b.mp4", np.float32(2), 3)]),  # type: ignore[arg-type]
+        "Why?",
+        "yes",
+        "no",
+        [np.int64(1)],  # type: ignore[arg-type]
+        np.array([1]),  # type: ignore[arg-type]
+    )
+    assert made == row
+    assert made.id == row.id == VideoPreference.from_row(made.to_row(lambda clip: clip.path)).id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, "question of a preference must be text, got NoneType"),
+        ({"chosen": b"yes"}, "chosen of a preference must be text, got bytes"),
+        ({"rejected": ["no"]}, "rejected of a preference must be text, got list"),
+        ({"evidence": (1.0,)}, "evidence must be a whole number, got 1.0"),
+        ({"evidence": 1}, "evidence must be whole numbers, got 1"),
+        ({"timeline": [Clip("a.mp4", 0.0, 1.0)]}, "timeline of a preference must be a Timeline, got list"),
+    ],
+)
+def test_what_is_no_preference_is_refused(change: dict[str, Any], message: str) -> None:
+    good = {"timeline": Timeline((Clip("a.mp4", 0.0, 1.0),)), "question": "Why?", "chosen": "yes", "rejected": "no"}
+    with pytest.raises(ValueError, match=message):
+        VideoPreference(**{**good, **change})
+    with pytest.raises(ValueError, match="A row must be a mapping of its fields, got list"):
+        VideoPreference.from_row([change])  # type: ignore[arg-type]
 
 
 def test_the_reference_view() -> None:

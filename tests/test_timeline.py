@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from longvpo_hf.timeline import Clip, Origin, Timeline, View, check_indices
+from longvpo_hf.timeline import Clip, Origin, Timeline, View, clip_indices
 
 
 def make_timeline(*durations_seconds: float) -> Timeline:
@@ -28,7 +30,7 @@ def test_a_clip_cut_into_a_file_of_its_own_knows_where_in_the_source_it_was() ->
 @pytest.mark.parametrize(
     ("path", "start", "end", "message"),
     [
-        ("", 0.0, 1.0, "needs the path of its source file, got an empty string"),
+        ("", 0.0, 1.0, "needs the path of its source file, got ''"),
         ("a.mp4", -0.1, 1.0, r"start_seconds of a clip must be finite and ≥ 0, got -0.1 \(a.mp4\)"),
         ("a.mp4", 0.0, math.inf, r"end_seconds of a clip must be finite and ≥ 0, got inf \(a.mp4\)"),
         ("a.mp4", math.nan, 1.0, "start_seconds of a clip must be finite and ≥ 0, got nan"),
@@ -95,9 +97,48 @@ def test_only_and_without_part_a_timeline() -> None:
         (lambda: View.only([4]).indices(4), r"clip of a view must be in \[0, 4\), got 4"),
         (lambda: View.without([-1]).indices(4), r"clip of a view must be in \[0, 4\), got -1"),
         (lambda: View.without([0, 1]).indices(2), r"without clips \(0, 1\) leaves nothing of a timeline of 2 clips"),
-        (lambda: check_indices([0, 7], 3, "evidence"), r"evidence must be in \[0, 3\), got 7"),
+        (lambda: clip_indices([0, 7], "evidence", 3), r"evidence must be in \[0, 3\), got 7"),
     ],
 )
 def test_a_view_that_shows_nothing_or_what_is_not_there(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_what_is_equal_is_equal_whoever_made_it() -> None:
+    """Numbers of NumPy, whole seconds, lists, generators and `pathlib` make the same clips, timelines and views."""
+    clip = Clip("a.mp4", 1.0, 3.0, source_start_seconds=4.0)
+    for made in (
+        Clip(Path("a.mp4"), 1, 3, source_start_seconds=4),  # type: ignore[arg-type]
+        Clip("a.mp4", np.float32(1), np.int64(3), source_start_seconds=np.float64(4)),  # type: ignore[arg-type]
+    ):
+        assert made == clip
+        assert hash(made) == hash(clip)
+        assert [type(value) for value in (made.path, made.start_seconds, made.end_seconds)] == [str, float, float]
+    timeline = Timeline((clip, clip))
+    for clips in ([clip, clip], iter([clip, clip]), (clip for _ in range(2))):
+        assert Timeline(clips) == timeline  # type: ignore[arg-type]
+        assert len(timeline.clips) == 2
+    view = View.only((0, 2))
+    for named in ([2, 0], np.array([0, 2]), range(0, 3, 2)):
+        assert View.only(named) == view
+        assert str(View.only(named)) == "only(0,2)"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Clip(None, 0, 1), "needs the path of its source file, got None"),  # type: ignore[arg-type]
+        (lambda: Clip(b"a.mp4", 0, 1), "needs the path .* got b'a.mp4'"),  # type: ignore[arg-type]
+        (lambda: Clip("a.mp4", "0", 1), "start_seconds of a clip must be .* got '0'"),  # type: ignore[arg-type]
+        (lambda: Clip("a.mp4", 0, None), "end_seconds of a clip must be .* got None"),  # type: ignore[arg-type]
+        (lambda: Timeline("a.mp4"), "made of clips, got 'a'"),  # type: ignore[arg-type]
+        (lambda: Timeline(Clip("a.mp4", 0, 1)), "must be a tuple of clips, got Clip"),  # type: ignore[arg-type]
+        (lambda: View.only([0.0]), "clip of a view must be a whole number, got 0.0"),  # type: ignore[list-item]
+        (lambda: View(keep=3), "clip of a view must be whole numbers, got 3"),  # type: ignore[arg-type]
+        (lambda: clip_indices([True], "evidence"), "evidence must be a whole number, got True"),
+    ],
+)
+def test_what_is_no_clip_time_or_index_is_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]

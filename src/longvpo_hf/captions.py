@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longvpo_hf.artifacts import whole_folder, write_json
 from longvpo_hf.errors import DatasetError
 from longvpo_hf.paths import OutsideRoot, path_inside, shared_cache, shown
-from longvpo_hf.timeline import Clip, Timeline, check_indices
+from longvpo_hf.timeline import Clip, Timeline, clip_indices
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +135,7 @@ class CaptionedVideo:
 
     def summary_path(self, scene: int) -> tuple[Summary, ...]:
         """The summaries that hold a scene's caption, from the widest down."""
-        check_indices((scene,), len(self.timeline), "scene")
+        clip_indices((scene,), "scene", len(self.timeline))
         path: list[Summary] = []
         child = str(scene)
         for summary in self.summaries:

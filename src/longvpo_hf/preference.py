@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longvpo_hf.artifacts import file_with
 from longvpo_hf.errors import DatasetError
-from longvpo_hf.timeline import Clip, Timeline, View, check_indices
+from longvpo_hf.timeline import Clip, Timeline, View, clip_indices
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,8 +167,8 @@ class VideoPreference:
             first message of the user.
 
     Raises:
-        RowError: If a text is empty, both answers are the same, or the context has a role that is not known.
-        ValueError: If an index is outside the timeline.
+        RowError: If a text is empty or no text, both answers are the same, or the context has a role that is not known.
+        ValueError: If an index is no whole number or outside the timeline, or the timeline is none.
     """
 
     timeline: Timeline
@@ -183,8 +183,13 @@ class VideoPreference:
 
     def __post_init__(self) -> None:
         where = f" (row {self.id})" if self.id else ""
+        if not isinstance(self.timeline, Timeline):
+            raise ValueError(f"timeline of a preference must be a Timeline, got {type(self.timeline).__name__}{where}.")
         for name in ("question", "chosen", "rejected"):
-            if not getattr(self, name).strip():
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise RowError("messages", f"{name} of a preference must be text, got {type(text).__name__}{where}.")
+            if not text.strip():
                 raise RowError(
                     "empty_text", f"{name} of a preference is empty{where}; drop the row before training on it."
                 )
@@ -199,8 +204,8 @@ class VideoPreference:
                     f"message {place} of the prompt has the role {role!r}{where}: roles are user and assistant, and "
                     "system for the first.",
                 )
-        check_indices(self.evidence, len(self.timeline), f"evidence{where}")
-        check_indices(self.reference, len(self.timeline), f"reference{where}")
+        for name in ("evidence", "reference"):
+            object.__setattr__(self, name, clip_indices(getattr(self, name), f"{name}{where}", len(self.timeline)))
         if not self.id:
             object.__setattr__(self, "id", self._content_hash())
 
@@ -254,6 +259,8 @@ class VideoPreference:
         Raises:
             DatasetError: If a field is missing or has the wrong form; the message names the row and the field.
         """
+        if not isinstance(row, Mapping):
+            raise RowError("malformed", f"A row must be a mapping of its fields, got {type(row).__name__}.")
         where = f"row {row.get('id') or '?'}"
         clips = row.get("clips")
         if not isinstance(clips, list) or not clips:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Clip:
             that this is `start_seconds`. A clip that was cut into a file of its own keeps it, see `origin`.
 
     Raises:
-        ValueError: If the path is empty or the bounds are not finite, negative or not in order.
+        ValueError: If the path is empty or no path, or the bounds are no numbers, not finite, negative or not in order.
     """
 
     path: str
@@ -40,14 +42,16 @@ class Clip:
     source_start_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError("A clip needs the path of its source file, got an empty string.")
+        if not isinstance(self.path, (str, os.PathLike)) or not (path := os.fspath(self.path)):
+            raise ValueError(f"A clip needs the path of its source file, got {self.path!r}.")
+        object.__setattr__(self, "path", path)
         for name in ("start_seconds", "end_seconds", "source_start_seconds"):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name == "source_start_seconds":
                 continue
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} of a clip must be finite and ≥ 0, got {value} ({self.path}).")
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} of a clip must be finite and ≥ 0, got {value!r} ({path}).")
+            object.__setattr__(self, name, float(value))  # one form, whoever made it: ids follow from it
         if self.end_seconds <= self.start_seconds:
             raise ValueError(
                 f"A clip is [start_seconds, end_seconds): end_seconds must be > start_seconds = {self.start_seconds}, "
@@ -81,12 +85,18 @@ class Timeline:
     """Clips laid end to end: what the policy sees as one long video. A real long video is a timeline of its scenes.
 
     Raises:
-        ValueError: If there is no clip.
+        ValueError: If there is no clip, or something else among them.
     """
 
     clips: tuple[Clip, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.clips, Iterable):
+            raise ValueError(f"clips of a timeline must be a tuple of clips, got {self.clips!r}.")
+        object.__setattr__(self, "clips", tuple(self.clips))
+        for clip in self.clips:
+            if not isinstance(clip, Clip):
+                raise ValueError(f"A timeline is made of clips, got {clip!r}.")
         if not self.clips:
             raise ValueError("A timeline needs at least one clip, got none.")
 
@@ -121,7 +131,7 @@ class Timeline:
 
     def centre(self, index: int) -> float:
         """Where the middle of clip `index` lies on the timeline, from 0 (its start) to 1 (its end)."""
-        check_indices((index,), len(self), "clip index")
+        clip_indices((index,), "clip index", len(self))
         start = self.starts_timeline_seconds[index]
         return (start + self.clips[index].duration_seconds / 2) / self.duration_seconds
 
@@ -144,6 +154,9 @@ class View:
     num_frames: int | None = None
 
     def __post_init__(self) -> None:
+        if self.keep is not None:
+            object.__setattr__(self, "keep", clip_indices(self.keep, "clip of a view"))
+        object.__setattr__(self, "drop", clip_indices(self.drop, "clip of a view"))
         if self.keep is not None and self.drop:
             raise ValueError(f"A view either keeps or drops clips, got keep={self.keep} and drop={self.drop}.")
         if self.keep is not None and not self.keep:
@@ -182,7 +195,7 @@ class View:
         Raises:
             ValueError: If an index is outside `[0, num_clips)` or no clip is left.
         """
-        check_indices(self.keep or self.drop, num_clips, "clip of a view")
+        clip_indices(self.keep or self.drop, "clip of a view", num_clips)
         if self.keep is not None:
             return self.keep
         seen = tuple(index for index in range(num_clips) if index not in set(self.drop))
@@ -209,8 +222,24 @@ class View:
         return " of ".join(part for part in (frames, clips) if part) or "whole"
 
 
-def check_indices(indices: Sequence[int], length: int, what: str) -> None:
-    """Raises a ValueError with the value and the bound if an index is outside `[0, length)`; `what` names the index."""
-    for index in indices:
-        if not 0 <= index < length:
+def clip_indices(given: Any, what: str, length: int | None = None) -> tuple[int, ...]:
+    """Indices as whole numbers of Python, whatever made them.
+
+    Args:
+        given: Whole numbers, of NumPy too.
+        what: Names them in an error.
+        length: Of what they count; None leaves the upper bound out.
+
+    Raises:
+        ValueError: If they are no whole numbers, or one is outside `[0, length)`; with the value and the bound.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise ValueError(f"{what} must be whole numbers, got {given!r}.")
+    found = []
+    for index in given:
+        if isinstance(index, bool) or not isinstance(index, Integral):
+            raise ValueError(f"{what} must be a whole number, got {index!r}.")
+        found.append(int(index))
+        if length is not None and not 0 <= found[-1] < length:
             raise ValueError(f"{what} must be in [0, {length}), got {index}.")
+    return tuple(found)
