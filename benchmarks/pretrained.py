@@ -184,6 +184,7 @@ def report(results: dict[str, Any]) -> str:
         f"- {machine['processor']}, {machine['cores']} cores, {machine['platform']}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in results['versions'].items())}",
         f"- `{results['command']}`",
+        *(f"- {remark}" for remark in results["remarks"]),  # written into the JSON file by hand
         "- CPU seconds of each part, one thread, other work beside:",
         "",
         "| part | " + " | ".join(f"seed {seed}" for seed in seeds) + " |",
@@ -206,7 +207,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "pretrained", help="Folder and stem of the results.")
     args = parser.parse_args()
     path = args.output.with_suffix(".json")
-    known = json.loads(path.read_text(encoding="utf-8"))["seeds"] if path.exists() else {}
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = earlier.get("seeds", {})
     results: dict[str, Any] = {
         "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("longvpo-hf", "torch", "transformers", "trl", "peft", "torchcodec")},
@@ -214,6 +216,7 @@ def main() -> None:
         + (f" --controls {' '.join(map(str, args.controls))}" if args.controls else ""),
         "wanted": {"seeds": args.seeds, "controls": args.controls},
         "settings": asdict(settings_of(0)),
+        "remarks": earlier.get("remarks", []),
         "seeds": known,
     }
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,11 +177,18 @@ def test_a_budget_that_cannot_be_kept_is_refused(arguments: tuple[object, ...], 
         ({"num_frames": 0}, "num_frames must be ≥ 1, got 0"),
         ({"num_frames": 1, "max_pixels": 0}, "max_pixels must be ≥ 1, got 0"),
         ({"num_frames": 1, "cache_bytes": -1}, "cache_bytes must be ≥ 0, got -1"),
+        ({"num_frames": "8"}, "num_frames must be ≥ 1, got '8'"),
+        ({"num_frames": 8.5}, "num_frames must be ≥ 1, got 8.5"),
+        ({"num_frames": 8, "max_pixels": 1e5}, "max_pixels must be ≥ 1, got 100000.0"),
+        *(
+            ({"num_frames": 8, "fps": fps}, f"fps must be > 0, or None for no bound, got {fps!r}")
+            for fps in (0, -1.0, "1", float("nan"), float("inf"))
+        ),
     ],
 )
-def test_settings_are_checked(settings: dict[str, int], message: str) -> None:
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FrameSampler(**settings)  # type: ignore[arg-type]
+        FrameSampler(**settings)
 
 
 # ---------------------------------------------------------------------------------------------- size and aspect

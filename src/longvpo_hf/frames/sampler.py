@@ -11,7 +11,8 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames.opening import UnreadableVideo, need_ffmpeg
@@ -103,10 +104,13 @@ class FrameSampler:
         max_pixels: int | None = None,
         cache_bytes: int = 256 * 1024**2,
     ) -> None:
-        if num_frames < 1:
-            raise ConfigError(f"num_frames must be ≥ 1, got {num_frames}.")
-        if max_pixels is not None and max_pixels < 1:
-            raise ConfigError(f"max_pixels must be ≥ 1, got {max_pixels}.")
+        given: dict[str, Any] = {"num_frames": num_frames, "max_pixels": 1 if max_pixels is None else max_pixels}
+        for name, value in given.items():
+            if not isinstance(value, Integral) or value < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {value!r}.")
+        rate: Any = fps
+        if rate is not None and not (isinstance(rate, Real) and 0 < float(rate) < math.inf):
+            raise ConfigError(f"fps must be > 0, or None for no bound, got {rate!r}.")
         if cache_bytes < 0:
             raise ConfigError(f"cache_bytes must be ≥ 0, got {cache_bytes}; 0 keeps nothing.")
         self.num_frames = num_frames

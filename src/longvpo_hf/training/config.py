@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from trl import DPOConfig
 
@@ -315,6 +315,7 @@ class LongVPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in (
             "num_frames",
             "reference_num_frames",
@@ -346,6 +347,19 @@ class LongVPOConfig(DPOConfig):
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         if not isinstance(every, int) or every < 1:
             raise ConfigError(f"gradient_checkpointing_kwargs: every_n_layers must be a number ≥ 1, got {every!r}.")
+
+    def _check_types(self) -> None:
+        """Refuses numbers and truths that are none: `"no"` would count as True. Whole numbers are floats too."""
+        hints, inherited = get_type_hints(type(self)), {each.name for each in fields(DPOConfig)}
+        for each in fields(self):
+            value, expected = getattr(self, each.name), hints[each.name]
+            kinds = set(get_args(expected) or (expected,))
+            if each.name in inherited or not kinds <= {int, float, bool, type(None)}:
+                continue
+            if float in kinds and type(value) is int:
+                setattr(self, each.name, float(value))
+            elif type(value) not in kinds:
+                raise ConfigError(f"{each.name} must be of type {each.type}, got {value!r}.")
 
     def _check_everywhere(self) -> None:
         """Refuses what transformers, torch or the Hub would refuse late, or never."""
