@@ -173,7 +173,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "paths": ("errors",),
     "reasoning": (),
     "decoding": ("errors",),
-    "preference": ("timeline", "errors"),
+    "preference": ("timeline", "errors", "artifacts"),
     "captions": ("timeline", "artifacts", "errors", "paths"),
     "frames": ("timeline", "artifacts", "errors"),
     "intake": _ROWS,

@@ -371,21 +371,15 @@ def _origin_of(clip: Mapping[str, Any]) -> dict[str, Any]:
     return {"source_id": origin.get("source_id") or "", "source_start_seconds": origin.get("start_seconds")}
 
 
-def _encoded(media: Any) -> Any:
-    """What a column of type `Video` stores of a decoder, which streams give once they were mapped or filtered."""
-    from datasets import Video
-    from torchcodec.decoders import VideoDecoder
-
-    return Video().encode_example(media) if isinstance(media, VideoDecoder) else media
-
-
 def _clip_of(clip: Any, where: str) -> Clip:
     if not isinstance(clip, Mapping):
         raise DatasetError(f"{where} must have file_name or video, start_seconds and end_seconds, got {clip!r}.")
     name = "video" if "video" in clip else "file_name"
     media = clip.get(name)
-    if media is not None and not isinstance(media, (str, Mapping)):
-        media = _encoded(media)
+    if type(media).__name__ == "VideoDecoder":  # decoded, as streams give it once they were mapped or filtered
+        from datasets import Video
+
+        media = Video().encode_example(media)
     if isinstance(media, Mapping):  # datasets' undecoded Video: {"path", "bytes"}
         content, media = media.get("bytes"), media.get("path")
         if isinstance(content, bytes) and content:

@@ -134,10 +134,12 @@ def test_control_tokens_in_a_text_cost_nobody_an_answer(name: str, video: str) -
     assert answers[1] == respond(name, [plain])[0]
 
 
-def test_a_text_that_a_tokenizer_cannot_read_is_refused_alone() -> None:
+def test_a_text_that_a_tokenizer_cannot_read_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer of whole words has its control tokens as words too."""
     model, _ = family("internvl")
-    responder = LocalResponder(model, build_processor(), FrameSampler(4), max_new_tokens=2)
+    processor = build_processor()
+    monkeypatch.setattr(model.config, "image_token_id", processor.image_token_id)
+    responder = LocalResponder(model, processor, FrameSampler(4), max_new_tokens=2)
     with pytest.raises(Unanswered) as error:
         responder.respond([Request("Is it <video>"), Request("a")])
     refused, answer = error.value.results

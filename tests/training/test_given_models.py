@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Exception], str]]
     "another kind of reference": (
         lambda model: {"ref_model": tiny_models.build("qwen2_5_vl")[0]},
         ConfigError,
-        "reference model is of type 'qwen2_5_vl' and the model of type 'internvl'",
+        r"model \(InternVL\w+\) and ref_model \(Qwen2_5_VL\w+\) are of different kinds",
     ),
     "no processor": (
         lambda model: {"processor": None},

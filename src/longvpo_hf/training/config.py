@@ -359,7 +359,8 @@ class LongVPOConfig(DPOConfig):
             if float in kinds and type(value) is int:
                 setattr(self, each.name, float(value))
             elif type(value) not in kinds:
-                raise ConfigError(f"{each.name} must be of type {each.type}, got {value!r}.")
+                wanted = getattr(expected, "__name__", str(expected))
+                raise ConfigError(f"{each.name} must be of type {wanted}, got {value!r}.")
 
     def _check_everywhere(self) -> None:
         """Refuses what transformers, torch or the Hub would refuse late, or never."""

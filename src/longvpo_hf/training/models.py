@@ -41,12 +41,11 @@ def taken(model: Any, ref_model: Any) -> tuple[Any, Any]:
         elif not (isinstance(one, str) if one is model else one is None):
             others = "its name or its folder" if one is model else "None for the model as it is before training"
             raise ConfigError(f"{name} must be a model of transformers or PEFT, or {others}, got {type(one).__name__}.")
-    given: list[Any] = [one for one in (model, ref_model) if isinstance(one, nn.Module)]
-    kinds = [one.config.model_type for one in given]
-    if len(set(kinds)) > 1:
+    given = [unwrapped(one) for one in (model, ref_model) if isinstance(one, nn.Module)]
+    if len(given) > 1 and not (isinstance(given[0], type(given[1])) or isinstance(given[1], type(given[0]))):
         raise ConfigError(
-            f"The reference model is of type {kinds[1]!r} and the model of type {kinds[0]!r}: both are given the same "
-            "tokens and frames. Leave ref_model out for the model as it is before training."
+            f"model ({type(given[0]).__name__}) and ref_model ({type(given[1]).__name__}) are of different kinds, and "
+            "both are given the same tokens and frames. Leave ref_model out for the model as it is before training."
         )
     return model, ref_model
 
