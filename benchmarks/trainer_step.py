@@ -17,7 +17,7 @@ three one-pair arms must agree.
 is about a text model whose layers are mostly linear attention: ours without trees and with them, one pair and four.
 
     python benchmarks/trainer_step.py --arms all distilled sampled views --sizes 1024 4096 --modes full lora \\
-        --budget 20 --output benchmarks/results/view_terms_cpu
+        --threads 1 --budget 12 --output benchmarks/results/view_terms_cpu
 
 is about further terms beside DPO + SFT: view distillation on the chosen answer, and on one of as many tokens that is
 sampled; the chosen answer preferred to itself on a view without its evidence.
