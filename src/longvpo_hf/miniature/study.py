@@ -126,7 +126,7 @@ _SECONDS = {
         "lengths": 117,
         "audit": 6,
         "stage1-rows": 260,
-        "stage1-model": 1050,
+        "stage1-model": 781,
         "stage2-rows": 304,
         "stage2-model": 584,
     },
