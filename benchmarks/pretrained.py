@@ -1,12 +1,11 @@
-"""The method on a pretrained language model, over fresh seeds and with controls, kept in `benchmarks/results/`.
+"""The claim of the method on a pretrained language model, over fresh seeds, kept in `benchmarks/results/`.
 
-    python benchmarks/pretrained.py --seeds 61 62 63 64 65 --controls 61 62 63
+    python benchmarks/pretrained.py --seeds 61 62 63 64 65
 
 For every seed: a world, a base (SmolLM2-135M-Instruct that learns to see one clip and two), Stage-1 rows of its own
-answers, and Stage 1 by the recipe with the settings of `longvpo run pretrained`; then for the seeds of controls the
-other ways to train on the same base and rows. Results are written after every model, and what they hold is not made
-again, also in another folder: the same command goes on. An arm that is added later has base and rows made anew.
-One process of one thread, about 6 GB.
+answers, and Stage 1 by the recipe with the settings of `longvpo run pretrained`. Other ways to train on the same bases
+and rows are arms of `recipes/ablations.py --world pretrained`. Results are written after every model, and what they
+hold is not made again, also in another folder: the same command goes on. One process of one thread, about 6 GB.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,36 +28,6 @@ from longvpo_hf.miniature.settings import MiniatureSettings
 from longvpo_hf.miniature.workshop import Workshop
 
 RESULTS = Path(__file__).parent / "results"
-STAGE1 = "stage1"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train on the Stage-1 rows of a seed.
-
-    Args:
-        label: What it is in the table.
-        options: What it changes of the shipped configuration.
-        share: Share of the rows it is trained on, for as many steps.
-    """
-
-    label: str
-    options: tuple[str, ...] = ()
-    share: float = 1.0
-
-
-ARMS = {
-    STAGE1: Arm("Stage 1 (DPO + SFT, reference on the anchor)"),
-    "sft": Arm("SFT on the same chosen answers", ("--loss_type", "sft")),
-    "dpo-alone-anchor": Arm("DPO alone, reference on the anchor", ("--beta", "1.0", "--sft_weight", "0.0")),
-    "dpo-alone-full": Arm(
-        "DPO alone, reference on the whole timeline", ("--beta", "1.0", "--sft_weight", "0.0", "--reference", "full")
-    ),
-    "full-reference": Arm("DPO + SFT, reference on the whole timeline", ("--reference", "full")),
-    "half": Arm("half of the rows", share=0.5),
-    "tenth": Arm("a tenth of the rows", share=0.1),
-}
-CONTROLS = tuple(name for name in ARMS if name != STAGE1)
 
 
 def settings_of(seed: int) -> MiniatureSettings:
@@ -90,17 +58,15 @@ class Seed:
         self._workshop = Workshop(folder, settings_of(seed))
         self.result, self._keep = result, keep
 
-    def run(self, name: str) -> None:
-        """Trains and measures an arm, if that is not known."""
-        arms = self.result.setdefault("arms", {})
-        if name in arms:
+    def run(self) -> None:
+        """Trains and measures, if that is not known."""
+        if "claim" in self.result:
             return
         self._base()
-        training = self._once(f"train {name}", partial(self._train, name))
-        arms[name] = {**ARMS[name].__dict__, "training": training, **self._measure(name)}
-        if name == STAGE1:
-            before, after = self.result["base"]["accuracy"], arms[STAGE1]["accuracy"]
-            self.result["claim"] = {said: bool(holds(before, after)) for said, holds in CLAIM.items()}
+        training = self._once("train stage1", self._train)
+        self.result["stage1"] = {"training": training, **self._measure("stage1")}
+        before, after = self.result["base"]["accuracy"], self.result["stage1"]["accuracy"]
+        self.result["claim"] = {said: bool(holds(before, after)) for said, holds in CLAIM.items()}
         self._keep()
 
     def _base(self) -> None:
@@ -123,23 +89,19 @@ class Seed:
             self.result.setdefault("cpu_seconds", {})[name] = round(time.process_time() - started, 1)
         return found
 
-    def _train(self, name: str) -> dict[str, list[float]]:
-        arm, folder, seed = ARMS[name], self._workshop.folder, self._workshop.settings.seed
-        rows = folder / "rows"
-        if arm.share < 1:
-            rows = folder / f"rows-{name}"
-            few = self._workshop.rows("rows").shuffle(seed=seed)
-            few.select(range(round(arm.share * len(few)))).save_to_disk(rows)
+    def _train(self) -> dict[str, list[float]]:
+        folder = self._workshop.folder
         words = {
             "config": "miniature/pretrained_stage1",
             "model_name_or_path": folder / "base",
-            "dataset_name": rows,
-            "output_dir": folder / name,
+            "dataset_name": folder / "rows",
+            "output_dir": folder / "stage1",
             "resume_from_checkpoint": "true",
-            "seed": seed,
+            "seed": self._workshop.settings.seed,
         }
-        argv = [word for option, value in words.items() for word in (f"--{option}", str(value))]
-        trainer = load_recipe("stage1").main([*argv, *arm.options])
+        trainer = load_recipe("stage1").main(
+            [word for option, value in words.items() for word in (f"--{option}", str(value))]
+        )
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         names = [name for name in ("loss", "rewards/accuracies", "rewards/margins") if name in logs[0]]
         return {name: [entry[name] for entry in logs] for name in names}
@@ -157,7 +119,7 @@ def report(results: dict[str, Any]) -> str:
         "clips; an answer is right if it is the whole sentence, to the letter. Settings and claim were fixed before "
         "these seeds were run.",
     ]
-    missing = [str(seed) for seed in results["wanted"]["seeds"] if str(seed) not in done]
+    missing = [str(seed) for seed in results["wanted"] if str(seed) not in done]
     if missing:
         text += ["", f"**Not complete: Stage 1 of seeds {', '.join(missing)} has not been run.**"]
     for place, title, lengths in (
@@ -167,11 +129,11 @@ def report(results: dict[str, Any]) -> str:
         text += ["", f"## Questions about {place} ({title})", ""]
         text += ["| seed | | " + " | ".join(map(str, lengths)) + " |", "|---|---|" + "---:|" * len(lengths)]
         for seed, result in seeds.items():
-            models = {"base": result["base"], **{ARMS[n].label: result["arms"][n] for n in ARMS if n in result["arms"]}}
-            for label, model in models.items():
-                accuracy = model["accuracy"] if place == "one clip" else model["pairs"]["accuracy"]
-                cells = " | ".join(f"{percent:.1f}" for percent in accuracy.values())
-                text.append(f"| {seed if label == 'base' else ''} | {label} | {cells} |")
+            for name, label in (("base", "base"), ("stage1", "Stage 1")):
+                if name in result:
+                    measured = result[name] if place == "one clip" else result[name]["pairs"]
+                    cells = " | ".join(f"{percent:.1f}" for percent in measured["accuracy"].values())
+                    text.append(f"| {seed if name == 'base' else ''} | {label} | {cells} |")
     text += ["", "## The claim", "", "| | " + " | ".join(f"seed {seed}" for seed in done) + " |"]
     text.append("|---|" + "---|" * len(done))
     for said in CLAIM:
@@ -199,10 +161,9 @@ def report(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs what is not known yet, first Stage 1 of all seeds, and writes the results after each model."""
+    """Runs what is not known yet, and writes the results after each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[61, 62, 63, 64, 65])
-    parser.add_argument("--controls", type=int, nargs="*", default=[61, 62, 63], metavar="SEED")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrained-claim"), help="Folder of the runs.")
     parser.add_argument("--output", type=Path, default=RESULTS / "pretrained", help="Folder and stem of the results.")
     args = parser.parse_args()
@@ -212,9 +173,8 @@ def main() -> None:
     results: dict[str, Any] = {
         "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("longvpo-hf", "torch", "transformers", "trl", "peft", "torchcodec")},
-        "command": f"python benchmarks/pretrained.py --seeds {' '.join(map(str, args.seeds))}"
-        + (f" --controls {' '.join(map(str, args.controls))}" if args.controls else ""),
-        "wanted": {"seeds": args.seeds, "controls": args.controls},
+        "command": f"python benchmarks/pretrained.py --seeds {' '.join(map(str, args.seeds))}",
+        "wanted": args.seeds,
         "settings": asdict(settings_of(0)),
         "remarks": earlier.get("remarks", []),
         "seeds": known,
@@ -225,10 +185,8 @@ def main() -> None:
         args.output.with_suffix(".md").write_text(report(results), encoding="utf-8")
 
     with one_thread():
-        for name in (STAGE1, *CONTROLS):
-            for seed in args.seeds if name == STAGE1 else args.controls:
-                result = known.setdefault(str(seed), {})
-                Seed(args.work / f"seed-{seed}", seed, result, keep).run(name)
+        for seed in args.seeds:
+            Seed(args.work / f"seed-{seed}", seed, known.setdefault(str(seed), {}), keep).run()
     print(report(results))
 
 

@@ -1,13 +1,15 @@
-"""What each part of the method does, in the miniature's world: one command, one table.
+"""What each part of the method does, in a small world: one command, one table.
 
     python recipes/ablations.py --seeds 51 52 53
     python recipes/ablations.py --seeds 71 72 73 74 75 --arms anchored sft distilled dpo-distilled sampled \\
         anchored-wrong sft-wrong distilled-wrong dpo-distilled-wrong --output benchmarks/results/distillation
+    python recipes/ablations.py --world pretrained --seeds 61 62 63 --output benchmarks/results/pretrained_ablations
     python recipes/ablations.py --fast --work runs/ablations-fast --output runs/ablations-fast/ablations
 
 Every arm is trained by the recipes themselves, with the configurations of `configs/miniature/` and what the arm changes
-of them, on a base that all arms of a seed share. Kept in `benchmarks/results/ablations.{json,md}`. A killed run goes on
-where it was: rows, models and scores are made once per folder. About half an hour a seed on one quiet core.
+of them, on a base that all arms of a seed share; `--world pretrained` has the base and the configurations of
+`longvpo run pretrained`. A killed run goes on where it was: rows, models and scores are made once per folder. In the
+miniature's world about half an hour a seed on one quiet core, in the other 22 minutes an arm and seed, in 6 GB.
 """
 
 from __future__ import annotations
@@ -45,12 +47,20 @@ from longvpo_hf.training.checkpoints import last_whole_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes" / "configs" / "miniature"
 
+World = Literal["miniature", "pretrained"]
+#: Whose numbers the tables speak of.
+WORLDS: dict[World, str] = {
+    "miniature": "the miniature's world",
+    "pretrained": "the miniature's world, with a pretrained language model",
+}
+
 Rows = Literal[
     "dataset",
     "unfiltered",
     "single",
     "single-first",
     "wrong",
+    "half",
     "tenth",
     "localized",
     "comprehensive",
@@ -68,7 +78,7 @@ class Arm:
         label: What it is in the table.
         rows: What it is trained on, see `ROWS`; `dataset` are the demo's Stage-1 rows.
         options: What it changes of the configuration.
-        recipe: Which recipe trains it, with the miniature's configuration of that.
+        recipe: Which recipe trains it, with the world's configuration of that.
         start: Folder of the model it begins with, and whose reference it has.
         replay: Whether rows of Stage 1 are mixed in.
         cpu_time_of: Arm whose CPU time it is to take: as many steps more or less as its own twin, the arm without
@@ -89,8 +99,8 @@ FULL = ("--reference", "full")
 ALONE = ("--beta", "1.0", "--sft_weight", "0.0")
 DISTILLED = ("--view_distillation_weight", "1.0")
 SFT = ("--loss_type", "sft")
-#: Answers are a few words. The weight is 1 everywhere, as that of SFT; nothing was tuned.
-SAMPLED = (*DISTILLED, "--view_distillation_on", "sampled", "--view_distillation_max_new_tokens", "8")
+#: The weight is 1 everywhere, as that of SFT; nothing was tuned. Sampled answers have no scores before they are drawn.
+SAMPLED = (*DISTILLED, "--view_distillation_on", "sampled", "--precompute_ref_log_probs", "false")
 
 #: What the chosen answer is used for; fixed, with the seeds 71 to 75, before any of them was run.
 DISTILLATION = (
@@ -150,6 +160,11 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
         Arm("dpo-views", "DPO + view preference (β 1)", options=(*ALONE, *VIEWS)),
     ),
     "The same preference, at the CPU time of DPO + SFT": _in_equal_time(VIEW_PREFERENCE),
+    "How many rows, in as many steps": (
+        Arm("anchored", "all"),
+        Arm("anchored-half", "half of them", rows="half"),
+        Arm("anchored-tenth", "a tenth of them", rows="tenth"),
+    ),
     "The similarity filter": (
         Arm("anchored", "on"),
         Arm("unfiltered", "off", rows="unfiltered"),
@@ -185,11 +200,13 @@ QUESTIONS["Stage 2"] = (
 ARMS = {arm.name: arm for arms in QUESTIONS.values() for arm in arms}
 
 
-def settings(seed: int, fast: bool) -> MiniatureSettings:
-    """The demo's own, without its longest evaluation."""
+def settings(world: World, seed: int, fast: bool) -> MiniatureSettings:
+    """The demo's own without its longest evaluation, or those of the claim of the pretrained language model."""
     if fast:
         short = replace(MiniatureSettings.fast(seed), steps=2, stage2_steps=2, lengths=(2, 8), pair_lengths=(2, 8))
         return replace(short, questions_per_length=8, pair_questions_per_length=8)
+    if world == "pretrained":
+        return replace(MiniatureSettings.pretrained(seed), questions_per_length=400, pair_questions_per_length=100)
     return replace(MiniatureSettings(seed), lengths=(1, 2, 8, 16, 32), pair_lengths=(2, 8, 16))
 
 
@@ -202,7 +219,9 @@ def make_rows(workshop: Workshop, rows: Rows) -> Any:
         return workshop.once("rows", lambda: workshop.stage1_rows("dataset"))
     if rows in ("stage2", "stage2-of-base"):
         workshop.once("stage2-captions", lambda: workshop.captions("stage2-captions"))
-        folder, answerer = rows_folder(workshop, rows).name, "base" if rows == "stage2-of-base" else STAGE2.start
+        # A language model that was trained on questions about one clip alone unlearns to answer about two.
+        of_base = rows == "stage2-of-base" or bool(workshop.settings.language_model)
+        folder, answerer = rows_folder(workshop, rows).name, "base" if of_base else STAGE2.start
         made = workshop.once(folder, lambda: workshop.stage2_rows(folder, "stage2-captions", answerer))
         return {**made["funnel"], "truth": made["truth"]}
     return workshop.once(f"rows {rows}", lambda: ROWS[rows](workshop, rows_folder(workshop, rows)))
@@ -261,10 +280,10 @@ def _wrong(workshop: Workshop, output: Path) -> Any:
     return _write(rows, output, "A tenth of the chosen answers wrong")
 
 
-def _tenth(workshop: Workshop, output: Path) -> Any:
+def _few(workshop: Workshop, output: Path, divisor: int) -> Any:
     rows = _rows(workshop)
-    kept = random.Random(workshop.settings.seed).sample(rows, max(1, round(len(rows) / 10)))
-    return _write(kept, output, "A tenth of the rows")
+    kept = random.Random(workshop.settings.seed).sample(rows, max(1, round(len(rows) / divisor)))
+    return _write(kept, output, f"One of {divisor} rows")
 
 
 def _rows(workshop: Workshop) -> list[VideoPreference]:
@@ -285,7 +304,8 @@ ROWS: dict[Rows, Callable[[Workshop, Path], Any]] = {
     "single": _single,
     "single-first": _single_first,
     "wrong": _wrong,
-    "tenth": _tenth,
+    "half": partial(_few, divisor=2),
+    "tenth": partial(_few, divisor=10),
     "localized": partial(temporal_rows, mode="localized"),
     "comprehensive": partial(temporal_rows, mode="comprehensive"),
 }
@@ -299,7 +319,8 @@ def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
 
     def work() -> dict[str, float]:
         output = workshop.folder / arm.name
-        given = yaml.safe_load((CONFIGS / f"{arm.recipe}.yaml").read_text(encoding="utf-8"))
+        of_world = "pretrained_" if workshop.settings.language_model else ""
+        given = yaml.safe_load((CONFIGS / f"{of_world}{arm.recipe}.yaml").read_text(encoding="utf-8"))
         given["model_name_or_path"] = str(workshop.folder / arm.start)
         given["dataset_name"] = str(rows_folder(workshop, arm.rows))
         given["output_dir"] = str(output)
@@ -308,6 +329,7 @@ def train(workshop: Workshop, arm: Arm) -> dict[str, float]:
             of_step = [train(workshop, ARMS[name])["cpu_seconds_per_step"] for name in (arm.cpu_time_of, _twin(arm))]
             steps = max(1, round(steps * of_step[0] / of_step[1]))
         given["max_steps"], given["seed"] = steps, workshop.settings.seed
+        given["view_distillation_max_new_tokens"] = 2 * workshop.language.max_answer_tokens
         given["replay_name"] = str(rows_folder(workshop, "dataset")) if arm.replay else None
         config = workshop.folder / f"{arm.name}.yaml"
         config.write_text(yaml.safe_dump(given), encoding="utf-8")
@@ -340,9 +362,9 @@ def _twin(arm: Arm) -> str:
     return arm.name.removesuffix("-timed")
 
 
-def run_seed(folder: Path, seed: int, fast: bool, names: Sequence[str], only_done: bool) -> dict[str, Any]:
+def run_seed(folder: Path, used: MiniatureSettings, names: Sequence[str], only_done: bool) -> dict[str, Any]:
     """Accuracies of the base and of each arm at one seed; with `only_done` of those that an earlier run finished."""
-    workshop = Workshop(folder, settings(seed, fast))
+    workshop = Workshop(folder, used)
     workshop.once("worlds", workshop.worlds)
     workshop.once("base", workshop.base)
     result: dict[str, Any] = {"base": _measured(workshop, "base"), "arms": {}}
@@ -376,7 +398,7 @@ def report(results: dict[str, Any]) -> str:
     seeds, machine = list(results["seeds"].values()), results["machine"]
     lengths = [str(length) for length in results["lengths"]]
     text = [
-        "# Ablations in the miniature's world",
+        f"# Ablations in {WORLDS[results['world']]}",
         "",
         f"Percent of right answers by number of clips, {results['questions_per_length']} questions a length, chance "
         f"12.5 %; mean and standard deviation over the seeds (of {', '.join(results['seeds'])}) that an arm was "
@@ -411,14 +433,15 @@ def report(results: dict[str, Any]) -> str:
             text.append(line("base", [seed["base"]["pairs"] for seed in seeds], pairs))
             text += [line(arm.label, [each["pairs"] for each in of(arm.name)], pairs) for arm in done]
             text.append("")
-    longest = str(settings(0, results["fast"]).max_clips)
-    if longest in lengths:
-        text += [f"## Seed by seed, at {longest} clips, the most of the training", ""]
+    longest = settings(results["world"], 0, results["fast"]).max_clips
+    for length in (length for length in lengths if int(length) >= longest):
+        trained = ", the most of the training" if int(length) == longest else ", more than were trained on"
+        text += [f"## Seed by seed, at {length} clips{trained}", ""]
         text += ["| arm | " + " | ".join(results["seeds"]) + " |", "|---|" + "---:|" * len(seeds)]
         for name in ("base", *ARMS):
             each = [seed["base"] if name == "base" else seed["arms"].get(name) for seed in seeds]
             if any(each):
-                cells = " | ".join(f"{one['accuracy'][longest]:.1f}" if one else "–" for one in each)
+                cells = " | ".join(f"{one['accuracy'][length]:.1f}" if one else "–" for one in each)
                 text.append(f"| {name} | {cells} |")
         text.append("")
     return "\n".join(
@@ -430,7 +453,7 @@ def report(results: dict[str, Any]) -> str:
             f"- versions: {', '.join(f'{name} {number}' for name, number in results['versions'].items())}",
             f"- `{results['command']}`",
             "- seconds of each phase, other work running beside, stand in the JSON file",
-            *(f"- {remark}" for remark in results.get("remarks", [])),  # written into the JSON file by hand
+            *(f"- {remark}" for remark in results["remarks"]),  # written into the JSON file by hand
             "",
         ]
     )
@@ -439,6 +462,7 @@ def report(results: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the seeds and writes the results after each of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=list(WORLDS), default="miniature", help="Default: miniature.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[51, 52, 53])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="Default: all.")
     parser.add_argument("--only-done", action="store_true", help="Run nothing; report what earlier runs finished.")
@@ -447,22 +471,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ablations",
                         help="Of the results, without .json and .md.")  # fmt: skip
     args = parser.parse_args(argv)
-    used = settings(0, args.fast)
+    if args.fast and args.world != "miniature":
+        parser.error("--fast is for --world miniature: a language model that hardly learnt to see makes no rows.")
+    used, earlier = settings(args.world, 0, args.fast), args.output.with_suffix(".json")
     seeds, fast = " ".join(map(str, args.seeds)), " --fast" if args.fast else ""
+    world = "" if args.world == "miniature" else f" --world {args.world}"
     arms = "" if args.arms == list(ARMS) else f" --arms {' '.join(args.arms)}"
     results: dict[str, Any] = {
         "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
         "versions": {n: version(n) for n in ("longvpo-hf", "torch", "transformers", "trl", "datasets", "torchcodec")},
-        "command": f"python recipes/ablations.py --seeds {seeds}{arms}{fast}",
+        "command": f"python recipes/ablations.py{world} --seeds {seeds}{arms}{fast}",
+        "world": args.world,
         "fast": args.fast,
         "lengths": list(used.lengths),
         "questions_per_length": used.questions_per_length,
+        "remarks": json.loads(earlier.read_text(encoding="utf-8")).get("remarks", []) if earlier.exists() else [],
         "seeds": {},
     }
     with one_thread():
         for seed in args.seeds:
             folder = args.work / f"seed-{seed}"
-            results["seeds"][str(seed)] = run_seed(folder, seed, args.fast, args.arms, args.only_done)
+            chosen = settings(args.world, seed, args.fast)
+            results["seeds"][str(seed)] = run_seed(folder, chosen, args.arms, args.only_done)
             args.output.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", report(results))):
                 args.output.with_suffix(suffix).write_text(text, encoding="utf-8")

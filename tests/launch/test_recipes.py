@@ -15,32 +15,28 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from datasets import load_dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tiny_models
-from conftest import make_dataset
 from hub_double import HubDouble
 from longvpo_hf import LongVPOTrainer, VideoPreference, launch
-from longvpo_hf.miniature.language import WORDS
 from longvpo_hf.miniature.machine import one_thread
 from longvpo_hf.miniature.settings import MiniatureSettings
-from longvpo_hf.miniature.temporal import _ask_about_a_marker
 from longvpo_hf.miniature.workshop import Workshop
-from longvpo_hf.preference import Provenance, undecoded
+from longvpo_hf.preference import Provenance
 from longvpo_hf.publishing.dataset import DatasetWriter
 from longvpo_hf.record import DatasetRecord, MethodRecord, ModelRecord, read_record, write_record
-from longvpo_hf.responders import Request
 from media import write_video
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -48,20 +44,8 @@ CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
 ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
 
 
-def load(name: str) -> ModuleType:
-    """A script of `recipes/` that does not ship, as a module."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 STAGE1, STAGE2, TEMPORAL = (launch.load_recipe(name) for name in ("stage1", "stage2", "temporal"))
-ABLATIONS = load("ablations")
-WRITE_CONFIGS = load("write_configs")
+WRITE_CONFIGS = load_script(RECIPES / "write_configs.py")
 
 
 # ------------------------------------------------------------------------------------------------ configurations
@@ -553,102 +537,3 @@ def test_benchmarks_lack_their_data_before_training_and_stand_in_the_card_after_
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "62.5" in card
     assert "64 frames" in card
-
-
-# ------------------------------------------------------------------------------------------------ ablations
-
-
-def test_anchors_move_to_the_begin_and_nothing_else(
-    tmp_path: Path, rows: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ABLATIONS, "make_rows", lambda workshop, name: None)
-    single = undecoded(load_dataset(str(rows), split="train"))
-    ABLATIONS._single_first(SimpleNamespace(rows=lambda folder: single), tmp_path / "first")
-    recipe, _, _ = launch.parse(options(tmp_path, tmp_path / "first", tmp_path))
-    moved = [VideoPreference.from_row(row) for row in launch.load_rows(recipe)[0]]
-    assert len(moved) == len(preferences)
-    for before, after in zip(preferences, moved, strict=True):
-        (anchor,) = before.evidence
-        assert after.evidence == after.reference == (0,)
-        spans = [(Path(clip.path).stat().st_size, clip.end_seconds) for clip in before.timeline.clips]
-        rest = spans[:anchor] + spans[anchor + 1 :]
-        assert [(Path(c.path).stat().st_size, c.end_seconds) for c in after.timeline.clips] == [spans[anchor], *rest]
-        assert (after.question, after.chosen, after.rejected) == (before.question, before.chosen, before.rejected)
-
-
-def test_a_tenth_of_the_chosen_answers_is_wrong_and_a_tenth_of_the_rows_is_some_of_them(
-    tmp_path: Path, preferences: list[VideoPreference], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ABLATIONS, "make_rows", lambda workshop, name: None)
-    asked = [replace(row, question=f"{row.question} {time}", id="") for time in range(5) for row in preferences]
-    rows = list(make_dataset(asked))  # forty
-    workshop = SimpleNamespace(rows=lambda folder: rows, settings=SimpleNamespace(seed=3))
-
-    def written(name: str) -> list[VideoPreference]:
-        ABLATIONS.ROWS[name](workshop, tmp_path / name)
-        recipe, _, _ = launch.parse(options(tmp_path, tmp_path / name, tmp_path))
-        return [VideoPreference.from_row(row) for row in launch.load_rows(recipe)[0]]
-
-    wrong, right = written("wrong"), [VideoPreference.from_row(row) for row in rows]
-    changed = [(mine, given) for mine, given in zip(wrong, right, strict=True) if mine.chosen != given.chosen]
-    assert len(changed) == 4
-    answers = {row.chosen for row in right}
-    for mine, given in changed:
-        assert mine.chosen in answers - {given.chosen, given.rejected}
-        assert (mine.question, mine.rejected, mine.evidence) == (given.question, given.rejected, given.evidence)
-    few = written("tenth")
-    assert len(few) == 4
-    assert {(row.question, row.chosen, row.rejected) for row in few} <= {
-        (row.question, row.chosen, row.rejected) for row in right
-    }
-
-
-def test_an_arm_at_equal_time_takes_the_steps_that_this_time_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds, asked = {"anchored": 0.2, "sampled": 0.5}, {}
-
-    def main(words: list[str]) -> Any:
-        given = yaml.safe_load(Path(words[1]).read_text(encoding="utf-8"))
-        arm = Path(given["output_dir"]).name
-        asked[arm] = given["max_steps"]
-        clock[0] += seconds.get(arm, 0.0) * given["max_steps"]
-        return SimpleNamespace(state=SimpleNamespace(log_history=[], global_step=given["max_steps"]))
-
-    clock = [5.0]
-    monkeypatch.setattr(ABLATIONS.time, "process_time", lambda: clock[0])
-    monkeypatch.setattr(ABLATIONS, "load_recipe", lambda name: SimpleNamespace(main=main))
-    made: dict[str, Any] = {}
-    workshop = SimpleNamespace(
-        folder=tmp_path,
-        settings=SimpleNamespace(steps=300, stage2_steps=9, seed=1),
-        once=lambda name, work: made[name] if name in made else made.setdefault(name, work()),
-    )
-    found = ABLATIONS.train(workshop, ABLATIONS.ARMS["sampled-timed"])
-    assert asked == {"anchored": 300, "sampled": 300, "sampled-timed": 120}  # 300 · 0.2 / 0.5
-    assert found["steps"] == 120
-
-
-def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
-    def measured(value: float) -> dict[str, Any]:
-        return {"accuracy": {"16": value}, "pairs": {"accuracy": {"4": value / 2}}}
-
-    arms = [{name: measured(value) for name in ABLATIONS.ARMS} for value in (90.0, 94.0)]
-    del arms[1]["single"]  # not done yet
-    seeds = {"1": {"base": measured(50.0), "arms": arms[0]}, "2": {"base": measured(53.0), "arms": arms[1]}}
-    machine = {"processor": "p", "cores": 1, "platform": "l"}
-    facts = {"machine": machine, "versions": {}, "command": "c", "fast": False, "lengths": [16]}
-    text = ABLATIONS.report({**facts, "questions_per_length": 4, "seeds": seeds})
-    assert "| base | 2 | 51.5 ± 2.1 |" in text  # sqrt(2 · 1.5²) = 2.12
-    assert "| SFT alone | 2 | 92.0 ± 2.8 |" in text  # sqrt(2 · 2²) = 2.83
-    assert "| without Stage 1 | 2 | 46.0 ± 1.4 |" in text  # about two clips
-    assert "| one | 1 | 90.0 |" in text
-    assert "| single | 90.0 | – |" in text
-    assert all(f"## {question}" in text for question in ABLATIONS.QUESTIONS)
-
-
-def test_a_template_asks_about_a_marker_of_the_captions() -> None:
-    request = Request("This is what a whole video shows:\nScene #0: navy-gold , red\nScene #1: teal-lime , blue")
-    asked = json.loads(_ask_about_a_marker(request, WORDS))["question"]
-    assert asked in ("what colour in the navy-gold clip ?", "what colour in the teal-lime clip ?")
-    assert json.loads(_ask_about_a_marker(Request("nothing"), WORDS))["question"] is None
