@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.errors import ConfigError, check_seed, check_types
 
 #: Below it the likeliest token is drawn anyway, and scores divided by it lose their precision; vLLM's bound.
 _LOWEST_TEMPERATURE = 0.01
@@ -32,6 +32,7 @@ class Decoding:
     thinking: bool | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.temperature != 0 and not _LOWEST_TEMPERATURE <= self.temperature <= _HIGHEST_TEMPERATURE:
             raise ConfigError(
                 f"temperature must be 0 (greedy) or from {_LOWEST_TEMPERATURE:g} to {_HIGHEST_TEMPERATURE:g}, got "

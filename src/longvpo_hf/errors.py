@@ -23,8 +23,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from types import UnionType
+from typing import TYPE_CHECKING, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 #: Exit status of a program that ends with advice, as argparse has it, and after Ctrl-C, as shells have it.
 _ADVICE, _INTERRUPTED = 2, 130
@@ -109,6 +115,31 @@ def check_seed(seed: int, name: str = "seed", bits: int = 63) -> None:
     """
     if not 0 <= seed < 2**bits:
         raise ConfigError(f"{name} must be ≥ 0 and < 2^{bits}, got {seed}.")
+
+
+def check_types(settings: DataclassInstance, but: Collection[str] = ()) -> None:
+    """Refuses numbers and truths of a dataclass that are none: `"no"` would count as True, and 8.5 as a number of rows.
+
+    Whole numbers are floats too, and become such. Fields of any other type are left alone.
+
+    Args:
+        settings: Whose values.
+        but: Fields that somebody else checks.
+
+    Raises:
+        ConfigError: If one has a value of another type.
+    """
+    hints = get_type_hints(type(settings))
+    for each in fields(settings):
+        value, expected = getattr(settings, each.name), hints[each.name]
+        kinds = set(get_args(expected)) if get_origin(expected) in (Union, UnionType) else {expected}
+        if each.name in but or not kinds <= {int, float, bool, type(None)}:
+            continue
+        if float in kinds and type(value) is int:
+            object.__setattr__(settings, each.name, float(value))  # also where it is frozen
+        elif type(value) not in kinds:
+            wanted = getattr(expected, "__name__", str(expected))
+            raise ConfigError(f"{each.name} must be of type {wanted}, got {value!r}.")
 
 
 def storage_error(error: BaseException) -> StorageError | None:

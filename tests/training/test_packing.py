@@ -19,7 +19,7 @@ from transformers import (
     RwkvConfig,
     RwkvForCausalLM,
 )
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import _ChunkedLogProbFunction, add_fused_lm_head
 
 import tiny_models
 from longvpo_hf.families.encoding import concatenate_visuals
@@ -336,6 +336,19 @@ def test_each_video_is_encoded_once_and_no_mask_is_square(monkeypatch: pytest.Mo
         sizes = [stop - first for (first, stop), *_ in rows]
         assert sum(sizes) == queries  # a square for each row, and none beside them
         assert [(last - first, shape) for _, first, last, shape in rows] == [(size, (size, size)) for size in sizes]
+
+
+def test_the_head_is_given_what_predicts_an_answer_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton does not run, TRL's projects every token of the videos onto the vocabulary."""
+    model = shared_model("internvl")
+    batch = make_batch("internvl", *BATCHES["two timelines"])
+    given, apply = [], _ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        _ChunkedLogProbFunction, "apply", lambda states, *rest: given.append(states) or apply(states, *rest)
+    )
+    scored = tree_forward(model, batch)
+    assert [len(states) for states in given] == [int(batch["completion_mask"][:, 1:].sum())]
+    assert torch.equal(scored.label_mask, batch["completion_mask"][:, 1:] == 1)
 
 
 def test_a_tree_is_as_long_as_its_parts() -> None:

@@ -33,7 +33,7 @@ from longvpo_hf.captions import (
     with_summary,
     write_captions,
 )
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_types
 from longvpo_hf.funnel import Funnel, in_one_line, log_folder, open_log
 from longvpo_hf.paths import common_folder
 from longvpo_hf.reasoning import CutOff
@@ -77,6 +77,7 @@ class CaptioningSettings:
     captions_per_summary: int = 8
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("max_caption_characters", "max_summary_characters"):
             if getattr(self, name) < _LABEL_CHARACTERS:
                 raise ConfigError(f"{name} must be ≥ {_LABEL_CHARACTERS}, got {getattr(self, name)}.")

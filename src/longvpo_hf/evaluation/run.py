@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import random
 import re
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from longvpo_hf.artifacts import whole_file
 from longvpo_hf.decoding import GREEDY, Decoding
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_types
 from longvpo_hf.evaluation import scoring
 from longvpo_hf.evaluation.preflight import check
 from longvpo_hf.evaluation.protocol import BASELINES, THE_VIDEO, Protocol, Published, Shown, protocols_of
@@ -108,6 +109,15 @@ class Settings:
     server: Server | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("batch_size", "limit", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {value}.")
+        if any(type(number) is not int or number < 1 for number in self.frames):
+            raise ConfigError(f"frames must be whole numbers ≥ 1, got {self.frames!r}.")
+        if self.fps not in (None, "none") and not _is_rate(self.fps):
+            raise ConfigError(f"fps must be a number > 0, or 'none' for no bound, got {self.fps!r}.")
         if self.repeats < 1 or (self.repeats > 1 and not self.decoding.temperature):
             raise ConfigError(
                 f"repeats must be ≥ 1, and greedy answers are the same each time, got {self.repeats}: set a "
@@ -215,6 +225,13 @@ def _process_of_its_own(root: Path) -> Iterator[None]:
         np.random.set_state(generators[1])
         os.environ.clear()
         os.environ.update(variables)
+
+
+def _is_rate(value: Any) -> bool:
+    try:
+        return 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
 
 
 class _Alike:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longvpo_hf.errors import ConfigError, check_machine
+from longvpo_hf.errors import ConfigError, check_machine, check_types
 from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, need_ffmpeg
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.examine import DETECTORS, content_digest, examine, scene_changes
@@ -42,6 +42,7 @@ class CuttingSettings:
     cutting: Literal["scenes", "windows"] = "scenes"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.min_clip_seconds <= self.max_clip_seconds / 2 < math.inf:
             raise ConfigError(
                 "Equal parts of a long scene must not be too short: 0 < min_clip_seconds ≤ max_clip_seconds / 2, got "

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from longvpo_hf.artifacts import PART, whole_file, write_text
-from longvpo_hf.errors import ConfigError, check_machine
+from longvpo_hf.errors import ConfigError, check_machine, check_types
 from longvpo_hf.frames import Bounds, UnreadableVideo, VideoFile, decoder, is_whole, need_ffmpeg
 from longvpo_hf.funnel import Dropped
 from longvpo_hf.intake.examine import as_examined, content_digest
@@ -56,6 +56,7 @@ class MediaSettings:
     crf: int = 23
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_height < 2:
             raise ConfigError(f"max_height must be ≥ 2 pixels, got {self.max_height}.")
         if not 0 <= self.crf <= 51:

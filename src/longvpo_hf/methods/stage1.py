@@ -27,7 +27,7 @@ from longvpo_hf.building.method import (
     without_evidence,
 )
 from longvpo_hf.building.rehearsal import thing_of
-from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.errors import ConfigError, check_seed, check_types
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
 from longvpo_hf.paths import common_folder
@@ -91,6 +91,7 @@ class Stage1Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_seed(self.seed)
         for name in ("num_rows", "frame_budget", "questions_per_timeline", "max_rounds"):
             if getattr(self, name) < 1:

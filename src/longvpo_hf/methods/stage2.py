@@ -20,7 +20,7 @@ from longvpo_hf.building.judging import YES_OR_NO, described, unless
 from longvpo_hf.building.method import Answered, Draft, Drop, Method, PairFilter, Part, ViewOf, evidence, whole
 from longvpo_hf.building.rehearsal import all_things_in, digits_of, things_in
 from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
-from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.errors import ConfigError, check_seed, check_types
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import LONGVPO
 from longvpo_hf.paths import common_folder
@@ -105,6 +105,7 @@ class Stage2Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_seed(self.seed)
         for name in ("num_rows", "max_tries", "max_rounds"):
             if getattr(self, name) < 1:

@@ -31,7 +31,7 @@ from longvpo_hf.building.method import (
 )
 from longvpo_hf.building.rehearsal import things_in
 from longvpo_hf.building.scenes import Rotation, evidence_captions, follows_from, with_captions, within
-from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.errors import ConfigError, check_seed, check_types
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.papers import TPO
 from longvpo_hf.paths import common_folder
@@ -147,6 +147,7 @@ class TemporalSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_seed(self.seed)
         if self.mode not in ("localized", "comprehensive", "mixed"):
             raise ConfigError(f"mode must be 'localized', 'comprehensive' or 'mixed', got {self.mode!r}.")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from trl import DPOConfig
 
-from longvpo_hf.errors import ConfigError, check_seed
+from longvpo_hf.errors import ConfigError, check_seed, check_types
 from longvpo_hf.public import is_hub_name
 from longvpo_hf.reasoning import AnswerReasoning
 
@@ -315,7 +315,7 @@ class LongVPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
-        self._check_types()
+        check_types(self, but={each.name for each in fields(DPOConfig)})
         for name in (
             "num_frames",
             "reference_num_frames",
@@ -347,20 +347,6 @@ class LongVPOConfig(DPOConfig):
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         if not isinstance(every, int) or every < 1:
             raise ConfigError(f"gradient_checkpointing_kwargs: every_n_layers must be a number ≥ 1, got {every!r}.")
-
-    def _check_types(self) -> None:
-        """Refuses numbers and truths that are none: `"no"` would count as True. Whole numbers are floats too."""
-        hints, inherited = get_type_hints(type(self)), {each.name for each in fields(DPOConfig)}
-        for each in fields(self):
-            value, expected = getattr(self, each.name), hints[each.name]
-            kinds = set(get_args(expected) or (expected,))
-            if each.name in inherited or not kinds <= {int, float, bool, type(None)}:
-                continue
-            if float in kinds and type(value) is int:
-                setattr(self, each.name, float(value))
-            elif type(value) not in kinds:
-                wanted = getattr(expected, "__name__", str(expected))
-                raise ConfigError(f"{each.name} must be of type {wanted}, got {value!r}.")
 
     def _check_everywhere(self) -> None:
         """Refuses what transformers, torch or the Hub would refuse late, or never."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,18 +194,18 @@ def _call(
     rows = (packed.input_ids, packed.position_ids, packed.shift_labels)
     ids, positions, labels = rows if share is None else (row[..., share.held] for row in rows)
     forest, visual = (packed.forest, concatenate_visuals(visuals)) if share is None else (share, share.visual)
-    output = _checked(
-        model(
+    with _scoring(base, labels) as (scored_labels, spread):
+        output = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             position_ids=positions,
-            shift_labels=labels,
+            shift_labels=scored_labels,
             fused_lm_head=True,
             **{ATTENTION: forest},
             **{name: value.to(ids.device) for name, value in visual.items()},
             **kwargs,
         )
-    )
+    spread(_checked(output))
     reason = reason_in_calls(base, forest)
     if reason is not None:
         raise RuntimeError(
@@ -212,6 +213,42 @@ def _call(
             f"(tree_packing=False)."
         )
     return output if share is None else _of_all(output, share, packed.input_ids.shape[1])
+
+
+@contextmanager
+def _scoring(base: PreTrainedModel, labels: Tensor) -> Iterator[tuple[Tensor, Callable[[Any], None]]]:
+    """Within, the head of a call on a packed row is given the states that have labels, and no others.
+
+    TRL's leaves the others out by itself only where Triton runs; elsewhere it projects every token of the videos onto
+    the vocabulary.
+
+    Args:
+        base: The transformers model.
+        labels: [1, T], -100 for no label.
+
+    Yields:
+        The labels of these states, and what puts the per-token fields of the output, in place, where they belong in a
+        row of T tokens.
+    """
+    places = (labels[0] != -100).nonzero()[:, 0]
+
+    def pick(_: Any, __: Any, output: Any) -> Any:
+        states = output.last_hidden_state
+        output.last_hidden_state = states.index_select(1, places.to(states.device))
+        return output
+
+    def spread(output: Any) -> None:
+        for name in TOKEN_FIELDS:
+            value = getattr(output, name)
+            if value is not None:
+                whole = value.new_zeros(labels.shape)
+                setattr(output, name, whole.index_copy(1, places.to(value.device), value))
+
+    hook = base.base_model.register_forward_hook(pick)
+    try:
+        yield labels[:, places], spread
+    finally:
+        hook.remove()
 
 
 def _of_all(output: Any, share: Share, tokens: int) -> FusedCausalLMOutput:
