@@ -50,6 +50,49 @@ def test_lora_moves_its_adapters_alone(tmp_path: Path, dataset: Dataset) -> None
     assert all("lora_" in name for name in moved)
 
 
+def test_a_compiled_model_is_trained_alike_and_only_without_trees(tmp_path: Path, dataset: Dataset) -> None:
+    """The first step ended in a TypeError: a compiled reference was asked for its truth."""
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}  # traced, which is what went wrong
+    with pytest.raises(ConfigError, match="tree_packing=False"):
+        trainers.make(tmp_path, dataset, **compiled)
+    losses = []
+    for more in ({}, compiled):
+        torch._dynamo.reset()
+        trainer = trainers.make(tmp_path, dataset, tree_packing=False, **more)
+        trainer.train()
+        losses.append(trainers.logged(trainer))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_rows_are_seen_in_the_order_that_is_asked_for(tmp_path: Path, dataset: Dataset) -> None:
+    """`sequential` was silently shuffled where rows of one timeline are kept together."""
+    seen: dict[str, list[int]] = {}
+    for strategy in ("random", "sequential"):
+        trainer = trainers.make(tmp_path, dataset, pairs_per_timeline=2, train_sampling_strategy=strategy)
+        seen[strategy] = list(trainer._get_train_sampler())
+    assert seen["sequential"] == list(range(len(dataset)))
+    assert sorted(seen["random"]) == seen["sequential"] != seen["random"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_length"}, "^train_sampling_strategy must be"),
+        ({"train_sampling_strategy": "batch_rebalance", "pairs_per_timeline": 1}, "^train_sampling_strategy must be"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True"),
+        ({"gradient_accumulation_steps": 0}, "^gradient_accumulation_steps must be ≥ 1, got 0"),
+        ({"per_device_train_batch_size": 0}, "^per_device_train_batch_size must be ≥ 1, got 0"),
+        ({"per_device_eval_batch_size": -1}, "^per_device_eval_batch_size must be ≥ 1, got -1"),
+        ({"max_grad_norm": None}, "^max_grad_norm must be a number ≥ 0"),
+    ],
+)
+def test_what_transformers_would_do_otherwise_or_end_in_a_traceback_is_refused(
+    tmp_path: Path, dataset: Dataset, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainers.make(tmp_path, dataset, **more)
+
+
 def _note_tokens(tokens: list[int], _: Any, args: tuple[Tensor, ...]) -> None:
     tokens.append(args[0].shape[-2])
 

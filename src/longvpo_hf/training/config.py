@@ -357,6 +357,11 @@ class LongVPOConfig(DPOConfig):
         for name in ("learning_rate", "beta"):
             if isinstance(value := getattr(self, name), (int, float)) and value < 0:
                 raise ConfigError(f"{name} must be ≥ 0, got {value}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if isinstance(value := getattr(self, name), int) and value < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {value}.")
+        if self.max_grad_norm is None:
+            raise ConfigError("max_grad_norm must be a number ≥ 0, and is 0 for no bound, got None.")
         check_seed(self.seed, bits=32)
         if self.data_seed is not None:
             check_seed(self.data_seed, "data_seed")
@@ -400,6 +405,21 @@ class LongVPOConfig(DPOConfig):
             raise ConfigError(
                 f"max_nonfinite_steps={self.max_nonfinite_steps}: DeepSpeed changes the weights before a step can be "
                 "looked at; set it to 0."
+            )
+        if has_clips and self.train_sampling_strategy not in ("random", "sequential"):
+            raise ConfigError(
+                f"train_sampling_strategy must be 'random' or 'sequential' for rows with clips, whose lengths are not "
+                f"known before they are decoded, got {self.train_sampling_strategy!r}."
+            )
+        if has_clips and self.accelerator_config.dispatch_batches:
+            raise ConfigError(
+                "accelerator_config: dispatch_batches=True does not go with rows with clips, whose tensors are not one "
+                "for each row. Leave it out: every process reads its own rows."
+            )
+        if self.torch_compile and self.tree_packing and has_clips:
+            raise ConfigError(
+                "torch_compile=True does not go with tree_packing=True: a compiled model attends by its own masks, not "
+                "along the tree. Set tree_packing=False, or leave torch_compile out."
             )
         if self.view_distillation_weight and (is_deepspeed or not has_clips):
             raise ConfigError(

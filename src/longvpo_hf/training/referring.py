@@ -219,7 +219,8 @@ class ReferringTrainer(SharingTrainer):
                 "This batch holds no reference log-probs and there is no reference model to compute them: with "
                 "precompute_ref_log_probs=True pass every dataset when the trainer is made."
             )
-        scores = self.compute_ref_log_probs(self.ref_model or model, inputs.get("reference", inputs))
+        reference = model if self.ref_model is None else self.ref_model  # a compiled model has no truth value
+        scores = self.compute_ref_log_probs(reference, inputs.get("reference", inputs))
         found = dict(zip(SCORE_COLUMNS, scores, strict=True))
         if self.args.view_preference_weight:
             rows = len(inputs["row_keys"])

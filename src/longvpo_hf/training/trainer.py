@@ -228,7 +228,8 @@ class LongVPOTrainer(ReferringTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self._has_clips or self.args.pairs_per_timeline == 1 or not isinstance(dataset, Dataset):
+        is_shuffled = self.args.train_sampling_strategy == "random"
+        if not (self._has_clips and is_shuffled and isinstance(dataset, Dataset)) or self.args.pairs_per_timeline == 1:
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         timelines = [
