@@ -422,17 +422,13 @@ def report(results: dict[str, Any]) -> str:
         return [seed["arms"][name] for seed in seeds if name in seed["arms"]]
 
     text += ["## Before training", "", *header, line("base", [seed["base"] for seed in seeds]), ""]
-    for asked, arms in QUESTIONS.items():
-        done = [arm for arm in arms if of(arm.name)]
+    answered = {asked: [arm for arm in arms if of(arm.name)] for asked, arms in QUESTIONS.items()}
+    compared = {arm.name for done in answered.values() if len(done) > 1 for arm in done}
+    for asked, done in answered.items():
+        if len(done) == 1 and done[0].name in compared:
+            continue  # it stands beside others elsewhere
         if done:
             text += [f"## {asked}", "", *header, *[line(arm.label, of(arm.name)) for arm in done], ""]
-        if done and any(arm.recipe == "stage2" for arm in done):
-            pairs = list(seeds[0]["base"]["pairs"]["accuracy"])
-            text += [f"Questions about two clips, chance {PAIR_CHANCE_PERCENT:.1f} %:", ""]
-            text += ["| | seeds | " + " | ".join(pairs) + " |", "|---|---:|" + "---:|" * len(pairs)]
-            text.append(line("base", [seed["base"]["pairs"] for seed in seeds], pairs))
-            text += [line(arm.label, [each["pairs"] for each in of(arm.name)], pairs) for arm in done]
-            text.append("")
     longest = settings(results["world"], 0, results["fast"]).max_clips
     for length in (length for length in lengths if int(length) >= longest):
         trained = ", the most of the training" if int(length) == longest else ", more than were trained on"
@@ -444,6 +440,12 @@ def report(results: dict[str, Any]) -> str:
                 cells = " | ".join(f"{one['accuracy'][length]:.1f}" if one else "–" for one in each)
                 text.append(f"| {name} | {cells} |")
         text.append("")
+    pairs = list(seeds[0]["base"]["pairs"]["accuracy"])
+    text += [f"## Questions about two clips, chance {PAIR_CHANCE_PERCENT:.1f} %", ""]
+    text += ["| arm | seeds | " + " | ".join(pairs) + " |", "|---|---:|" + "---:|" * len(pairs)]
+    text.append(line("base", [seed["base"]["pairs"] for seed in seeds], pairs))
+    text += [line(name, [each["pairs"] for each in of(name)], pairs) for name in ARMS if of(name)]
+    text.append("")
     return "\n".join(
         [
             *text,

@@ -140,11 +140,15 @@ def test_the_table_has_mean_and_standard_deviation_over_the_seeds() -> None:
     text = ABLATIONS.report({**facts, "world": "miniature", "questions_per_length": 4, "seeds": seeds})
     assert "| base | 2 | 51.5 ± 2.1 |" in text  # sqrt(2 · 1.5²) = 2.12
     assert "| SFT alone | 2 | 92.0 ± 2.8 |" in text  # sqrt(2 · 2²) = 2.83
-    assert "| without Stage 1 | 2 | 46.0 ± 1.4 |" in text  # about two clips
+    assert "| stage2-from-base | 2 | 46.0 ± 1.4 |" in text  # about two clips
     assert "| one | 1 | 90.0 |" in text
     assert "| single | 90.0 | – |" in text
     assert "- by hand" in text
     assert all(f"## {question}" in text for question in ABLATIONS.QUESTIONS)
+    # An arm that stands beside others is not shown alone as well.
+    few = {"base": measured(50.0), "arms": {name: measured(90.0) for name in ("anchored", "sft", "localized")}}
+    text = ABLATIONS.report({**facts, "world": "miniature", "questions_per_length": 4, "seeds": {"1": few}})
+    assert [title in text for title in ("## Which loss", "## Temporal", "## Stage 2")] == [True, True, False]
 
 
 def test_a_template_asks_about_a_marker_of_the_captions() -> None:
