@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from forked import longvpo_of_forks
 from longvpo_hf.miniature.language import SENTENCES, language_of
-from longvpo_hf.miniature.study import make_base, make_world
+from longvpo_hf.miniature.study import environment, make_base, make_world
 from longvpo_hf.studies.study import Study, find_study, shipped_studies
 from small_english import write_language_model
 
@@ -112,6 +113,14 @@ def test_the_shipped_study_is_of_half_an_hour_and_of_the_default_model() -> None
     assert "HF_HUB_OFFLINE" not in base.environment  # it may come from the Hub
     assert make_world(study).environment["HF_HUB_OFFLINE"] == "1"
     assert "OMP_NUM_THREADS" not in base.environment
+
+
+def test_its_trainings_have_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's launcher gave them one thread, without a word."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert environment(find_study("pretrained"))["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(find_study("pretrained"))["OMP_NUM_THREADS"] == "3"
 
 
 def test_without_a_language_model_a_step_is_what_it_was() -> None:

@@ -6,6 +6,7 @@ Run as a program it does one of these steps: `python -m longvpo_hf.miniature.stu
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -54,7 +55,15 @@ def environment(study: Study) -> dict[str, str]:
 
 
 def _environment(settings: MiniatureSettings) -> dict[str, str]:
-    return {**_QUIET, **_OFFLINE, **(_KEEP_MEMORY if settings.language_model else _ONE_THREAD)}
+    if not settings.language_model:
+        return {**_QUIET, **_OFFLINE, **_ONE_THREAD}
+    # Said, for accelerate's launcher takes one thread where nobody does.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(_num_cores())
+    return {**_QUIET, **_OFFLINE, **_KEEP_MEMORY, "OMP_NUM_THREADS": threads}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_world(study: Study) -> Step:
