@@ -9,7 +9,7 @@
 Every arm is trained by the recipes themselves, with the configurations of `configs/miniature/` and what the arm changes
 of them, on a base that all arms of a seed share; `--world pretrained` has the base and the configurations of
 `longvpo run pretrained`. A killed run goes on where it was: rows, models and scores are made once per folder. In the
-miniature's world about half an hour a seed on one quiet core, in the other 22 minutes an arm and seed, in 6 GB.
+miniature's world about half an hour a seed on one quiet core, in the other 20 minutes an arm and seed, in 6 GB.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ WRONG: dict[Any, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("settings", [*OF_BUILDS, Decoding, Settings])
 def test_no_setting_takes_a_value_of_another_type(settings: Any) -> None:
-    """Python checks no types: 8.5 rows were asked for, and `thinking="no"` switched reasoning on."""
+    """Python checks no types: 8.5 rows and `thinking="no"` were accepted."""
     rng, checked = random.Random(0), 0
     for name, hint in get_type_hints(settings).items():
         kinds = [kind for kind in WRONG if hint in (kind, kind | None)]
