@@ -193,9 +193,9 @@ def _linked(part: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except FileNotFoundError:
-        if path.parent.is_dir():
+        if not part.exists():
             raise
-        make_folder(path.parent)
+        make_folder(path.parent)  # another may have made it since
         return _linked(part, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import Counter
@@ -229,8 +230,29 @@ def test_of_several_writers_the_first_wins(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "other").read_bytes() == b"first"
 
 
+@pytest.mark.parametrize("theirs", [None, b"theirs"])
+def test_a_folder_that_another_makes_in_the_same_instant_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: bytes | None
+) -> None:
+    path = tmp_path / "new" / "file"
+    link = os.link
+
+    def late(*names: Any) -> None:
+        try:
+            link(*names)
+        except FileNotFoundError:
+            path.parent.mkdir()
+            if theirs is not None:
+                path.write_bytes(theirs)
+            raise
+
+    monkeypatch.setattr("longvpo_hf.artifacts.os.link", late)
+    assert first_file(path, b"ours", parts=tmp_path) is (theirs is None)
+    assert path.read_bytes() == (theirs or b"ours")
+    assert [other.name for other in tmp_path.rglob("*") if other.is_file()] == ["file"]
+
+
 def test_parts_of_others_that_still_write_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
     import socket
     import subprocess
     import sys
