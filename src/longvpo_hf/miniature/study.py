@@ -116,8 +116,7 @@ def training_options(study: Study, recipe: str) -> dict[str, Any]:
 
 
 #: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. Those
-#: of the pretrained language model are CPU seconds of one thread (benchmarks/results/pretrained.md); of Stage 2 and the
-#: lengths, of which there are none, seconds by the clock of a process that had a core nearly to itself.
+#: of the pretrained language model are of two quiet cores, one run (benchmarks/results/pretrained-study.md).
 _SECONDS = {
     "standard": {
         "world": 4,
@@ -130,14 +129,14 @@ _SECONDS = {
         "stage2-model": 57,
     },
     "pretrained": {
-        "world": 5,
-        "base": 465,
-        "lengths": 117,
-        "audit": 6,
-        "stage1-rows": 260,
-        "stage1-model": 781,
-        "stage2-rows": 304,
-        "stage2-model": 584,
+        "world": 8,
+        "base": 306,
+        "lengths": 67,
+        "audit": 2,
+        "stage1-rows": 175,
+        "stage1-model": 528,
+        "stage2-rows": 187,
+        "stage2-model": 291,
     },
 }
 
