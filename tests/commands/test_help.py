@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -269,3 +270,42 @@ def test_a_command_that_is_called_from_python_leaves_the_process_as_it_was(
     before = dict(os.environ), list(warnings.filters)
     assert longvpo(words).exit_code == 2
     assert (dict(os.environ), list(warnings.filters)) == before
+
+
+# -------------------------------------------------------------------------------------------------------- whole numbers
+
+
+def whole_number_options(words: list[str]) -> list[str]:
+    """The options of a command that take a whole number, as it would parse them."""
+    _, (*_, command), _ = app_module.app.parse_commands(words)
+    if command.default_command is None:
+        return []
+    arguments = command.assemble_argument_collection()
+    return [each.name for each in arguments if re.search(r"\bint\b", str(each.hint)) and "float" not in str(each.hint)]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command])
+def test_no_fraction_is_rounded_to_a_whole_number(command: str) -> None:
+    words = command.split()
+    rng = random.Random(command)
+    for option in whole_number_options(words):
+        given = f"{rng.uniform(1, 9):.2f}1"
+        result = longvpo([*words, option, given])
+        assert result.exit_code == 2, option
+        assert f"{option} must be a whole number, got {given}." in result.stderr
+
+
+def test_whole_numbers_are_looked_for_everywhere() -> None:
+    found = {option for command in COMMANDS for option in whole_number_options(command.split())}
+    assert {"--num-rows", "--number", "--depths", "--batch-size", "--max-pixels", "--seed"} <= found
+
+
+def test_a_fraction_in_a_file_of_options_is_no_whole_number_either(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("number: 2.5\n")
+    result = longvpo(["probe", "needle", "a/model", "--config", str(file)])
+    assert result.exit_code == 2
+    assert f"--number in {file} must be a whole number, got 2.5." in result.stderr
+    file.write_text("number: 2.0\n")
+    result = longvpo(["probe", "needle", "a/b/c", "--config", str(file)])
+    assert "There is no folder a/b/c" in result.stderr

@@ -28,7 +28,6 @@ from longvpo_hf.evaluation.probes import (
     VideoFiller,
     ask,
     make_question,
-    read_questions,
 )
 from longvpo_hf.evaluation.protocol import Protocol
 from longvpo_hf.families.vision import vision_tower
@@ -536,74 +535,6 @@ def test_weights_on_the_hub_are_told_by_their_commit(tmp_path: Path, monkeypatch
 
 
 # ------------------------------------------------------------------------------------------------- questions and worlds
-
-
-def test_questions_of_a_file(media: Path, tmp_path: Path) -> None:
-    shutil.copy(media / "needle.mp4", tmp_path / "short.mp4")
-    Image.new("RGB", (47, 31), (200, 40, 40)).save(tmp_path / "picture.png")
-    records: list[dict[str, Any]] = [
-        {"video": "short.mp4", "question": "Which?", "answer": "dog", "options": ["cat", "dog", "A"]},
-        {"video": "short.mp4", "question": "Which?", "answer": "C", "options": ["cat", "dog", "cow"]},
-        {"video": "picture.png", "question": "Colour?", "answer": "red"},
-    ]
-    path = tmp_path / "questions.jsonl"
-    path.write_text("\n\n".join(map(json.dumps, records)))
-    first, second, third = read_questions(path, 4, tmp_path / "made")
-    assert first.text == "Which?\nA. cat\nB. dog\nC. A\nAnswer with the option's letter only."
-    assert (first.answer, first.letters, second.answer, len(first.clips)) == ("B", "ABC", "C", 4)
-    assert (third.text, third.answer) == ("Colour?\nAnswer with a single word or phrase.", "red")
-    assert len(third.clips) == 1
-    request = third.laid_among((), 0)
-    assert request.timeline is not None
-    pixels = FrameSampler(1)(request.timeline).pixels
-    assert pixels.shape == (1, 3, 31, 47)
-    assert (pixels.float().mean(dim=(0, 2, 3)) - torch.tensor([200.0, 40.0, 40.0])).abs().max() < 6
-
-
-def test_a_question_may_hold_whatever_json_may(media: Path, tmp_path: Path) -> None:
-    shutil.copy(media / "needle.mp4", tmp_path / "short.mp4")
-    path = tmp_path / "questions.jsonl"
-    record = {"video": "short.mp4", "question": "Which\u2028one?", "answer": "red"}
-    path.write_bytes(f"{json.dumps(record, ensure_ascii=False)}\r\n".encode())
-    assert [question.text.splitlines()[0] for question in read_questions(path, 1, tmp_path)] == ["Which"]
-
-
-def test_a_picture_stands_upright(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6  # a camera held upright
-    Image.new("RGB", (64, 32)).save(tmp_path / "photo.jpg", exif=turned)
-    question = make_question(tmp_path / "photo.jpg", "What?", "red", (), 1, tmp_path / "made")
-    request = question.laid_among((), 0)
-    assert request.timeline is not None
-    assert FrameSampler(1)(request.timeline).pixels.shape == (1, 3, 64, 32)
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (
-            {"video": "../needle.mp4", "question": "?", "answer": "x"},
-            "line 1: .* must name a file inside",
-        ),
-        (
-            {"video": "/etc/passwd", "question": "?", "answer": "x"},
-            "line 1: .* must name a file inside",
-        ),
-        ({"video": "none.mp4", "question": "?", "answer": "x"}, "line 1: missing_file"),
-        ({"video": "needle.mp4", "answer": "x"}, "line 1: the field 'question' is missing"),
-        (
-            {"video": "needle.mp4", "question": "?", "answer": "x", "options": ["a", "b"]},
-            "line 1: answer must be one of",
-        ),
-        ({"video": "needle.mp4", "question": "?", "answer": ""}, "line 1: A probe's question needs"),
-        ({"video": 3, "question": "?", "answer": "x"}, "line 1: "),
-    ],
-)
-def test_records_that_are_not_as_expected(media: Path, record: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = media / f"{tmp_path.name}.jsonl"
-    path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=message):
-        read_questions(path, 1, tmp_path)
 
 
 def test_a_world_s_haystack_never_holds_the_needle_s_marker(tmp_path: Path) -> None:

@@ -70,7 +70,11 @@ def test_a_run_that_left_checkpoints_only_is_hinted_at(tmp_path: Path) -> None:
 def test_an_adapter_whose_base_is_gone(models: Path, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(models / "adapter", tmp_path / "adapter"))
     config = json.loads((adapter / "adapter_config.json").read_text())
-    for base, message in (("/gone/base", "There is no folder /gone/base"), (None, "names no base model")):
+    for base, message in (
+        ("/gone/base", r"base model of the adapter .*adapter is /gone/base\. There is no folder /gone/base"),
+        ("runs/gone/base", r"is runs/gone/base \(a folder is looked for in /.*\)\. There is no folder runs/gone/base"),
+        (None, "names no base model"),
+    ):
         (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
         with pytest.raises(ModelError, match=message):
             check_checkpoint(str(adapter))

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Yaml
@@ -58,6 +58,7 @@ def new_app(name: str, help: str | None = None, **settings: Any) -> App:
         help: One sentence about it.
         settings: Further ones of `cyclopts.App`.
     """
+    settings.setdefault("config", check_whole_numbers)
     return App(
         name=name,
         help=help,
@@ -166,6 +167,30 @@ def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentColl
             if not path.is_file():
                 raise ConfigError(f"--config {path} is not a file.")
             Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
+    check_whole_numbers(app, commands, arguments)
+
+
+def check_whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuses 2.5 where a whole number is asked for, which would be rounded; 2.0 is one.
+
+    Raises:
+        ConfigError: If an option's value is such a number.
+    """
+    for argument in arguments:
+        kinds = (argument.hint, *get_args(argument.hint))
+        if int not in kinds or float in kinds:
+            continue
+        for token in argument.tokens:
+            if _is_fraction(token.value):
+                of_file = "" if token.source == "cli" else f" in {token.source}"
+                raise ConfigError(f"{argument.name}{of_file} must be a whole number, got {token.value}.")
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except ValueError:  # no number at all: refused where it is read
+        return False
 
 
 class _HelpFormatter(DefaultFormatter):

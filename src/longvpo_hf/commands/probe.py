@@ -126,12 +126,16 @@ def needle(
     questions = None
     if needle is not None and needles is not None:
         raise ConfigError("--needle and --needles exclude each other; give one of them.")
+    if needle is None and (question is not None or answer is not None or option):
+        raise ConfigError("--question, --answer and --option are about a --needle; name it.")
+    if needle is not None and (question is None or answer is None):
+        raise ConfigError("--needle needs --question and --answer.")
     _check_model(checkpoint)
     from longvpo_hf.evaluation.probes import make_question, read_questions
 
     if needle is not None:
         media = output / "media"
-        questions = [make_question(needle, question or "", answer or "", option or [], needle_frames, media)]
+        questions = [make_question(needle, question or "", answer or "", option or (), needle_frames, media)]
     elif needles is not None:
         questions = read_questions(needles, needle_frames, output / "media")
     questions, filler = _asked(questions, around, number, max(lengths), output)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import itertools
 import json
 import math
+import struct
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from longvpo_hf.artifacts import Fields, Log, make_folder, whole_file
 from longvpo_hf.decoding import GREEDY, Decoding
-from longvpo_hf.errors import ConfigError, LongVPOError
+from longvpo_hf.errors import ConfigError, LongVPOError, VideoError
 from longvpo_hf.evaluation.longvideo_mcq.answers import LETTERS, is_cut_off, is_right, letter_of
 from longvpo_hf.evaluation.protocol import PACKAGES, Protocol, parsers
 from longvpo_hf.frames import VideoFile, spread_frames, whole_clip
@@ -165,27 +168,38 @@ def read_questions(path: Path, num_frames: int, media: Path) -> list[ProbeQuesti
 
     Args:
         path: Each line an object with `video` (a video or picture, relative to the file's folder and inside of it),
-            `question`, `answer`, and perhaps `options`: a list of texts, of which `answer` is one, or its letter.
+            `question`, `answer`, and perhaps `options`: at least two texts, of which `answer` is one, or its letter.
         num_frames: Frames of each video, spread evenly over it; a picture is one frame.
         media: Folder where pictures are written as videos of one frame.
 
     Raises:
-        ValueError: If a line is not as described; the message names it.
+        ValueError: If there is no such file, or a line is not as described; the message names it.
     """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON texts may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The questions of {path} cannot be read ({error}): name a file of JSON lines.") from error
     questions = []
-    # Not splitlines: it also ends lines at characters that JSON texts may hold, such as U+2028.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ConfigError(f"a JSON object with video, question and answer is needed, got {line.strip()[:80]}")
+            if missing := [name for name in ("video", "question", "answer") if name not in record]:
+                raise ConfigError(f"the field '{missing[0]}' is missing")
+            options = record.get("options")
+            if not isinstance(options, (list, NoneType)):
+                raise ConfigError(f"options must be a list of texts, got {options!r}")
+            if not isinstance(record["video"], str):
+                raise ConfigError(f"video must be the name of a file, got {record['video']!r}")
             video = path_inside(path.parent, record["video"])
-            question = make_question(
-                video, record["question"], record["answer"], record.get("options") or (), num_frames, media
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ConfigError(f"{path.name}, line {number}: {what}") from error
+            question = make_question(video, record["question"], record["answer"], options or (), num_frames, media)
+        except RecursionError as error:
+            raise ConfigError(f"{path.name}, line {number}: it is nested too deep.") from error
+        except ValueError as error:
+            raise ConfigError(f"{path.name}, line {number}: {error}") from error
         questions.append(question)
     if not questions:
         raise ConfigError(f"{path.name} holds no questions; each line is a JSON object with video, question, answer.")
@@ -198,10 +212,16 @@ def make_question(
     """A question about one video or picture; the arguments are those of `read_questions`' records.
 
     Raises:
-        ValueError: If the video cannot be opened, or the answer is none of the options.
+        ValueError: If the video or picture cannot be opened, question or answer is no text or an empty one, there are
+            one or more than 26 options or two alike, or the answer is none of them.
     """
+    for name, text in (("question", question), ("answer", answer), *(("option", option) for option in options)):
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"{name} must be a text that is not empty, got {text!r}.")
     letters = LETTERS[: len(options)]
     if options:
+        if not 2 <= len(set(options)) == len(options) <= len(LETTERS):
+            raise ConfigError(f"options must be 2 to {len(LETTERS)} different texts, got {list(options)}.")
         if answer not in (*options, *letters):
             raise ConfigError(f"answer must be one of the options {list(options)} or its letter, got {answer!r}.")
         answer = letters[list(options).index(answer)] if answer in options else answer
@@ -426,17 +446,27 @@ def _parts(clip: Clip, number: int) -> list[Clip]:
 
 
 def _as_video(image: Path, media: Path) -> Path:
-    """A picture as a video of one frame, one second long."""
+    """A picture as a video of one frame, one second long.
+
+    Raises:
+        VideoError: If it cannot be read, or has more pixels than Pillow opens.
+    """
     import numpy as np
     import torch
     from PIL import Image, ImageOps
 
-    content = image.read_bytes()
+    try:
+        content = image.read_bytes()
+    except OSError as error:
+        raise VideoError(f"The picture {image} cannot be read: {error.strerror}.") from error
     path = media / f"{hashlib.sha256(content).hexdigest()[:20]}.mp4"
     if not path.is_file():
-        with Image.open(image) as opened:
-            upright = ImageOps.exif_transpose(opened)  # as viewers show it, and as videos are decoded
-            pixels = torch.from_numpy(np.array(upright.convert("RGB")))
+        try:
+            with Image.open(io.BytesIO(content)) as opened:
+                upright = ImageOps.exif_transpose(opened)  # as viewers show it, and as videos are decoded
+                pixels = torch.from_numpy(np.array(upright.convert("RGB")))
+        except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error) as error:
+            raise VideoError(f"The picture {image} cannot be read: it is damaged, too large or no picture.") from error
         _encode(pixels.permute(2, 0, 1)[None].contiguous(), path)
     return path
 

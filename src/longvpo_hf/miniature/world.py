@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torchcodec.encoders import VideoEncoder
 
-from longvpo_hf.artifacts import write_text
+from longvpo_hf.artifacts import make_folder, write_text
 from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.miniature.settings import FRAMES_PER_CLIP
 from longvpo_hf.timeline import Clip
@@ -116,7 +116,7 @@ def write_world(folder: str | Path, num_clips: int, seed: int, language: str = _
     if num_clips < 1:
         raise ConfigError(f"num_clips of a world must be ≥ 1, got {num_clips}.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / TRUTH_FILE).unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     records: list[dict[str, str | float]] = []
@@ -186,7 +186,10 @@ def _truth(folder: Path) -> dict[str, Any]:
     """What the truth file holds."""
     truth = folder / TRUTH_FILE
     if not truth.is_file():
-        raise DatasetError(f"No {TRUTH_FILE} in {folder}: writing this world did not finish. Call write_world again.")
+        raise DatasetError(
+            f"No {TRUTH_FILE} in {folder}: it is no world of the miniature's, or writing it did not finish. Call "
+            "write_world again."
+        )
     content: dict[str, Any] = json.loads(truth.read_text(encoding="utf-8"))
     return content
 

@@ -131,7 +131,11 @@ def check_checkpoint(name: str) -> bool:
         _check_on_hub(name)
     base = _base_of(name)
     # Of an adapter the base comes first: with a kind that cannot be used, no weights need be fetched.
-    sees_frames = base is not None and check_checkpoint(base)
+    try:
+        sees_frames = base is not None and check_checkpoint(base)
+    except ModelError as error:
+        where = "" if Path(str(base)).is_absolute() else f" (a folder is looked for in {Path.cwd()})"
+        raise ModelError(f"The base model of the adapter {name} is {base}{where}. {error}") from error
     if folder.is_dir():
         _check_folder(folder)
     return sees_frames if base is not None else _kind(name) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
