@@ -109,6 +109,13 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def _opened(part: Path, path: Path) -> IO[bytes]:
+    try:
+        return part.open("wb")
+    except FileNotFoundError as error:  # though its folder is there, as under `/proc`
+        raise StorageError(f"{path}: the system makes no file there. Name another place.") from error
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write into; it takes the name `path`, flushed to disk, when the block ends without an error."""
@@ -116,7 +123,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     make_folder(path.parent)
     with naming(path):
         try:
-            with part.open("wb") as file:
+            with _opened(part, path) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

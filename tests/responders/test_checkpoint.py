@@ -80,7 +80,9 @@ def test_an_adapter_whose_base_is_gone(models: Path, tmp_path: Path) -> None:
             check_checkpoint(str(adapter))
 
 
-@pytest.mark.parametrize("name", ["./gone", "/gone/model", "a/b/c", "somebody/model", "model", "not a name", "~/model"])
+@pytest.mark.parametrize(
+    "name", ["./gone", "/gone/model", "a/b/c", "somebody/model", "model", "not a name", "~/model", "", " "]
+)
 def test_what_is_nowhere_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"There is no folder|is neither a folder nor a") as refused:

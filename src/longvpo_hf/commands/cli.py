@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter
 
 from longvpo_hf import __version__
 from longvpo_hf.errors import ConfigError, advice
+from longvpo_hf.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -166,7 +167,10 @@ def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentColl
             path = Path(argument.tokens[0].value)
             if not path.is_file():
                 raise ConfigError(f"--config {path} is not a file.")
-            Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
+            content = read_yaml(path) or {}
+            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+                raise ConfigError(f"{path} must be a mapping of options to values.")
+            Dict(content, use_commands_as_keys=False, source=str(path.absolute()))(app, commands, arguments)
     check_whole_numbers(app, commands, arguments)
 
 

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from yaml import YAMLError
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import family_of, model_config
 from longvpo_hf.processes import end_with_parent
 from longvpo_hf.shipped import find_config
 from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.yaml_file import read_yaml
 
 
 @dataclass
@@ -166,11 +166,13 @@ def parse(
     words = list(sys.argv[1:] if argv is None else argv)
     if "--config" in words[:-1]:
         place = words.index("--config") + 1
-        words[place] = str(find_config(words[place]))
+        file = find_config(words[place])
+        read_yaml(file)  # TRL reads it, but would keep the last of a key that stands there twice
+        words[place] = str(file)
     parser = recipe_parser(defaults)
     try:
         recipe, model, training, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
-    except (ValueError, YAMLError) as error:  # of TRL's and transformers' own checks
+    except ValueError as error:  # of TRL's and transformers' own checks
         raise ConfigError(str(error)) from error
     refuse_unknown(unknown, parser)
     if model.model_name_or_path is None:

@@ -22,6 +22,7 @@ from torchcodec.encoders import VideoEncoder
 from longvpo_hf.artifacts import make_folder, write_text
 from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.miniature.settings import FRAMES_PER_CLIP
+from longvpo_hf.paths import path_inside
 from longvpo_hf.timeline import Clip
 
 FRAMES_PER_SECOND = 2
@@ -147,12 +148,19 @@ def read_world(folder: str | Path) -> list[WorldClip]:
     """The clips that `write_world` wrote under `folder`.
 
     Raises:
-        DatasetError: If the truth file is absent (not written, or not to the end) or names a missing mp4 file.
+        DatasetError: If the truth file is absent (not written, or not to the end), is none, or names a missing mp4
+            file.
     """
     folder = Path(folder)
-    records = _truth(folder)["clips"]
+    try:
+        return _clips(folder, _truth(folder)["clips"])
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise DatasetError(f"{folder / TRUTH_FILE} is no truth of a miniature's world ({error}).") from error
+
+
+def _clips(folder: Path, records: list[dict[str, Any]]) -> list[WorldClip]:
     for file_name in sorted({record["file_name"] for record in records}):
-        if not (folder / file_name).is_file():
+        if not path_inside(folder, file_name).is_file():
             raise DatasetError(
                 f"{folder / TRUTH_FILE} names {file_name}, which does not exist. Call write_world again."
             )
@@ -190,7 +198,12 @@ def _truth(folder: Path) -> dict[str, Any]:
             f"No {TRUTH_FILE} in {folder}: it is no world of the miniature's, or writing it did not finish. Call "
             "write_world again."
         )
-    content: dict[str, Any] = json.loads(truth.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(truth.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{truth} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{truth} is no truth of a miniature's world: it must be a JSON object.")
     return content
 
 

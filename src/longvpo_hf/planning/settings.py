@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import yaml
 
 from longvpo_hf.errors import ConfigError, LongVPOError
 from longvpo_hf.training.config import LongVPOConfig
+from longvpo_hf.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -119,6 +119,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelConfig,
         raise ConfigError(
             f"{path} is not a file: name a recipe's YAML, e.g. recipes/configs/internvl3_8b/stage1_lora.yaml."
         )
+    read_yaml(path)  # TRL reads it, but would keep the last of a key that stands there twice
     arguments = ["--config", str(path), *overrides]
     if not torch.accelerator.is_available():
         arguments += ["--use_cpu", "true"]  # else transformers refuses bf16 on a machine without a device
@@ -126,7 +127,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelConfig,
         model, training, _ = TrlParser((ModelConfig, LongVPOConfig)).parse_args_and_config(
             arguments, return_remaining_strings=True
         )
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         if isinstance(error, LongVPOError):
             raise
         raise ConfigError(f"{path} is no recipe's configuration: {' '.join(str(error).split())}") from error

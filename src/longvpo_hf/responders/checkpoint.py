@@ -122,6 +122,8 @@ def check_checkpoint(name: str) -> bool:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    if not name.strip():
+        raise ModelError(f"{name!r} is neither a folder nor a name on the Hub (OWNER/NAME).")
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:

@@ -374,14 +374,10 @@ def _content(config: str) -> Any:
     Raises:
         ConfigError: If it is none.
     """
-    import yaml
-
     from longvpo_hf.shipped import find_config
+    from longvpo_hf.yaml_file import read_yaml
 
-    try:
-        content = yaml.safe_load(find_config(config).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{config} cannot be read as YAML: {error}") from error
+    content = read_yaml(find_config(config))
     if not isinstance(content, dict):
         raise ConfigError(f"{config} is no recipe's configuration: it must be a mapping of settings to values.")
     return content

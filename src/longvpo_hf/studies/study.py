@@ -14,11 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from longvpo_hf.errors import ConfigError, check_seed
 from longvpo_hf.public import is_hub_name
 from longvpo_hf.shipped import find_among
+from longvpo_hf.yaml_file import read_yaml
 
 #: The base and the corpus that are made from nothing, on a laptop.
 MINIATURE = "miniature"
@@ -232,10 +231,7 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: If it cannot be read, a key is not known, or a value is not of its kind.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    content = read_yaml(path)
     try:
         study: Study = _read(Study, content, "")
         return study if study.name else replace(study, name=path.stem)
