@@ -334,9 +334,12 @@ def locked(output: Path) -> Iterator[None]:
 
     Raises:
         Locked: At once, if another run holds it; the message names that run.
+        StorageError: If no file can be made beside it, or it is the current folder or the root, by such names.
     """
     from filelock import FileLock, Timeout
 
+    if output.name in ("", ".."):  # files that belong to it are called after it
+        raise StorageError(f"{output} is not the name of a folder of its own: name one, such as rows.")
     path = output.with_name(f".{output.name}.lock")
     make_folder(path.parent)
     owner = path.with_name(f"{path.name}.json")
@@ -347,10 +350,13 @@ def locked(output: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
             break
         except Timeout:
-            if path.exists():  # else it has gone with the lock of a run that ended just now
+            if path.exists():
                 raise Locked(
                     f"{output} is being written by another run{_owner(owner)}: wait for it, or name another."
                 ) from None
+            # It has gone with the lock of a run that ended just now, or no file can be made there.
+            with naming(path), _opened(part := _part_of(path), output):
+                part.unlink()
     try:
         if is_outermost:
             remove_parts(owner.parent, owner.name)

@@ -85,6 +85,7 @@ _STORAGE_REMEDIES = {
     errno.EMFILE: "Raise the limit on open files (ulimit -n), or lower the number of workers.",
     errno.ENFILE: "Close other programs: the machine has no more files to open.",
     errno.ENOTDIR: "A part of this path is a file, not a folder: name another place.",
+    errno.EISDIR: "A folder has this name, where a file is needed: name another place.",
     errno.ENAMETOOLONG: "Name a place with a shorter path.",
 }
 #: Those that are never about the file that is read, so that another try may read it.

@@ -367,6 +367,20 @@ def test_another_folder_is_not_replaced(videos: list[CaptionedVideo], tmp_path: 
     assert sorted(output.rglob("*")) == before
 
 
+def test_the_folder_that_this_runs_in_is_not_replaced(
+    videos: list[CaptionedVideo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "deeper")
+    for name in ("../deeper", "../../empty", str(tmp_path / "empty")):
+        with pytest.raises(ValueError, match="is or holds the folder that this runs in"):
+            make(Path(name), videos, [method()], 2)
+    make(tmp_path / "rows", videos, [method()], 2)
+    monkeypatch.chdir(tmp_path / "rows" / "clips")
+    with pytest.raises(ValueError, match="is or holds the folder that this runs in"):
+        make(tmp_path / "rows", videos, [method()], 4)
+
+
 def test_stopped_while_an_earlier_dataset_goes(
     videos: list[CaptionedVideo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from longvpo_hf.artifacts import Locked, first_file, locked, remove_parts
+from longvpo_hf.artifacts import Locked, first_file, locked, remove_parts, write_text
 from longvpo_hf.building import captioning, engine
 from longvpo_hf.building.asking import Remembered
 from longvpo_hf.building.executors import HERE, Executor, Merge, Processes, Shard, Unfinished
 from longvpo_hf.building.method import Drop
 from longvpo_hf.building.rehearsal import rehearsal
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, StorageError
 from longvpo_hf.methods.stage1 import Stage1Settings, build_stage1
 from longvpo_hf.methods.stage2 import Stage2Settings, build_stage2
 from longvpo_hf.methods.temporal import TemporalSettings, build_temporal
@@ -250,6 +250,16 @@ def test_a_folder_that_another_makes_in_the_same_instant_is_used(
     assert first_file(path, b"ours", parts=tmp_path) is (theirs is None)
     assert path.read_bytes() == (theirs or b"ours")
     assert [other.name for other in tmp_path.rglob("*") if other.is_file()] == ["file"]
+
+
+def test_a_place_that_takes_no_file_is_told_at_once() -> None:
+    """There, a lock can be had as little as while another holds it."""
+    nameless = [(name, "of its own: name one") for name in ("/", ".", "", "..", "a/..")]
+    for place, said in [("/proc/rows", "makes no file there"), *nameless]:
+        with pytest.raises(StorageError, match=said), locked(Path(place)):
+            raise AssertionError("locked")
+    with pytest.raises(StorageError, match=r"^/proc/page\.html: the system makes no file there\."):
+        write_text(Path("/proc/page.html"), "")
 
 
 def test_parts_of_others_that_still_write_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ Each media file is stored once, however many rows show it.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -315,8 +316,11 @@ def check_folder(folder: Path) -> None:
     """Refuses to write a dataset over anything but a dataset.
 
     Raises:
-        DatasetError: If the folder is neither empty nor a dataset.
+        DatasetError: If the folder is neither empty nor a dataset, or this runs in it.
     """
+    here = Path.cwd()
+    if Path(os.path.abspath(folder)) in (here, *here.parents):
+        raise DatasetError(f"{folder} is or holds the folder that this runs in, and would be replaced; name another.")
     if (folder / "train.parquet").is_file() or not folder.exists():
         return
     if not folder.is_dir() or any(folder.iterdir()):
