@@ -166,6 +166,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "papers": (),
     "processes": (),
     "shipped": ("errors",),
+    "yaml_file": ("errors",),
     "hub": (),
     "artifacts": ("errors",),
     "record": ("artifacts", "public", "errors"),
@@ -183,7 +184,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "building": (*_ROWS, "responders", "publishing", "intake"),
     "methods": (*_ROWS, "responders", "building"),
     "training": (*_ROWS, "families", "publishing"),
-    "planning": (*_ROWS, "families", "training"),
+    "planning": (*_ROWS, "families", "training", "yaml_file"),
     "auditing": (*_ROWS, "intake", "responders", "publishing"),
     "evaluation": (*_ROWS, "families", "responders", "publishing"),
 }

@@ -449,7 +449,7 @@ def _as_video(image: Path, media: Path) -> Path:
     """A picture as a video of one frame, one second long.
 
     Raises:
-        VideoError: If it cannot be read, or has more pixels than Pillow opens.
+        VideoError: If it cannot be read, has more pixels than Pillow opens, or longer sides than a video's frame may.
     """
     import numpy as np
     import torch
@@ -467,7 +467,13 @@ def _as_video(image: Path, media: Path) -> Path:
                 pixels = torch.from_numpy(np.array(upright.convert("RGB")))
         except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error) as error:
             raise VideoError(f"The picture {image} cannot be read: it is damaged, too large or no picture.") from error
-        _encode(pixels.permute(2, 0, 1)[None].contiguous(), path)
+        try:
+            _encode(pixels.permute(2, 0, 1)[None].contiguous(), path)
+        except RuntimeError as error:  # H.264 has no sides so long
+            height, width, _ = pixels.shape
+            raise VideoError(
+                f"The picture {image} of {width} × {height} pixels cannot be shown as a frame: scale it down."
+            ) from error
     return path
 
 
