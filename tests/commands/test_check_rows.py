@@ -1,8 +1,10 @@
-"""`longvpo check --rows`: rows are looked over from the command line, alone and with a recipe's model and settings."""
+"""`longvpo check` from the command line: settings that no recipe has; rows, alone and with a recipe's settings."""
 
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from datasets import Dataset
 import tiny_models
 from cli import longvpo
 from longvpo_hf.preference import VideoPreference
+from longvpo_hf.training.config import LongVPOConfig
 
 
 @pytest.fixture
@@ -52,3 +55,27 @@ def test_nothing_to_check_is_said() -> None:
     result = longvpo(["check"])
     assert result.exit_code == 2
     assert "Nothing to check" in result.stderr
+
+
+def misspelt(number: int) -> list[str]:
+    """Names of settings with a letter too few or twice, which are no other settings."""
+    rng, known = random.Random(9), [field.name for field in fields(LongVPOConfig) if field.init]
+    found: list[str] = []
+    while len(found) < number:
+        name = rng.choice(known)
+        place = rng.randrange(1, len(name))
+        wrong = name[:place] + rng.choice(("", name[place] * 2)) + name[place + 1 :]
+        if wrong not in known and "_" not in (wrong[0], wrong[-1]):
+            found.append(wrong)
+    return found
+
+
+@pytest.mark.parametrize("wrong", ["nope", "betaa", *misspelt(12)])
+def test_settings_that_no_recipe_has_are_refused(tmp_path: Path, wrong: str) -> None:
+    """Else the plan would be one of other settings than were meant."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"model_name_or_path": "gone/model", wrong: 1}))
+    for words in (["check", str(file)], ["check", "miniature/stage1", f"--{wrong}", "1"]):
+        result = longvpo(words)
+        assert result.exit_code == 2
+        assert f"Unknown option --{wrong}." in result.stderr

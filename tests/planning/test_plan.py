@@ -644,7 +644,7 @@ def test_the_command_reads_a_recipe_and_its_options(recipe: Path) -> None:
             ["RECIPE", "--gradient_checkpointing_kwargs", '{"every_n_layers": 0}'],
             "every_n_layers must be a number ≥ 1, got 0",
         ),
-        (["RECIPE", "--num_frames", "many"], "wrong kind"),
+        (["RECIPE", "--num_frames", "many"], "invalid int value: 'many'"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_else(recipe: Path, arguments: list[str], said: str) -> None:

@@ -53,6 +53,7 @@ def check(
     )  # a configuration names a base, which may be on the Hub
     fits, found = True, {}
     if config is not None:
+        from longvpo_hf.launch.arguments import refuse_unknown_settings
         from longvpo_hf.planning import DEFAULT_TFLOPS, Machine, Sharding, device_memory_gib, plan_file, report
 
         machine = Machine(
@@ -62,7 +63,9 @@ def check(
             tflops=tflops or DEFAULT_TFLOPS,
             context_parallel=context_parallel,
         )
-        plan = plan_file(find_config(config), options, machine)
+        file = find_config(config)
+        refuse_unknown_settings(file, options)  # a plan reads those of model and training alone
+        plan = plan_file(file, options, machine)
         fits, found = plan.fits, json.loads(plan.to_json())
         if not as_json:
             print(report(plan))

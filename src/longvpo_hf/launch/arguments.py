@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from peft import LoraConfig
@@ -147,6 +148,23 @@ def refuse_unknown(words: Sequence[str], parser: ArgumentParser, also: Iterable[
         if word.startswith("-") and name not in known:
             near = get_close_matches(name, [*parser._option_string_actions, *known], n=1)
             raise ConfigError(f"Unknown option {word}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def refuse_unknown_settings(file: Path, words: Sequence[str]) -> None:
+    """Refuses settings that no recipe has, in its file and among its options.
+
+    Args:
+        file: A recipe's YAML.
+        words: Options that override it.
+
+    Raises:
+        ConfigError: If there is one, by name and with the nearest that is known.
+    """
+    parser, content = recipe_parser(), read_yaml(file)
+    _, unknown = parser.parse_known_args(list(words))
+    # `env` is TRL's: variables that it sets.
+    names = [f"--{name}" for name in content if name != "env"] if isinstance(content, dict) else []
+    refuse_unknown([*(name for name in names if name not in parser._option_string_actions), *unknown], parser)
 
 
 def parse(
