@@ -212,8 +212,8 @@ def make_question(
     """A question about one video or picture; the arguments are those of `read_questions`' records.
 
     Raises:
-        ValueError: If the video or picture cannot be opened; if the question, the answer or an option is empty or no
-            text; if the options are not 2 to 26 different texts, or the answer is none of them.
+        ValueError: If the video or picture cannot be opened, if the question, the answer or an option is not a text or
+            is empty, if there are not 2 to 26 different options, or if the answer is not among them.
     """
     for name, text in (("question", question), ("answer", answer), *(("option", option) for option in options)):
         if not isinstance(text, str) or not text.strip():
