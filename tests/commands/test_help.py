@@ -180,7 +180,10 @@ def test_dashes_and_underscores_mean_the_same(tmp_path: Path, asked: list[Stage1
         (["inspect", "x", "--rows", "0"], 'longvpo inspect: Invalid value "0" for --rows. Must be > 0.'),
         (["probe", "needle", "m", "--frames", "4,x"], "longvpo probe needle: --frames must be whole numbers ≥ 1"),
         (["eval"], "longvpo eval: Name at least one model."),
-        (["build", "stage1", "--benchmark-videos", "x", "--responder", "r", "--output", "o"], "must be NAME=FILE"),
+        *(
+            (["build", "stage1", "--benchmark-videos", item, "--responder", "r", "--output", "o"], "must be NAME=FILE")
+            for item in ("x", "x=", "=x", " = ")
+        ),
     ],
 )
 def test_a_mistake_is_one_line_of_advice(words: list[str], message: str) -> None:
@@ -189,6 +192,60 @@ def test_a_mistake_is_one_line_of_advice(words: list[str], message: str) -> None
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["build stage1 --responder r --output o", "audit rows", "rows filter r --output o"])
+def test_a_list_does_not_replace_another_of_its_name(command: str) -> None:
+    result = longvpo([*command.split(), "--benchmark-videos", "A=one.txt", "--benchmark-videos", "A=two.txt"])
+    assert result.exit_code == 2
+    assert "--benchmark-videos names A twice, one.txt and two.txt" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        *(
+            (f"build {method} --responder org/model --output rows {option}", option.split()[0])
+            for method in ("stage1", "stage2", "temporal")
+            for option in ("--base-url http://localhost:1/v1", "--model m", "--api-key-env KEY", "--drop-unanswered")
+        ),
+        ("build stage1 --responder org/model --output rows --plain-http-key", "--plain-http-key"),
+        ("audit rows --blind-model org/model --base-url http://localhost:1/v1", "--base-url"),
+        ("audit rows --model m", "--model"),
+        ("eval org/model --base-url http://localhost:1/v1", "--base-url"),
+        ("eval org/model --api-key-env KEY", "--api-key-env"),
+        ("probe needle org/model --needle-frames 2", "--needle-frames"),
+        ("probe needle org/model --needle x.png --question a --answer b --number 3", "--number"),
+        ("probe needle org/model --needles x.jsonl --number 3", "--number"),
+        ("probe position org/model --video-frames 2", "--video-frames"),
+        ("probe position org/model --questions x.jsonl --number 3", "--number"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(words: str, option: str) -> None:
+    result = longvpo(words.split())
+    assert result.exit_code == 2
+    assert re.search(rf"{option} is (about|of) ", result.stderr), result.stderr
+
+
+def test_a_rehearsal_may_keep_the_options_of_the_run(tmp_path: Path, asked: list[Stage1Settings]) -> None:
+    words = ["build", "stage1", "--output", str(tmp_path / "rows"), "--base-url", "http://localhost:1/v1"]
+    result = longvpo([*words, "--model", "m", "--responder", "scripted"])
+    assert (result.stderr, len(asked)) == ("longvpo build stage1: far enough\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--responder", "endpoint:"], "The model endpoint: needs --base-url"),
+        (["--responder", "scripted", "--judge", "endpoint"], "The model endpoint needs --base-url"),
+        (["--responder", "endpoint:", "--base-url", "http://localhost:1"], "The model endpoint: needs --model"),
+        (["--responder", "endpoint: ", "--base-url", "http://localhost:1"], "needs --model, or write endpoint:MODEL"),
+    ],
+)
+def test_an_endpoint_has_an_address_and_a_model(options: list[str], message: str) -> None:
+    result = longvpo(["build", "stage1", "--output", "rows", *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 # -------------------------------------------------------------------------------------------------- what commands raise
@@ -272,16 +329,20 @@ def test_a_command_that_is_called_from_python_leaves_the_process_as_it_was(
     assert (dict(os.environ), list(warnings.filters)) == before
 
 
-# -------------------------------------------------------------------------------------------------------- whole numbers
+# ------------------------------------------------------------------------- values that would be taken for others
 
 
-def whole_number_options(words: list[str]) -> list[str]:
-    """The options of a command that take a whole number, as it would parse them."""
+def options_of(words: list[str]) -> list[tuple[str, str]]:
+    """The options of a command, as it would parse them, with their types."""
     _, (*_, command), _ = app_module.app.parse_commands(words)
     if command.default_command is None:
         return []
     arguments = command.assemble_argument_collection()
-    return [each.name for each in arguments if re.search(r"\bint\b", str(each.hint)) and "float" not in str(each.hint)]
+    return [(each.name, str(each.hint)) for each in arguments if each.name.startswith("--")]
+
+
+def whole_number_options(words: list[str]) -> list[str]:
+    return [name for name, hint in options_of(words) if re.search(r"\bint\b", hint) and "float" not in hint]
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command])
@@ -298,6 +359,32 @@ def test_no_fraction_is_rounded_to_a_whole_number(command: str) -> None:
 def test_whole_numbers_are_looked_for_everywhere() -> None:
     found = {option for command in COMMANDS for option in whole_number_options(command.split())}
     assert {"--num-rows", "--number", "--depths", "--batch-size", "--max-pixels", "--seed"} <= found
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command])
+def test_no_empty_value_is_the_current_folder_or_the_default(command: str) -> None:
+    """A shell makes `--source ""` of a variable that is not set."""
+    for option, hint in options_of(command.split()):
+        if "bool" not in hint:
+            for empty in ("", " "):
+                result = longvpo([*command.split(), option, empty])
+                assert result.exit_code == 2, option
+                assert f"{option} is empty: give a value, or leave the option out." in result.stderr
+
+
+def test_options_are_looked_for_everywhere() -> None:
+    found = {option for command in COMMANDS for option, hint in options_of(command.split()) if "bool" not in hint}
+    assert {"--source", "--output", "--cache", "--config", "--data-root", "--protocol", "--drop-ids", "--fps"} <= found
+
+
+def test_empty_values_in_a_file_of_options(tmp_path: Path, asked: list[Stage1Settings]) -> None:
+    file = tmp_path / "options.yaml"
+    words = ["build", "stage1", "--config", str(file), "--output", str(tmp_path / "rows"), "--responder", "scripted"]
+    for option in ("source", "cache", "device", "judge"):
+        file.write_text(f"{option}: ''\n", encoding="utf-8")
+        assert f"--{option} in {file} is empty: give a value" in longvpo(words).stderr
+    file.write_text("benchmark_videos: []\ndry_run: false\n", encoding="utf-8")
+    assert longvpo(words).stderr == "longvpo build stage1: far enough\n"
 
 
 def test_a_fraction_in_a_file_of_options_is_no_whole_number_either(tmp_path: Path) -> None:

@@ -639,6 +639,12 @@ def test_bounds_as_users_write_them() -> None:
     asked = suites_named(["mlvu", "videomme"])
     assert bounds_named("64", asked) == {"mlvu": 64, "videomme": 64, "videomme_subtitles": 64}
     assert bounds_named("mlvu=8, videomme=4096", asked) == {"mlvu": 8, "videomme": 4096, "videomme_subtitles": 4096}
+    for text in ("64,mlvu=8,videomme_subtitles=16", "videomme_subtitles=16,mlvu=8,64"):
+        assert bounds_named(text, asked) == {"mlvu": 8, "videomme": 64, "videomme_subtitles": 16}
+    assert bounds_named("videomme_subtitles=16,videomme=8", asked) == {"videomme": 8, "videomme_subtitles": 16}
+    for twice in ("64,65", "mlvu=3,mlvu=3", "mlvu=3, 8, mlvu=4"):
+        with pytest.raises(ConfigError, match="must have one bound on answers, got"):
+            bounds_named(twice, asked)
     for wrong in ("0", "-1", "x", "lvbench=9", "mlvu=", "9" * 5000, ""):
         with pytest.raises(ConfigError, match="A bound on answers is N or SUITE=N"):
             bounds_named(wrong, asked)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from corpora import write
+from longvpo_hf.errors import CorpusError
 from longvpo_hf.intake import BenchmarkVideos, Source
 
 ID = "fFjv93ACGo8"
@@ -49,6 +50,56 @@ def test_ids_are_found_as_corpora_spell_them(tmp_path: Path, spelled: str, video
 )
 def test_ids_are_read_as_lists_spell_them(tmp_path: Path, line: str) -> None:
     assert benchmarks(tmp_path, line).match(Source(Path(f"ytb_{ID}.mp4")))
+
+
+#: Whole files in which an id would not be found, since a line of them is more than one.
+OTHER_FORMS = {
+    "JSON": f'["{ID}", "{TRICKY[0]}"]',
+    "JSON lines": f'{{"videoID": "{ID}"}}\n{{"videoID": "{TRICKY[0]}"}}\n',
+    "records": f'[\n  {{"videoID": "{ID}", "duration": "short"}}\n]\n',
+    "CSV": f"videoID,duration\n{ID},short\n{TRICKY[0]},long\n",
+    "quoted CSV": f'videoID,question\n{ID},"Who, and when?"\n{TRICKY[0]},"Why?"\n',
+    "TSV": f"{ID}\tshort\n{TRICKY[0]}\tlong\n",
+    "semicolons": f"{ID};short\n{TRICKY[0]};long\n",
+    "a table": f"| {ID} | short |\n| {TRICKY[0]} | long |\n",
+    "no text": f"PAR1\0\0{ID}\n",
+    "nothing": "",
+    "marks": '"",\n',
+    "notes": "# nothing yet\n\n",
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_lists_in_which_nothing_would_be_found_are_refused(tmp_path: Path, form: str) -> None:
+    (tmp_path / "list").write_text(OTHER_FORMS[form], encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"list, the list of the videos of Video-MME, .* per line is expected"):
+        BenchmarkVideos.from_files({"Video-MME": tmp_path / "list"})
+
+
+@pytest.mark.parametrize("content", [ID.encode("utf-16"), bytes(range(256)), b"\x1f\x8b\x08" + bytes(range(200, 256))])
+def test_lists_that_are_no_text_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(CorpusError, match="list is no text in UTF-8"):
+        BenchmarkVideos.from_files({"Video-MME": tmp_path / "list"})
+
+
+def test_random_tables_are_refused_and_random_lists_are_not(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    letters = string.ascii_letters + string.digits + "-_"
+    for _ in range(60):
+        ids = ["".join(rng.choices(letters, k=11)) for _ in range(rng.randint(2, 20))]
+        mark, width = rng.choice("\t,;|"), rng.randint(2, 5)
+        rows = [mark.join([name, *("".join(rng.choices(letters, k=5)) for _ in range(width - 1))]) for name in ids]
+        with pytest.raises(CorpusError, match="is a table"):
+            benchmarks(tmp_path, *rows)
+        spelled = [rng.choice([name, f'"{name}",', f"{name}.mp4", f"a, b and {name}.mp4"]) for name in ids]
+        listed = benchmarks(tmp_path, *spelled, rng.choice(ids))
+        assert all(listed.match(Source(Path(f"{name}.mp4"), source_id=f"a, b and {name}.mp4")) for name in ids[:1])
+
+
+@pytest.mark.parametrize("lines", [("[", f'"{ID}",', f'"{TRICKY[0]}"', "]"), (f"A film, or two [{ID}].mp4",), (ID,)])
+def test_lists_of_names_with_marks_in_them_are_lists(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    assert benchmarks(tmp_path, *lines).match(Source(Path("0.mp4"), source_id=f"A film, or two [{ID}].mp4"))
 
 
 @pytest.mark.parametrize(

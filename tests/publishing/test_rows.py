@@ -104,6 +104,15 @@ def test_filter_names_each_reason(tmp_path: Path, some: list[VideoPreference]) -
         assert "must be ≥ 1" in refused.stderr
     assert left("--max-rows-per-source", "1")[0] == [0, 2, 3, 4]
     assert left("--drop-ids", str(tmp_path / "drop.txt"))[0] == [1, 2, 3, 4, 5]
+    (tmp_path / "drop.txt").write_text(f"{ids(folder)[0]}\nabsent,1\n", encoding="utf-8")
+    kept, said = left("--drop-ids", str(tmp_path / "drop.txt"))
+    assert kept == [1, 2, 3, 4, 5]
+    assert "1 of the 2 ids in" in said
+    assert "'absent,1'" in said
+    for content in (b"", b" \n", b"\xff\xfea\0"):
+        (tmp_path / "wrong").write_bytes(content)
+        words = ["rows", "filter", str(folder), "--output", str(tmp_path / "x"), "--drop-ids", str(tmp_path / "wrong")]
+        assert "wrong names no row." in (stderr := longvpo(words).stderr) or "is no text in UTF-8" in stderr
     kept, said = left("--benchmark-videos", f"Bench={tmp_path / 'bench.txt'}")
     assert kept == [1, 3, 4, 5]
     assert "benchmark_video 2" in said

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import UNSET, App, CycloptsError, Group, Parameter
 from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter
 
@@ -59,7 +59,7 @@ def new_app(name: str, help: str | None = None, **settings: Any) -> App:
         help: One sentence about it.
         settings: Further ones of `cyclopts.App`.
     """
-    settings.setdefault("config", check_whole_numbers)
+    settings.setdefault("config", check_values)
     return App(
         name=name,
         help=help,
@@ -160,8 +160,26 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
+def named_files(option: str, items: Iterable[str]) -> dict[str, Path]:
+    """The files of an option that is given as NAME=FILE, any number of times, by name.
+
+    Raises:
+        ConfigError: If one is no such pair, or a name is given twice.
+    """
+    files: dict[str, Path] = {}
+    for item in items:
+        name, _, file = (part.strip() for part in item.partition("="))
+        if not name or not file:
+            raise ConfigError(f"--{option} must be NAME=FILE, got {item!r}.")
+        if name in files:
+            raise ConfigError(f"--{option} names {name} twice, {files[name]} and {file}: give each file its own name.")
+        files[name] = Path(file)
+    return files
+
+
 def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Reads the file that `--config` names, for the options that the command line leaves open."""
+    check_values(app, commands, arguments)
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
             path = Path(argument.tokens[0].value)
@@ -171,23 +189,29 @@ def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentColl
             if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
                 raise ConfigError(f"{path} must be a mapping of options to values.")
             Dict(content, use_commands_as_keys=False, source=str(path.absolute()))(app, commands, arguments)
-    check_whole_numbers(app, commands, arguments)
+    check_values(app, commands, arguments)
 
 
-def check_whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuses 2.5 where a whole number is asked for, which would be rounded; 2.0 is one.
+def check_values(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuses values that would be taken for others: 2.5 where a whole number is asked for, and an empty value.
+
+    The first would be rounded (2.0 is a whole number); the second, such as a shell makes of a variable that is not set,
+    would be the current folder, or as if the option were left out.
 
     Raises:
-        ConfigError: If an option's value is such a number.
+        ConfigError: If an option has such a value.
     """
     for argument in arguments:
         kinds = (argument.hint, *get_args(argument.hint))
-        if int not in kinds or float in kinds:
-            continue
         for token in argument.tokens:
-            if _is_fraction(token.value):
-                of_file = "" if token.source == "cli" else f" in {token.source}"
+            of_file = "" if token.source == "cli" else f" in {token.source}"
+            if int in kinds and float not in kinds and _is_fraction(token.value):
                 raise ConfigError(f"{argument.name}{of_file} must be a whole number, got {token.value}.")
+            is_given = (
+                argument.name.startswith("--") and token.implicit_value is UNSET
+            )  # neither a flag nor a file's []
+            if is_given and not token.value.strip():
+                raise ConfigError(f"{argument.name}{of_file} is empty: give a value, or leave the option out.")
 
 
 def _is_fraction(text: str) -> bool:

@@ -79,6 +79,10 @@ def evaluate(
         return
     if not models:
         raise ConfigError("Name at least one model.")
+    if backend == "transformers":
+        for option, value in (("base-url", base_url), ("api-key-env", api_key_env)):
+            if value:
+                raise ConfigError(f"--{option} is about a server: add --backend vllm or openai, or leave it out.")
     if find_spec("lmms_eval") is None:
         raise ConfigError("lmms-eval is missing: pip install 'longvpo-hf[eval]'")
     from longvpo_hf.evaluation.preflight import bounds_named, suites_named
@@ -92,7 +96,8 @@ def evaluate(
     asked = suites_named(tasks.split(","))
     contestants = [Contestant.of(model) for model in models]
     root = data_root or default_root()
-    go_offline_if_unreachable([*(contestant.checkpoint for contestant in contestants), str(root)])
+    data = (str(root / suite.dataset) for suite in asked)
+    go_offline_if_unreachable([*(contestant.checkpoint for contestant in contestants), *data])
     settings = Settings(
         frames=whole_numbers("frames", frames) if frames else [],
         fps=fps,

@@ -96,9 +96,9 @@ def needle(
     question: str | None = None,
     answer: str | None = None,
     option: list[str] | None = None,
-    needle_frames: PositiveInt = 1,
+    needle_frames: PositiveInt | None = None,
     needles: Path | None = None,
-    number: PositiveInt = 10,
+    number: PositiveInt | None = None,
     around: Annotated[Surroundings, flat(_AROUND)] = Surroundings(),
     model: Annotated[AskedModel, flat(_MODEL)] = AskedModel(),
     output: Path = Path("runs/needle"),
@@ -117,9 +117,9 @@ def needle(
         question: What is asked about the needle.
         answer: The right answer: an option, its letter, or a text.
         option: An option of the question; give each of them.
-        needle_frames: Frames of a needle that is a video.
+        needle_frames: Frames of a needle that is a video. None: 1.
         needles: In place of --needle, JSON lines: video, question, answer and perhaps options.
-        number: Questions drawn of the world, where no others are given.
+        number: Questions drawn of the world, where no others are given. None: 10.
         output: Folder of the results.
     """
     lengths = whole_numbers("frames", frames)
@@ -130,15 +130,16 @@ def needle(
         raise ConfigError("--question, --answer and --option are about a --needle; name it.")
     if needle is not None and (question is None or answer is None):
         raise ConfigError("--needle needs --question and --answer.")
+    _check_unused("needle", needle or needles, needle_frames=needle_frames, number=number)
     _check_model(checkpoint)
     from longvpo_hf.evaluation.probes import make_question, read_questions
 
     if needle is not None:
         media = output / "media"
-        questions = [make_question(needle, question or "", answer or "", option or (), needle_frames, media)]
+        questions = [make_question(needle, question or "", answer or "", option or (), needle_frames or 1, media)]
     elif needles is not None:
-        questions = read_questions(needles, needle_frames, output / "media")
-    questions, filler = _asked(questions, around, number, max(lengths), output)
+        questions = read_questions(needles, needle_frames or 1, output / "media")
+    questions, filler = _asked(questions, around, number or 10, max(lengths), output)
 
     from longvpo_hf.evaluation.needle import probe_needle
 
@@ -159,11 +160,11 @@ def position(
     /,
     *,
     questions: Path | None = None,
-    video_frames: PositiveInt = 8,
+    video_frames: PositiveInt | None = None,
     frames: Annotated[int, Parameter(validator=Number(gte=2))] = 100,
     placements: PositiveInt = 4,
     distractors: bool = False,
-    number: PositiveInt = 100,
+    number: PositiveInt | None = None,
     around: Annotated[Surroundings, flat(_AROUND)] = Surroundings(),
     model: Annotated[AskedModel, flat(_MODEL)] = AskedModel(),
     output: Path = Path("runs/position"),
@@ -177,21 +178,22 @@ def position(
     Args:
         checkpoint: A model or a LoRA adapter: a folder or a name on the Hub.
         questions: Short videos, JSON lines: video, question, answer and perhaps options.
-        video_frames: Frames of each short video.
+        video_frames: Frames of each short video. None: 8.
         frames: Frames in all; the paper has 10 × 10 and 12 × 12.
         placements: Random places for each question.
         distractors: Other clips of the world instead of black frames.
-        number: Questions drawn of the world, where no others are given.
+        number: Questions drawn of the world, where no others are given. None: 100.
         output: Folder of the results.
     """
+    _check_unused("questions", questions, video_frames=video_frames, number=number)
     _check_model(checkpoint)
     from longvpo_hf.evaluation.probes import BlankFiller, read_questions
 
-    given = None if questions is None else read_questions(questions, video_frames, output / "media")
+    given = None if questions is None else read_questions(questions, video_frames or 8, output / "media")
     if distractors and (around.haystack is not None or given is not None):
         raise ConfigError("--distractors are clips of the world: give neither --haystack nor --questions with it.")
-    black = around.haystack is None and not distractors
-    asked, filler = _asked(given, around, number, frames, output, BlankFiller(output / "media") if black else None)
+    black = BlankFiller(output / "media") if around.haystack is None and not distractors else None
+    asked, filler = _asked(given, around, number or 100, frames, output, black)
 
     from longvpo_hf.evaluation.position import probe_position
 
@@ -203,6 +205,15 @@ def position(
     _warn_of_cut_offs(result["cut_off_percent"] / 100)
     _say_protocol(result)
     print(f"Curve: {output / 'position.png'}, numbers: {output / 'position.json'}")
+
+
+def _check_unused(option: str, given: Path | None, number: int | None, **of_given: int | None) -> None:
+    """Refuses what is about the user's own questions where the world's are asked, and the reverse."""
+    if given is not None and number is not None:
+        raise ConfigError(f"--number is of questions drawn of the world, and {given} has its own: leave it out.")
+    for name, frames in of_given.items():
+        if given is None and frames is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is about videos of your own: give --{option} too.")
 
 
 def _say_protocol(result: dict[str, Any]) -> None:

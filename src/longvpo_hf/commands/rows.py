@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group
 from cyclopts.types import NonNegativeInt, PositiveInt
 
-from longvpo_hf.commands.cli import flat, new_app
+from longvpo_hf.commands.cli import flat, named_files, new_app
 from longvpo_hf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def filter_rows(
 
     keeps: list[Callable[[VideoPreference], str | None]] = []
     said = []
+    unfound: set[str] = set()
     if max_length_ratio is not None:
         if not max_length_ratio >= 1:
             raise ConfigError(f"--max-length-ratio must be ≥ 1, got {max_length_ratio}.")
@@ -89,11 +90,15 @@ def filter_rows(
         keeps.append(_without_benchmarks(benchmark_videos))
         said.append("no videos of the benchmarks named")
     if drop_ids is not None:
-        if not drop_ids.is_file():
-            raise ConfigError(f"--drop-ids {drop_ids} is not a file.")
-        ids = frozenset(drop_ids.read_text(encoding="utf-8").split())
-        keeps.append(lambda row: "named_to_drop" if row.id in ids else None)
-        said.append(f"without {len(ids)} rows that were named")
+        unfound = _ids_of(drop_ids)
+        named = frozenset(unfound)
+
+        def is_kept(row: VideoPreference) -> str | None:
+            unfound.discard(row.id)
+            return "named_to_drop" if row.id in named else None
+
+        keeps.insert(0, is_kept)  # first: it sees every row
+        said.append(f"without the {len(named)} rows that a list names")
     if max_rows_per_source is not None:  # last: it counts what the others keep
         keeps.append(of_rows.rows_per_source(max_rows_per_source))
         said.append(f"at most {max_rows_per_source} rows of a source")
@@ -104,6 +109,8 @@ def filter_rows(
         "",
         [f"filtered: {'; '.join(said) or 'rows that are preferences'}"],
     )
+    if unfound:
+        print(f"{len(unfound):,} of the {len(named):,} ids in {drop_ids} are those of no row, e.g. {min(unfound)!r}.")
 
 
 @app.command
@@ -174,17 +181,23 @@ def _open(datasets: Sequence[str], to: Written) -> list[RowsFolder]:
     return [RowsFolder(dataset_folder(name), to.video_root) for name in datasets]
 
 
+def _ids_of(path: Path) -> set[str]:
+    if not path.is_file():
+        raise ConfigError(f"--drop-ids {path} is not a file.")
+    try:
+        ids = set(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--drop-ids {path} is no text in UTF-8 (byte {error.start}).") from error
+    if not ids:
+        raise ConfigError(f"--drop-ids {path} names no row.")
+    return ids
+
+
 def _without_benchmarks(items: Sequence[str]) -> Callable[[VideoPreference], str | None]:
     from longvpo_hf.intake.leakage import BenchmarkVideos
     from longvpo_hf.intake.records import Source
 
-    lists: dict[str, Path] = {}
-    for item in items:
-        name, equals, file = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--benchmark-videos must be NAME=FILE, got {item!r}.")
-        lists[name] = Path(file)
-    benchmarks = BenchmarkVideos.from_files(lists)
+    benchmarks = BenchmarkVideos.from_files(named_files("benchmark-videos", items))
 
     def keep(row: VideoPreference) -> str | None:
         names = {clip.source_id or Path(clip.path).name for clip in row.timeline.clips}

@@ -52,21 +52,27 @@ class NotReady(ConfigError):
 def bounds_named(text: str, asked: Sequence[Suite]) -> dict[str, int]:
     """Reads bounds on answers, `4096` for all suites or `mlvu=64,videomme=4096`, by suite.
 
+    A suite's own bound stands before one for all. As where suites are named, `videomme` is the one with subtitles too,
+    unless that has its own.
+
     Raises:
-        ConfigError: If a bound is not a number ≥ 1, or names a suite that is not asked.
+        ConfigError: If a bound is not a number ≥ 1, names a suite that is not asked, or is given twice.
     """
     names = [suite.name for suite in asked]
-    bounds: dict[str, int] = {}
+    given: dict[str | None, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(?:([\w-]+)=)?([1-9]\d{0,8})\s*", part)
-        # As where suites are named, `videomme` is the one with subtitles too.
-        meant = [suite.name for suite in asked if match and match[1] in (None, suite.name, suite.asked_with)]
-        if match is None or not meant:
+        if match is None or not any(match[1] in (None, suite.name, suite.asked_with) for suite in asked):
             raise ConfigError(
                 f"A bound on answers is N or SUITE=N, with N ≥ 1 and SUITE one of {', '.join(names)}; got {part!r}."
             )
-        bounds |= dict.fromkeys(meant, int(match[2]))
-    return bounds
+        if match[1] in given:
+            raise ConfigError(
+                f"{match[1] or 'All suites'} must have one bound on answers, got {given[match[1]]}, {part}."
+            )
+        given[match[1]] = int(match[2])
+    keys = {suite.name: (suite.name, suite.asked_with or suite.name, None) for suite in asked}
+    return {name: next(given[key] for key in of if key in given) for name, of in keys.items() if given.keys() & set(of)}
 
 
 def check(asked: Iterable[Suite], root: Path) -> None:

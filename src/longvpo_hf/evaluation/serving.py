@@ -36,7 +36,7 @@ class Server:
         api_key_env: Variable of the environment that holds its key; None for none, or for api.openai.com's own.
 
     Raises:
-        ConfigError: If the kind is unknown or there is no address.
+        ConfigError: If the kind is unknown, or the address is missing or is none.
     """
 
     kind: Literal["vllm", "openai"]
@@ -48,6 +48,9 @@ class Server:
             raise ConfigError(f"A backend is transformers, vllm or openai, got {self.kind!r}.")
         if not self.base_url:
             raise ConfigError(f"--backend {self.kind} needs --base-url, e.g. http://localhost:8000/v1")
+        from longvpo_hf.responders.chat import host_of
+
+        host_of(self.base_url)  # an address, at least
 
     def responder(
         self, model: str, sampler: FrameSampler, concurrency: int, decoding: Decoding = GREEDY

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, urlsplit
@@ -81,20 +83,22 @@ class BenchmarkVideos:
         and lines that begin with `# ` are passed over.
 
         Raises:
-            CorpusError: If a file is missing or names no video.
+            CorpusError: If a file is missing, names no video, or is of another form, whose videos would not be found.
         """
         ids: dict[str, frozenset[str]] = {}
         sha256: dict[str, frozenset[str]] = {}
         for benchmark, path in lists.items():
             if not path.is_file():
                 raise CorpusError(f"{path}, the list of the videos of {benchmark}, is missing.")
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
-            lines = [line.strip().strip("\"',") for line in text.splitlines() if not line.startswith("# ")]
-            lines = [line for line in lines if line]
-            if not lines:
-                raise CorpusError(f"{path} names no video of {benchmark}; one id or sha256 per line is expected.")
-            sha256[benchmark] = frozenset(line.lower() for line in lines if _SHA256.fullmatch(line))
-            ids[benchmark] = frozenset(_id_of(line) for line in lines if not _SHA256.fullmatch(line))
+            lines = [line.strip() for line in _text_of(path).splitlines() if not line.startswith("# ")]
+            names = [name for line in lines if (name := line.strip("\"',"))]
+            if wrong := _other_form(lines) if names else "names no video":
+                raise CorpusError(
+                    f"{path}, the list of the videos of {benchmark}, {wrong}; one id, file name, address or sha256 per "
+                    "line is expected."
+                )
+            sha256[benchmark] = frozenset(name.lower() for name in names if _SHA256.fullmatch(name))
+            ids[benchmark] = frozenset(_id_of(name) for name in names if not _SHA256.fullmatch(name))
         return cls(ids, sha256)
 
     def match(self, source: Source, sha256: str = "") -> str | None:
@@ -143,6 +147,32 @@ class BenchmarkVideos:
             f"Found and left out: {'; '.join(map(str, self.matches()))}. "
             "Another encoding of a benchmark's video under another name is not found."
         )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is no text in UTF-8 (byte {error.start}); a list of videos is.") from error
+
+
+def _other_form(lines: Sequence[str]) -> str:
+    """What a list is whose lines are more than names, which would be found nowhere; empty where they may be names."""
+    lines = [line.rstrip(",") for line in lines if line.rstrip(",")]
+    if any("\0" in line for line in lines):
+        return "is no text"
+    for text in ("\n".join(lines), lines[0]):
+        try:
+            is_json = isinstance(json.loads(text), list | dict)
+        except (ValueError, RecursionError):
+            is_json = False
+        if is_json:
+            return "is JSON"
+    for mark, said in (("\t", "tabs"), (",", "commas"), (";", "semicolons"), ("|", "bars")):
+        widths = {len(row) for row in csv.reader(lines, delimiter=mark) if row}
+        if len(lines) > 1 and len(widths) == 1 and widths != {1}:
+            return f"is a table, with {said} between its columns"
+    return ""
 
 
 def _id_of(text: str) -> str:

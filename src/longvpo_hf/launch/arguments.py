@@ -107,6 +107,8 @@ class RecipeArguments:
             raise ConfigError("video_root is for rows that are all there: leave dataset_streaming=false.")
         if self.probe_haystack is not None and self.probe_questions is None:
             raise ConfigError("probe_haystack stands around your own short videos: give probe_questions too.")
+        if self.probe_world is not None and self.probe_questions is not None:
+            raise ConfigError("probe_world has questions of its own: leave it out, or probe_questions.")
         if self.probe_steps is not None and self.probe_steps < 1:
             raise ConfigError(f"probe_steps must be ≥ 1, or left out, got {self.probe_steps}.")
         if self.video_root is None and self.dataset_form != "reference":

@@ -160,7 +160,7 @@ class Chat:
         plain_http_key: bool,
         decoding: Decoding,
     ) -> None:
-        self.host = _host(base_url)
+        self.host = host_of(base_url)
         parts = urlsplit(base_url)
         self.url = parts._replace(path=(parts.path.rstrip("/") or "/v1") + "/chat/completions").geturl()
         self._key = Key(api_key)
@@ -431,7 +431,7 @@ def _trusted() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-def _host(base_url: str) -> str:
+def host_of(base_url: str) -> str:
     """Host and port of a URL that is fit to be shown."""
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:

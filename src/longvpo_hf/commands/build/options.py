@@ -12,7 +12,7 @@ from cyclopts import Group
 from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from longvpo_hf.artifacts import locked
-from longvpo_hf.commands.cli import decoded
+from longvpo_hf.commands.cli import decoded, named_files
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import Bounds
@@ -67,9 +67,7 @@ class CorpusSettings:
     benchmark_videos: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for item in self.benchmark_videos:
-            if "=" not in item:
-                raise ConfigError(f"--benchmark-videos must be NAME=FILE, got {item!r}.")
+        named_files("benchmark-videos", self.benchmark_videos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +127,22 @@ class ModelSettings:
     decoding: Annotated[Decoding, decoded(MODELS)] = GREEDY
 
     def check(self, names: Iterable[str | None]) -> None:
-        """Refuses a model without a name, and an endpoint among the models without what it needs."""
+        """Refuses an endpoint among the models without what it needs, and what it needs where none of them is one."""
         names = list(names)
-        if any(name is not None and not name.strip() for name in names):
-            raise ConfigError("A model's name is empty: name one with --responder, or leave the option out.")
         endpoints = [name for name in names if name and name.partition(":")[0] == "endpoint"]
         if endpoints and not self.base_url:
-            raise ConfigError("--responder endpoint needs --base-url, e.g. http://localhost:8000/v1")
-        if "endpoint" in endpoints and not self.model:
-            raise ConfigError("--responder endpoint needs --model, or write endpoint:MODEL")
+            raise ConfigError(f"The model {endpoints[0]} needs --base-url, e.g. http://localhost:8000/v1")
+        unnamed = [name for name in endpoints if not name.partition(":")[2].strip()]
+        if unnamed and not self.model:
+            raise ConfigError(f"The model {unnamed[0]} needs --model, or write endpoint:MODEL")
+        if endpoints or "scripted" in names:  # a rehearsal may keep the options of the run
+            return
+        for option in ("base_url", "model", "api_key_env", "plain_http_key", "drop_unanswered"):
+            if getattr(self, option):
+                raise ConfigError(
+                    f"--{option.replace('_', '-')} is about an endpoint, and no model is one: write `endpoint` in "
+                    "place of the model that it answers for, or leave the option out."
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from longvpo_hf.building.captioning import CaptioningSettings, caption_videos
 from longvpo_hf.captions import CaptionedVideo, read_captions, read_facts
 from longvpo_hf.commands.build.options import OutputSettings, SceneSettings, Videos
+from longvpo_hf.commands.cli import named_files
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.funnel import Dropped, Funnel
 from longvpo_hf.intake import BenchmarkVideos, Source, clips_of
@@ -50,8 +51,8 @@ def read_videos(videos: Videos, funnel: Funnel, executor: Executor) -> tuple[lis
     if corpus.corpus is None or corpus.source is None:
         raise ConfigError("--corpus and --source are needed: which corpus, and its folder.")
     name, source = corpus.corpus, corpus.source
-    lists = dict(item.split("=", 1) for item in corpus.benchmark_videos)
-    benchmarks = BenchmarkVideos.from_files({name: Path(path) for name, path in lists.items()}) if lists else None
+    lists = named_files("benchmark-videos", corpus.benchmark_videos)
+    benchmarks = BenchmarkVideos.from_files(lists) if lists else None
     origins: list[str] = []
     survey = CorpusSurvey(name, source, output.media_folder / "extracted", videos.limits, benchmarks)
     every = max(1, -(-survey.report.num_films // _LOOKED_AT)) if output.dry_run else 1
