@@ -54,8 +54,8 @@ def find_accelerate_config(name: str) -> Path:
     return path if path.is_file() else find_among(shipped_accelerate_configs(), name)
 
 
-def find_among(configs: dict[str, Path], name: str) -> Path:
-    """The configuration of that name.
+def find_among(configs: dict[str, Path], name: str, kind: str = "configuration") -> Path:
+    """The configuration, or the file of another kind, of that name.
 
     Raises:
         ConfigError: If there is none; names the nearest.
@@ -64,5 +64,7 @@ def find_among(configs: dict[str, Path], name: str) -> Path:
     if found is None:
         near = get_close_matches(name, configs, n=1)
         meant = f"Did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{name} is not a file and not a shipped configuration. {meant}`longvpo configs` lists them.")
+        raise ConfigError(
+            f"{name or 'An empty name'} is not a file and not a shipped {kind}. {meant}`longvpo configs` lists them."
+        )
     return found

@@ -178,7 +178,10 @@ def test_dashes_and_underscores_mean_the_same(tmp_path: Path, asked: list[Stage1
         (["bild"], 'longvpo: Unknown command "bild". Did you mean "build"?'),
         (["inspect", "x", "--row", "3"], "longvpo inspect: Unknown option: --row. Did you mean --rows?"),
         (["inspect", "x", "--rows", "0"], 'longvpo inspect: Invalid value "0" for --rows. Must be > 0.'),
-        (["probe", "needle", "m", "--frames", "4,x"], "longvpo probe needle: --frames must be whole numbers ≥ 1"),
+        (
+            ["probe", "needle", "m", "--frames", "4,x"],
+            'longvpo probe needle: Invalid value "4,x" for --frames. Must be whole numbers ≥ 1 with commas',
+        ),
         (["eval"], "longvpo eval: Name at least one model."),
         *(
             (["build", "stage1", "--benchmark-videos", item, "--responder", "r", "--output", "o"], "must be NAME=FILE")

@@ -14,6 +14,7 @@ from longvpo_hf.studies.session import Session
 from longvpo_hf.studies.steps import InRun, Step, identities, steps_of
 from longvpo_hf.studies.study import AUTO, Build, Train, find_study, read_study, shipped_studies
 
+NAN, INFINITE = float("nan"), float("inf")
 PLAIN = {
     "base": "someone/model",
     "videos": {"corpus": "videofolder", "source": "films"},
@@ -178,6 +179,11 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
         ({"steps": [{"build": "stage1", "responder": " "}]}, "responder is empty"),
         ({"steps": [{"train": "stage1", "output_dir": "x"}]}, "output_dir is decided by the study itself; .* `name`"),
         ({"steps": [{"train": "stage1", "dataset-name": "x"}]}, "dataset-name is decided .* `rows`"),
+        ({"steps": [{"train": "stage1", "max_pixels": None}]}, "train: stage1: max_pixels has no value"),
+        *(({"steps": [{"train": "stage1", "num_processes": n}]}, f"must be ≥ 1, got {n}") for n in (0, -2)),
+        ({"evaluate": {"probes": ["needle", {"probe": "needle", "depths": 3}]}}, "needle is there twice"),
+        ({"evaluate": {"probes": [{"probe": "needle", "output": "x"}]}}, "probe: needle: output is decided by"),
+        ({"evaluate": {"tasks": ["mlvu"], "output": "x"}}, "evaluate: output is decided by the study itself"),
         ({"push_to": "no-namespace"}, "push_to must be NAMESPACE/NAME"),
         ({"push_to": "https://some.where/me/model"}, "push_to must be NAMESPACE/NAME"),
         ({"push_to": "me/../model"}, "push_to must be NAMESPACE/NAME"),
@@ -186,7 +192,7 @@ def test_an_identity_follows_from_what_changes_the_result_and_from_nothing_else(
         ({"evaluate": ["mlvu"]}, "evaluate must be a mapping"),
         ({"videos": {"corpus": "videofolder"}}, "source is missing"),
         ({"hours": 3}, "base: auto and hours go together"),
-        ({"base": "auto", "hours": float("nan")}, "hours must be > 0, got nan"),
+        *(({"base": "auto", "hours": hours}, "hours must be a number > 0, got") for hours in (NAN, INFINITE, 0, -1.5)),
         ({"base": "auto"}, "base: auto and hours go together"),
         ({"base": "miniature"}, "has videos of its own"),
         ({"push_to": 3}, "push_to must be a text"),
@@ -218,6 +224,20 @@ def test_what_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
         ({"steps": [{"build": "stage1", "num_rows": "many"}]}, "num-rows"),
         ({"evaluate": {"probes": [{"probe": "needle", "frame": 3}]}}, "probe needle: Unknown option"),
         ({"evaluate": {"tasks": ["mlvu"], "limits": 3}}, "eval: Unknown option"),
+        ({"evaluate": {"tasks": ["mlvu"], "frames": "8,x"}}, 'eval: Invalid value "8,x" for --frames'),
+        ({"evaluate": {"tasks": ["mlvu"], "frames": [8, 16]}}, r"eval: frames has one value, got \[8, 16\]"),
+        ({"evaluate": {"tasks": ["mlvu"], "base_url": "http://localhost:1"}}, "eval: --base-url is about a server"),
+        ({"evaluate": {"tasks": ["mlvu"], "protocol": ""}}, "eval: --protocol is empty"),
+        ({"evaluate": {"probes": [{"probe": "needle", "frames": "0"}]}}, 'needle: Invalid value "0" for --frames'),
+        ({"evaluate": {"probes": [{"probe": "needle", "frames": [4, 8]}]}}, r"frames has one value, got \[4, 8\]"),
+        ({"evaluate": {"probes": [{"probe": "needle", "question": "What?"}]}}, "needle: --question, .* name it"),
+        ({"evaluate": {"probes": [{"probe": "position", "video_frames": 4}]}}, "position: --video-frames is about"),
+        ({"steps": [{"build": "stage1", "num_rows": [3, 4]}]}, r"stage1: num_rows has one value, got \[3, 4\]"),
+        ({"steps": [*PLAIN["steps"][:1], {**PLAIN["steps"][1], "accelerate_config": "no"}]}, "no is not a file"),
+        *(
+            ({"steps": [*PLAIN["steps"][:1], {**PLAIN["steps"][1], "use_cpu": True, **given}]}, "it is one process")
+            for given in ({"accelerate_config": "ddp"}, {"num_processes": 2})
+        ),
         ({"steps": [{"train": "stage1", "config": "internvl3_2b/stage1_lora"}]}, "there are no rows to train on"),
         (
             {"steps": [PLAIN["steps"][0], {**PLAIN["steps"][1], "rows": "rows"}]},
@@ -298,7 +318,7 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str) -
 def test_a_name_that_is_no_study_is_refused_with_the_nearest() -> None:
     result = longvpo(["run", "miniatur"])
     assert result.exit_code == 2
-    assert "Did you mean miniature" in result.stderr
+    assert "not a shipped study. Did you mean miniature" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -7,6 +7,7 @@ it needs when it runs, so that help is shown at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +50,20 @@ def resumable(command: Command) -> Command:
     """Marks a command that goes on, when it is typed again, where it was interrupted."""
     command.resumable = True  # type: ignore[attr-defined]
     return command
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[Command], Command]:
+    """Marks a command whose options are checked together by a function, before it runs or stands in a study's plan.
+
+    Args:
+        check: Gets what the command gets, of which it names what it looks at; raises a ConfigError.
+    """
+
+    def marked(command: Command) -> Command:
+        command.check = check  # type: ignore[attr-defined]
+        return command
+
+    return marked
 
 
 def new_app(name: str, help: str | None = None, **settings: Any) -> App:
@@ -118,6 +133,8 @@ def run(app: App, argv: Sequence[str] | None = None) -> None:
         try:
             command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
             go_on = "The same command goes on where this one stopped." if hasattr(command, "resumable") else ""
+            if hasattr(command, "check"):
+                command.check(*bound.args, **bound.kwargs)
             with advice(program, go_on):
                 status = command(*bound.args, **bound.kwargs)
             if status:
@@ -145,19 +162,24 @@ def script(command: Command, name: str) -> Callable[..., None]:
     return main
 
 
-def whole_numbers(option: str, text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
     """The numbers of a list such as `64,128`, which must be ≥ 1.
 
     Raises:
-        ConfigError: If it is no such list.
+        ValueError: If it is no such list.
     """
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise ConfigError(f"--{option} must be whole numbers ≥ 1 with commas between them, got {text!r}.")
-    return numbers
+    if not re.fullmatch(r"\s*[1-9]\d{0,8}\s*(,\s*[1-9]\d{0,8}\s*)*", text, re.ASCII):
+        raise ValueError("Must be whole numbers ≥ 1 with commas between them.")
+    return [int(part) for part in text.split(",")]
+
+
+def _check_whole_numbers(kind: Any, text: str | None) -> None:
+    if text is not None:
+        whole_numbers(text)
+
+
+#: An option that is such a list.
+WholeNumbers = Annotated[str, Parameter(validator=_check_whole_numbers)]
 
 
 def named_files(option: str, items: Iterable[str]) -> dict[str, Path]:

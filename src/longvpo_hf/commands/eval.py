@@ -9,19 +9,42 @@ from typing import Annotated, Literal
 from cyclopts import Group
 from cyclopts.types import PositiveInt
 
-from longvpo_hf.commands.cli import ConfigFile, decoded, quiet_libraries, resumable, whole_numbers
+from longvpo_hf.commands.cli import (
+    ConfigFile,
+    WholeNumbers,
+    checked_by,
+    decoded,
+    quiet_libraries,
+    resumable,
+    whole_numbers,
+)
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 
 _DECODING = Group("Decoding", sort_key=1)
 
 
+def _check_server(
+    *models: str,
+    backend: str = "transformers",
+    base_url: str | None = None,
+    api_key_env: str | None = None,
+    **_: object,
+) -> None:
+    for option, value in (("base-url", base_url), ("api-key-env", api_key_env)):
+        if backend == "transformers" and value is not None:
+            raise ConfigError(f"--{option} is about a server: add --backend vllm or openai, or leave it out.")
+    if backend != "transformers" and base_url is None:
+        raise ConfigError(f"--backend {backend} needs --base-url, e.g. http://localhost:8000/v1")
+
+
+@checked_by(_check_server)
 @resumable
 @quiet_libraries(TQDM_DISABLE="1")  # lmms-eval's two bars for each task; the adapter's own is shown
 def evaluate(
     *models: str,
     tasks: str = "longvideobench,mlvu,videomme,mvbench",
-    frames: str | None = None,
+    frames: WholeNumbers | None = None,
     data_root: Path | None = None,
     output: Path = Path("runs/eval"),
     protocol: str | None = None,
@@ -79,10 +102,6 @@ def evaluate(
         return
     if not models:
         raise ConfigError("Name at least one model.")
-    if backend == "transformers":
-        for option, value in (("base-url", base_url), ("api-key-env", api_key_env)):
-            if value:
-                raise ConfigError(f"--{option} is about a server: add --backend vllm or openai, or leave it out.")
     if find_spec("lmms_eval") is None:
         raise ConfigError("lmms-eval is missing: pip install 'longvpo-hf[eval]'")
     from longvpo_hf.evaluation.preflight import bounds_named, suites_named
@@ -99,7 +118,7 @@ def evaluate(
     data = (str(root / suite.dataset) for suite in asked)
     go_offline_if_unreachable([*(contestant.checkpoint for contestant in contestants), *data])
     settings = Settings(
-        frames=whole_numbers("frames", frames) if frames else [],
+        frames=whole_numbers(frames) if frames else [],
         fps=fps,
         max_pixels=max_pixels,
         batch_size=batch_size,

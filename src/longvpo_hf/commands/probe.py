@@ -10,7 +10,17 @@ from cyclopts import Group, Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from longvpo_hf.commands.cli import ConfigFile, decoded, flat, new_app, options_of_file, resumable, whole_numbers
+from longvpo_hf.commands.cli import (
+    ConfigFile,
+    WholeNumbers,
+    checked_by,
+    decoded,
+    flat,
+    new_app,
+    options_of_file,
+    resumable,
+    whole_numbers,
+)
 from longvpo_hf.decoding import GREEDY, Decoding
 from longvpo_hf.errors import ConfigError
 
@@ -84,13 +94,42 @@ def _check_model(checkpoint: str) -> None:
     check_checkpoint(checkpoint)
 
 
+def _check_needle(
+    checkpoint: str,
+    /,
+    *,
+    needle: Path | None = None,
+    question: str | None = None,
+    answer: str | None = None,
+    option: list[str] | None = None,
+    needle_frames: int | None = None,
+    needles: Path | None = None,
+    number: int | None = None,
+    around: Surroundings = Surroundings(),
+    **_: object,
+) -> None:
+    if needle is not None and needles is not None:
+        raise ConfigError("--needle and --needles exclude each other; give one of them.")
+    if needle is None and (question is not None or answer is not None or option):
+        raise ConfigError("--question, --answer and --option are about a --needle; name it.")
+    if needle is not None and (question is None or answer is None):
+        raise ConfigError("--needle needs --question and --answer.")
+    given = needle or needles
+    if given is None and needle_frames is not None:
+        raise ConfigError("--needle-frames is about a video of your own: give --needle or --needles too.")
+    _check_given(given, number, around)
+    if given is not None and around.haystack is None:
+        raise ConfigError("A needle of your own needs a --haystack: any long video.")
+
+
 @app.command
+@checked_by(_check_needle)
 @resumable
 def needle(
     checkpoint: str,
     /,
     *,
-    frames: str = "64,256,1024",
+    frames: WholeNumbers = "64,256,1024",
     depths: PositiveInt = 10,
     needle: Path | None = None,
     question: str | None = None,
@@ -122,15 +161,8 @@ def needle(
         number: Questions drawn of the world, where no others are given. None: 10.
         output: Folder of the results.
     """
-    lengths = whole_numbers("frames", frames)
+    lengths = whole_numbers(frames)
     questions = None
-    if needle is not None and needles is not None:
-        raise ConfigError("--needle and --needles exclude each other; give one of them.")
-    if needle is None and (question is not None or answer is not None or option):
-        raise ConfigError("--question, --answer and --option are about a --needle; name it.")
-    if needle is not None and (question is None or answer is None):
-        raise ConfigError("--needle needs --question and --answer.")
-    _check_unused("needle", needle or needles, needle_frames=needle_frames, number=number)
     _check_model(checkpoint)
     from longvpo_hf.evaluation.probes import make_question, read_questions
 
@@ -153,7 +185,33 @@ def needle(
     print(f"Heat map: {output / 'needle.png'}, numbers: {output / 'needle.json'}")
 
 
+def _check_position(
+    checkpoint: str,
+    /,
+    *,
+    questions: Path | None = None,
+    video_frames: int | None = None,
+    distractors: bool = False,
+    number: int | None = None,
+    around: Surroundings = Surroundings(),
+    **_: object,
+) -> None:
+    if questions is None and video_frames is not None:
+        raise ConfigError("--video-frames is about videos of your own: give --questions too.")
+    if distractors and (around.haystack is not None or questions is not None):
+        raise ConfigError("--distractors are clips of the world: give neither --haystack nor --questions with it.")
+    _check_given(questions, number, around)
+
+
+def _check_given(questions: Path | None, number: int | None, around: Surroundings) -> None:
+    if questions is not None and number is not None:
+        raise ConfigError(f"--number is of questions drawn of the world, and {questions} has its own: leave it out.")
+    if questions is not None and around.world is not None:
+        raise ConfigError("--world has questions of its own; leave it out, or the other questions.")
+
+
 @app.command
+@checked_by(_check_position)
 @resumable
 def position(
     checkpoint: str,
@@ -185,13 +243,10 @@ def position(
         number: Questions drawn of the world, where no others are given. None: 100.
         output: Folder of the results.
     """
-    _check_unused("questions", questions, video_frames=video_frames, number=number)
     _check_model(checkpoint)
     from longvpo_hf.evaluation.probes import BlankFiller, read_questions
 
     given = None if questions is None else read_questions(questions, video_frames or 8, output / "media")
-    if distractors and (around.haystack is not None or given is not None):
-        raise ConfigError("--distractors are clips of the world: give neither --haystack nor --questions with it.")
     black = BlankFiller(output / "media") if around.haystack is None and not distractors else None
     asked, filler = _asked(given, around, number or 100, frames, output, black)
 
@@ -205,15 +260,6 @@ def position(
     _warn_of_cut_offs(result["cut_off_percent"] / 100)
     _say_protocol(result)
     print(f"Curve: {output / 'position.png'}, numbers: {output / 'position.json'}")
-
-
-def _check_unused(option: str, given: Path | None, number: int | None, **of_given: int | None) -> None:
-    """Refuses what is about the user's own questions where the world's are asked, and the reverse."""
-    if given is not None and number is not None:
-        raise ConfigError(f"--number is of questions drawn of the world, and {given} has its own: leave it out.")
-    for name, frames in of_given.items():
-        if given is None and frames is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} is about videos of your own: give --{option} too.")
 
 
 def _say_protocol(result: dict[str, Any]) -> None:
@@ -246,10 +292,7 @@ def _asked(
     if haystack is not None:
         filler = VideoFiller(haystack)
     if questions is not None:
-        if world is not None:
-            raise ConfigError("--world has questions of its own; leave it out, or the other questions.")
-        if filler is None:
-            raise ConfigError("A needle of your own needs a --haystack: any long video.")
+        assert filler is not None, "questions of one's own stand among black frames or those of a haystack"
         return questions, filler
     if world is not None:
         clips = read_world(world)

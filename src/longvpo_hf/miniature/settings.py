@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, check_types
 
 #: Frames of a clip of the world, which lasts a second.
 FRAMES_PER_CLIP = 2
 #: Small enough for a laptop, instruction-tuned, Apache-2.0.
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+#: Settings that are a number of something, of which there is at least one.
+_COUNTS = (
+    "pretraining_clips", "stage1_clips", "stage2_clips", "evaluation_clips", "num_rows", "steps", "stage2_rows",
+    "stage2_steps", "questions_per_length", "pair_questions_per_length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,9 @@ class MiniatureSettings:
         pair_lengths: Numbers of clips at which questions about two clips are evaluated.
         pair_questions_per_length: Questions at each of them.
         meaningless: Whether the run is too short for its numbers to mean anything; the report then says so.
+
+    Raises:
+        ConfigError: If a value is not of its kind, or the world has too few clips for it.
     """
 
     seed: int = 0
@@ -152,6 +162,27 @@ class MiniatureSettings:
     pair_lengths: tuple[int, ...] = (2, 4, 8, 16, 32)
     pair_questions_per_length: int = 400
     meaningless: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not isinstance(self.language_model, str):
+            raise ConfigError(f"language_model must be a name or a folder, got {self.language_model!r}.")
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be ≥ 1, got {getattr(self, name)}.")
+        if not 2 <= self.max_clips <= self.stage1_clips:
+            raise ConfigError(f"max_clips must be from 2 to stage1_clips ({self.stage1_clips}), got {self.max_clips}.")
+        for name, fewest, most in (
+            ("lengths", 1, self.evaluation_clips),
+            ("pair_lengths", 2, self.evaluation_clips),
+            ("stage2_scenes", 2, self.stage2_clips),
+        ):
+            value = getattr(self, name)
+            is_list = isinstance(value, tuple) and all(type(number) is int for number in value)
+            if not (is_list and value and sorted(value) == list(value) and fewest <= value[0] <= value[-1] <= most):
+                raise ConfigError(f"{name} must be numbers of clips from {fewest} to {most}, ascending, got {value!r}.")
+        if len(self.stage2_scenes) != 2:
+            raise ConfigError(f"stage2_scenes must be two numbers, fewest and most, got {self.stage2_scenes!r}.")
 
     @property
     def num_frames(self) -> int:

@@ -36,7 +36,7 @@ def settings_of(study: Study) -> MiniatureSettings:
     """The miniature's settings of a study.
 
     Raises:
-        ConfigError: If one is not known.
+        ConfigError: If one is not known, or cannot have its value.
     """
     from longvpo_hf.miniature.settings import MiniatureSettings
 
@@ -46,7 +46,10 @@ def settings_of(study: Study) -> MiniatureSettings:
     if unknown := sorted(set(given) - known):
         raise ConfigError(f"miniature: {unknown[0]} is not known; have scale, {', '.join(sorted(known))}.")
     changes: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
-    return replace(settings, **changes)
+    try:
+        return replace(settings, **changes)
+    except ConfigError as error:
+        raise ConfigError(f"miniature: {error}") from error
 
 
 def environment(study: Study) -> dict[str, str]:
@@ -151,7 +154,7 @@ def expected_rows(step: Step) -> int | None:
     """Rows that a build makes; None for other steps."""
     if step.kind != "build":
         return None
-    return next(int(value) for name, value in step.settings.items() if name in ("num_rows", "stage2_rows"))
+    return next(value for name, value in step.settings.items() if name in ("num_rows", "stage2_rows"))
 
 
 def _has_gpu() -> bool:

@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from longvpo_hf.artifacts import digest
 from longvpo_hf.errors import ConfigError
+from longvpo_hf.shipped import find_accelerate_config, find_config
 from longvpo_hf.studies.study import BASE, MINIATURE, Build, Evaluate, Study, Train
 
 #: Folders of a run that are no step's.
@@ -211,6 +212,12 @@ class _Compiler:
         content = _content(config)
         on_cpu = {**content, **options}.get("use_cpu")
         accelerate = "cpu" if on_cpu else item.accelerate_config or "one_gpu"
+        if on_cpu and (item.accelerate_config or item.num_processes):
+            raise ConfigError(
+                f"{name}: with `use_cpu` it is one process: leave out accelerate_config and num_processes."
+            )
+        if item.accelerate_config is not None:
+            find_accelerate_config(item.accelerate_config)
         processes = str(item.num_processes or "")
         program = ("-m", "longvpo_hf.studies.child", "train", item.train, config, accelerate, processes)
         words = ["--resume_from_checkpoint", "true", "--output_dir", InRun(name), *_recipe_words(options)]
@@ -351,10 +358,21 @@ def _check_command(command: Sequence[str], options: Mapping[str, Any]) -> None:
     from longvpo_hf.commands.app import app
 
     words = [word if isinstance(word, str) else word.name for word in _words(options)]
+    said = " ".join(part for part in command if part != "model")
     try:
-        app.parse_args([*command, *words], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise ConfigError(f"{' '.join(part for part in command if part != 'model')}: {error}") from error
+        function, bound, _ = app.parse_args([*command, *words], exit_on_error=False, print_error=False)
+        if hasattr(function, "check"):
+            function.check(*bound.args, **bound.kwargs)
+    except (CycloptsError, ConfigError) as error:
+        raise ConfigError(f"{said}: {error}") from error
+    _, (*_, parsed), _ = app.parse_commands([*command, *words])
+    hints = {argument.name: argument.hint for argument in parsed.assemble_argument_collection()}
+    for option, value in options.items():
+        hint = hints.get(f"--{option.replace('_', '-')}")
+        if isinstance(value, (list, tuple)) and not any(
+            get_origin(kind) in (list, tuple) for kind in (hint, *get_args(hint))
+        ):
+            raise ConfigError(f"{said}: {option} has one value, got {value}; several in one are a text: 'a,b'.")
 
 
 def _plain(value: Any) -> Any:
@@ -374,7 +392,6 @@ def _content(config: str) -> Any:
     Raises:
         ConfigError: If it is none.
     """
-    from longvpo_hf.shipped import find_config
     from longvpo_hf.yaml_file import read_yaml
 
     content = read_yaml(find_config(config))

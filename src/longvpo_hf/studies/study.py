@@ -6,6 +6,7 @@ the recipes and of `longvpo probe`, and are checked against them before anything
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -27,9 +28,7 @@ AUTO = "auto"
 BASE = "base"
 PROBES = ("position", "needle", "lengths")
 _METHODS = ("stage1", "stage2", "temporal")
-#: Options of a build that the study itself decides.
-_OWN = ("output", "push_to_hub", "dry_run", "config", "seed")
-#: Those of a training, and what they are in a study.
+#: Settings of a training that the study itself decides, and what they are in a study.
 _OWN_OF_TRAINING = {
     "model_name_or_path": "`start`",
     "dataset_name": "`rows`",
@@ -64,9 +63,7 @@ class Build:
         if self.responder is not None and not self.responder.strip():
             raise ConfigError(f"build: {self.build}: responder is empty; name a model, or leave it out.")
         _check_name("build", self.name)
-        for option in self.options:
-            if option.replace("-", "_") in _OWN:
-                raise ConfigError(f"build: {self.build}: {option} is decided by the study itself; leave it out.")
+        _check_own(f"build: {self.build}", self.options, ("output", "push_to_hub", "dry_run", "config", "seed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +99,10 @@ class Train:
         for option in self.options:
             if instead := _OWN_OF_TRAINING.get(option.replace("-", "_")):
                 raise ConfigError(f"train: {self.train}: {option} is decided by the study itself; it has {instead}.")
+            if self.options[option] is None:
+                raise ConfigError(f"train: {self.train}: {option} has no value; give one, or leave it out.")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ConfigError(f"train: {self.train}: num_processes must be ≥ 1, got {self.num_processes}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         _check_choice("probe", self.probe, PROBES)
+        _check_own(f"probe: {self.probe}", self.options, ("output", "config"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,12 @@ class Evaluate:
     tasks: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [probe.probe for probe in self.probes]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"evaluate.probes: {twice[0]} is there twice; a study has one of each.")
+        _check_own("evaluate", self.options, ("output", "config"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +187,8 @@ class Study:
             raise ConfigError(f"push_to must be NAMESPACE/NAME, a repository on the Hub, got {self.push_to!r}.")
         if self.push_to is None and (self.private is not None or self.revision is not None):
             raise ConfigError("private and revision are about a push: name the repository with push_to.")
-        if self.hours is not None and not self.hours > 0:
-            raise ConfigError(f"hours must be > 0, got {self.hours}.")
+        if self.hours is not None and not 0 < self.hours < math.inf:
+            raise ConfigError(f"hours must be a number > 0, got {self.hours}.")
         if (self.base == AUTO) != (self.hours is not None):
             raise ConfigError("base: auto and hours go together: the base is chosen by the hours.")
         if self.base == MINIATURE:
@@ -216,7 +224,7 @@ def find_study(name: str) -> Study:
     """
     path = Path(name)
     if not path.is_file():
-        path = find_among(shipped_studies(), name)
+        path = find_among(shipped_studies(), name, "study")
     return read_study(path)
 
 
@@ -261,6 +269,12 @@ def _flat(item: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**item, **item["options"]}
     del flat["options"]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def _check_own(key: str, options: Mapping[str, Any], own: tuple[str, ...]) -> None:
+    for option in options:
+        if option.replace("-", "_") in own:
+            raise ConfigError(f"{key}: {option} is decided by the study itself; leave it out.")
 
 
 def _check_name(key: str, name: str) -> None:
