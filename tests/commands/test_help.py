@@ -230,6 +230,31 @@ def test_an_option_that_would_have_no_effect_is_refused(words: str, option: str)
     assert re.search(rf"{option} is (about|of) ", result.stderr), result.stderr
 
 
+@pytest.mark.parametrize("command", ["inspect", "audit"])
+def test_a_page_replaces_nothing_but_a_page(command: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    for name in ("train.parquet", "audit.json", "README.md", "page", "folder.html/"):
+        path = rows / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+        else:
+            rows.mkdir(exist_ok=True)
+            path.write_text("as it was", encoding="utf-8")
+        result = longvpo([command, str(rows), "--output", str(path)])
+        assert result.exit_code == 2
+        assert f"--output must be the name of a page, e.g. page.html, got {path}." in result.stderr
+        assert path.is_dir() or path.read_text(encoding="utf-8") == "as it was"
+
+
+@pytest.mark.parametrize("words", ["audit x.parquet", "rows sample x.parquet --num-rows 1 --output y"])
+def test_a_file_is_no_dataset(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    result = longvpo(words.split())
+    assert result.exit_code == 2
+    assert "x.parquet is a file: name the folder it lies in, which is the dataset." in result.stderr
+
+
 def test_a_rehearsal_may_keep_the_options_of_the_run(tmp_path: Path, asked: list[Stage1Settings]) -> None:
     words = ["build", "stage1", "--output", str(tmp_path / "rows"), "--base-url", "http://localhost:1/v1"]
     result = longvpo([*words, "--model", "m", "--responder", "scripted"])

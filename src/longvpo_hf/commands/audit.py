@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from longvpo_hf.commands.build.models import Models, check_models, device_of
 from longvpo_hf.commands.build.options import MODELS, ModelSettings
-from longvpo_hf.commands.cli import flat, named_files
+from longvpo_hf.commands.cli import check_page, flat, named_files
 
 
 def audit(
@@ -43,6 +43,7 @@ def audit(
         fail_on: Exit with status 1 if an item came to this or worse. None: never.
         as_json: Print JSON.
     """
+    check_page(output)
     lists = named_files("benchmark-videos", benchmark_videos)
     from longvpo_hf.auditing import AuditSettings, Verdict, audit_rows, write_audit
     from longvpo_hf.hub import go_offline_if_unreachable

@@ -182,6 +182,16 @@ def _check_whole_numbers(kind: Any, text: str | None) -> None:
 WholeNumbers = Annotated[str, Parameter(validator=_check_whole_numbers)]
 
 
+def check_page(output: Path | None) -> None:
+    """Makes sure, before any work, that `--output` is the name of a page, and not of something that it would replace.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if output is not None and (output.suffix.lower() not in (".html", ".htm") or output.is_dir()):
+        raise ConfigError(f"--output must be the name of a page, e.g. page.html, got {output}.")
+
+
 def named_files(option: str, items: Iterable[str]) -> dict[str, Path]:
     """The files of an option that is given as NAME=FILE, any number of times, by name.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cyclopts.types import NonNegativeInt, PositiveInt
 
+from longvpo_hf.commands.cli import check_page
+
 
 def inspect(
     folder: Path,
@@ -27,6 +29,7 @@ def inspect(
         seed: Draws the rows; same seed, same page.
         video_root: Folder of the media, for rows that come without them.
     """
+    check_page(output)
     from longvpo_hf.publishing.inspect_page import write_inspect_page
 
     page = write_inspect_page(folder, output, rows, seed, video_root)

@@ -68,6 +68,8 @@ def _split(recipe: RecipeArguments, split: str) -> Dataset | IterableDataset:
     name = str(recipe.dataset_name)
     if not name.strip():
         raise DatasetError(f"Name a folder of rows, or a dataset on the Hub (OWNER/NAME), got {name!r}.")
+    if Path(name).is_file():
+        raise DatasetError(f"{name} is a file: name the folder it lies in, which is the dataset.")
     if (Path(name) / "state.json").is_file():  # of `save_to_disk`, e.g. rows with their reference scores
         return load_from_disk(name)
     # datasets tells local folders apart by their last name and the version in their card: a dataset that was moved, or

@@ -303,6 +303,8 @@ def dataset_folder(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise DatasetError(f"{name} is a file: name the folder it lies in, which is the dataset.")
     try:
         return Path(snapshot_download(name, repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, OSError, httpx2.TransportError) as error:
