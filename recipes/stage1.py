@@ -22,6 +22,7 @@ from longvpo_hf.errors import advice
 from longvpo_hf.launch import (
     PositionProbe,
     check_benchmarks,
+    check_probes,
     checkpoint_to_resume,
     finish,
     load_rows,
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> LongVPOTrainer:
     """Trains, and returns the trainer."""
     recipe, model, training = parse(argv)
     check_benchmarks(recipe)
+    check_probes(recipe, training)
     rows, held_out = load_rows(recipe)
     trainer = LongVPOTrainer(
         model=start_from(model, training),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import random
@@ -23,6 +24,7 @@ from conftest import make_dataset
 from longvpo_hf import LongVPOConfig, LongVPOTrainer
 from longvpo_hf.errors import ConfigError, DatasetError
 from longvpo_hf.preference import VideoPreference
+from longvpo_hf.training import config as settings_module
 
 # ------------------------------------------------------------------------------------------- arguments
 
@@ -145,6 +147,18 @@ def test_no_setting_takes_a_value_of_another_type(tmp_path: Path) -> None:
     assert checked > 60
     whole = config(tmp_path, sft_weight=1, fps=None, max_pixels=None, tree_packing_trial=None)
     assert (whole.sft_weight, type(whole.sft_weight)) == (1.0, float)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+def test_the_losses_are_those_of_trl() -> None:
+    """TRL names them where it refuses others, at the first step."""
+    source = inspect.getsource(DPOTrainer)
+    (named,) = re.findall(r"Should be one of \[(.*?)\]", re.sub(r'"\s*f?"', "", source), re.DOTALL)
+    assert re.findall(r"'(\w+)'", named) == list(settings_module.LOSSES)
+    for name in settings_module.LOSSES:
+        assert f'loss_type == "{name}"' in source or name == "sft", name
 
 
 # ------------------------------------------------------------------------------------------------ alpha

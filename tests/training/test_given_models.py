@@ -133,6 +133,22 @@ def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path: Path, dataset:
         trainer_of(tmp_path, dataset, model, processor).train()
 
 
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (LoraConfig(r=2, target_modules=["nope"]), "The adapter does not fit the model: Target modules .*nope"),
+        (LoraConfig(r=2, target_parameters=["nope"]), "The adapter does not fit the model: "),
+        (LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["nope"]), "the model has no module 'nope'"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    tmp_path: Path, dataset: Dataset, adapter: LoraConfig, message: str
+) -> None:
+    model, processor = tiny_models.build("internvl")
+    with pytest.raises(ConfigError, match=message):
+        trainer_of(tmp_path, dataset, model, processor, peft_config=adapter).train()
+
+
 def test_the_placeholders_of_every_family_are_those_of_its_model_alone() -> None:
     built = {family: tiny_models.build(family) for family in tiny_models.FAMILIES}
     sampler = FrameSampler(2)

@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +22,29 @@ from longvpo_hf.processes import end_with_parent
 from longvpo_hf.shipped import find_config
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.yaml_file import read_yaml
+
+#: Settings of `ModelConfig` that are about an adapter alone.
+_OF_ADAPTER = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "use_rslora",
+    "use_dora",
+)
+
+
+#: The least that a number can be.
+_LEAST = {
+    "probe_steps": 1,
+    "probe_frames": 2,
+    "probe_video_frames": 1,
+    "probe_number": 1,
+    "probe_placements": 1,
+    "benchmark_frames": 1,
+}
 
 
 @dataclass
@@ -109,8 +132,18 @@ class RecipeArguments:
             raise ConfigError("probe_haystack stands around your own short videos: give probe_questions too.")
         if self.probe_world is not None and self.probe_questions is not None:
             raise ConfigError("probe_world has questions of its own: leave it out, or probe_questions.")
-        if self.probe_steps is not None and self.probe_steps < 1:
-            raise ConfigError(f"probe_steps must be ≥ 1, or left out, got {self.probe_steps}.")
+        for name in ("probe_questions", "probe_world"):
+            if self.probe_steps is None and getattr(self, name) is not None:
+                raise ConfigError(f"{name} is about probes while training: say with probe_steps how often.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, list) else [value]:
+                if number is not None and number < least:
+                    raise ConfigError(f"{name} must be ≥ {least}, got {number}.")
+        if self.benchmarks is None and (self.benchmark_frames or self.benchmark_data is not None):
+            raise ConfigError("benchmark_frames and benchmark_data are about benchmarks after training: name them too.")
+        if self.video_root is None and self.dataset_missing != "raise":
+            raise ConfigError("dataset_missing is about rows that come without their media: give video_root too.")
         if self.video_root is None and self.dataset_form != "reference":
             raise ConfigError(f"dataset_form={self.dataset_form} needs video_root, the folder that its videos lie in.")
 
@@ -153,7 +186,7 @@ def refuse_unknown(words: Sequence[str], parser: ArgumentParser, also: Iterable[
 
 
 def refuse_unknown_settings(file: Path, words: Sequence[str]) -> None:
-    """Refuses settings that no recipe has, in its file and among its options.
+    """Refuses settings that no recipe has, and empty ones, in its file and among its options.
 
     Args:
         file: A recipe's YAML.
@@ -163,6 +196,7 @@ def refuse_unknown_settings(file: Path, words: Sequence[str]) -> None:
         ConfigError: If there is one, by name and with the nearest that is known.
     """
     parser, content = recipe_parser(), read_yaml(file)
+    _refuse_empty(content, words)
     _, unknown = parser.parse_known_args(list(words))
     # `env` is TRL's: variables that it sets.
     names = [f"--{name}" for name in content if name != "env"] if isinstance(content, dict) else []
@@ -183,18 +217,22 @@ def parse(
     """
     if _is_launched():
         end_with_parent()
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, content = list(sys.argv[1:] if argv is None else argv), None
     if "--config" in words[:-1]:
         place = words.index("--config") + 1
         file = find_config(words[place])
-        read_yaml(file)  # TRL reads it, but would keep the last of a key that stands there twice
+        content = read_yaml(file)  # TRL reads it, but would keep the last of a key that stands there twice
         words[place] = str(file)
+    _refuse_empty(content, words)
     parser = recipe_parser(defaults)
     try:
         recipe, model, training, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
     except ValueError as error:  # of TRL's and transformers' own checks
         raise ConfigError(str(error)) from error
     refuse_unknown(unknown, parser)
+    _check_adapter(model)
+    if recipe.dataset_test_split is None and training.eval_strategy != "no":
+        raise ConfigError(f"eval_strategy={training.eval_strategy.value} needs dataset_test_split, the rows held out.")
     if model.model_name_or_path is None:
         raise ConfigError("model_name_or_path is missing: the model to train, a name on the Hub or a folder.")
     if model.load_in_4bit or model.load_in_8bit:
@@ -211,6 +249,31 @@ def parse(
         **(training.model_init_kwargs or {}),
     }
     return recipe, model, training
+
+
+def _refuse_empty(content: object, words: Sequence[str]) -> None:
+    """Refuses empty texts, such as a shell makes of a variable that is not set."""
+    given = content.items() if isinstance(content, dict) else ()
+    empty = [name for name, value in given if isinstance(value, str) and not value.strip()]
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word.strip() or (equals and word.startswith("--") and not value.strip()):
+            empty.append((name.strip() or before).lstrip("-"))
+    if empty:
+        raise ConfigError(f"{empty[0]} is empty: give a value, or leave it out.")
+
+
+def _check_adapter(model: ModelConfig) -> None:
+    """Refuses settings of an adapter that cannot be, and those that would be passed over as none is trained."""
+    if not model.use_peft:
+        for each in fields(ModelConfig):
+            if each.name in _OF_ADAPTER and getattr(model, each.name) != each.default:
+                raise ConfigError(f"{each.name} is about an adapter: add use_peft=true, or leave it out.")
+    for name in ("lora_r", "lora_alpha"):
+        if getattr(model, name) < 1:
+            raise ConfigError(f"{name} must be ≥ 1, got {getattr(model, name)}.")
+    if not 0 <= model.lora_dropout < 1:
+        raise ConfigError(f"lora_dropout must be ≥ 0 and < 1, got {model.lora_dropout}.")
 
 
 def _is_launched() -> bool:

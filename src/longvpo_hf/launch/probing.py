@@ -14,6 +14,7 @@ from longvpo_hf.frames import FrameSampler
 from longvpo_hf.launch.arguments import RecipeArguments
 from longvpo_hf.responders import LocalResponder
 from longvpo_hf.responders.generating import REASONING_TOKENS, SHORT_TOKENS
+from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.trainer import LongVPOTrainer
 
 
@@ -40,10 +41,8 @@ class PositionProbe(TrainerCallback):
         self._trainer = trainer
         self._recipe = recipe
         self._folder = Path(trainer.args.output_dir) / "probe"
-        # Beside, because the folder is pushed with the model; names with `_` are not.
-        media = Path(trainer.args.output_dir) / "_probe_media"
         with trainer.accelerator.main_process_first():
-            self._questions, self._filler = _asked(recipe, media)
+            self._questions, self._filler = _asked(recipe, _media(trainer.args))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Probes the model as it was."""
@@ -87,6 +86,22 @@ class PositionProbe(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
         trainer.leave_out_time()
         model.train()
+
+
+def check_probes(recipe: RecipeArguments, training: LongVPOConfig) -> None:
+    """Reads what probes will ask, if there are any, before a model is loaded and rows are scored.
+
+    Raises:
+        LongVPOError: If it is missing, or cannot be asked.
+    """
+    if recipe.probe_steps is not None:
+        with training.main_process_first(desc="what probes ask"):
+            _asked(recipe, _media(training))
+
+
+def _media(training: LongVPOConfig) -> Path:
+    # Beside the probes' own folder, because that is pushed with the model; names with `_` are not.
+    return Path(training.output_dir) / "_probe_media"
 
 
 def _asked(recipe: RecipeArguments, media: Path) -> tuple[list[ProbeQuestion], Filler]:

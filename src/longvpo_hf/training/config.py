@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from trl import DPOConfig
@@ -21,6 +22,11 @@ Divergence = Literal["forward", "reverse", "jsd"]
 DistilledAnswer = Literal["chosen", "sampled"]
 RejectedView = Literal["no_evidence", "reversed", "shuffled"]
 OnBadRow = Literal["raise", "skip"]
+#: What `loss_type` may be: TRL's losses, which it refuses others for at the first step.
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
 
 
 @dataclass
@@ -354,9 +360,23 @@ class LongVPOConfig(DPOConfig):
             value = getattr(self, each.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{each.name} must be finite, got {value}.")
-        for name in ("learning_rate", "beta"):
+        for name in (
+            "learning_rate",
+            "beta",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "dataloader_num_workers",
+        ):
             if isinstance(value := getattr(self, name), (int, float)) and value < 0:
                 raise ConfigError(f"{name} must be ≥ 0, got {value}.")
+        # transformers trains for all epochs with max_steps=0, and with none at all it saves the model as it was.
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ConfigError(f"max_steps must be ≥ 1, or -1 for as many as the epochs have, got {self.max_steps}.")
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise ConfigError(
+                f"num_train_epochs must be > 0 where max_steps is not given, got {self.num_train_epochs}."
+            )
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ConfigError(f"{name} must be ≥ 1, got {value}.")
@@ -372,6 +392,11 @@ class LongVPOConfig(DPOConfig):
 
     def _check_losses(self) -> None:
         """Refuses settings that contradict each other, and those that fail only at the first step."""
+        for name in self.loss_type:
+            if name not in LOSSES:
+                near = get_close_matches(str(name), LOSSES, n=1)
+                meant = f" Did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"loss_type must be among {', '.join(LOSSES)}, got {name!r}.{meant}")
         if not (self.sft_weight >= 0 and math.isfinite(self.sft_weight)):
             raise ConfigError(f"sft_weight must be ≥ 0 and finite, got {self.sft_weight}.")
         self._check_distillation()

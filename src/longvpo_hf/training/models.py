@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -50,6 +51,15 @@ def taken(model: Any, ref_model: Any) -> tuple[Any, Any]:
     return model, ref_model
 
 
+@contextmanager
+def adapters_checked() -> Iterator[None]:
+    """PEFT's error about layers that the model does not have, as one about settings."""
+    try:
+        yield
+    except NoMatchingPeftModuleError as error:
+        raise ConfigError(f"The adapter does not fit the model: {error}") from error
+
+
 def as_it_is(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model, to be the reference of its training.
 
@@ -63,11 +73,16 @@ def as_it_is(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_trained(model: nn.Module) -> None:
-    """Refuses a model of which nothing would be trained.
+    """Refuses a model of which nothing would be trained, or not what PEFT's `modules_to_save` names.
 
     Raises:
-        ConfigError: If no weight requires a gradient.
+        ConfigError: If no weight requires a gradient, or there is no module of such a name, which PEFT passes over.
     """
+    if isinstance(model, PeftModel):
+        modules = [name for name, _ in model.named_modules()]
+        for wanted in getattr(model.active_peft_config, "modules_to_save", None) or ():
+            if not any(name.endswith(f".{wanted}") for name in modules):
+                raise ConfigError(f"modules_to_save: the model has no module {wanted!r}.")
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
             "No weight of the model is trained (requires_grad is False for all): load an adapter with "

@@ -38,7 +38,7 @@ from longvpo_hf.training.collator import (
 from longvpo_hf.training.config import LongVPOConfig
 from longvpo_hf.training.distillation import ViewDistillation
 from longvpo_hf.training.metrics import REPLACED, Means, Throughput
-from longvpo_hf.training.models import as_it_is, check_trained, taken
+from longvpo_hf.training.models import adapters_checked, as_it_is, check_trained, taken
 from longvpo_hf.training.nonfinite import NonFiniteSteps, nonfinite_error
 from longvpo_hf.training.packing import number_of_calls, require_equal_calls
 from longvpo_hf.training.referring import ReferringTrainer
@@ -175,20 +175,21 @@ class LongVPOTrainer(ReferringTrainer):
         if any(isinstance(rows, IterableDataset) for rows in sets):
             # As TRL does for streamed training rows: accelerate would cut every tensor of a batch along its rows.
             args.accelerator_config.dispatch_batches = False
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with adapters_checked():
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
         self._take_losses()
         self._prepare_models()
         args.check_run(self._has_clips, self.is_deepspeed_enabled)
