@@ -405,6 +405,11 @@ def test_options_are_looked_for_everywhere() -> None:
     assert {"--source", "--output", "--cache", "--config", "--data-root", "--protocol", "--drop-ids", "--fps"} <= found
 
 
+@pytest.mark.parametrize("words", [["inspect", ""], ["inspect", " "], ["configs", "copy", "miniature/stage1", ""]])
+def test_no_empty_path_is_the_current_folder(words: list[str]) -> None:
+    assert re.search(r"(FOLDER|DESTINATION) is empty: give a value", longvpo(words).stderr)
+
+
 def test_empty_values_in_a_file_of_options(tmp_path: Path, asked: list[Stage1Settings]) -> None:
     file = tmp_path / "options.yaml"
     words = ["build", "stage1", "--config", str(file), "--output", str(tmp_path / "rows"), "--responder", "scripted"]

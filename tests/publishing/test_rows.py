@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_filter_names_each_reason(tmp_path: Path, some: list[VideoPreference]) -
     assert result.exit_code == 2
     assert "No row is left" in result.stderr
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("words", [["split"], ["sample", "--num-rows", "1"], ["filter"], ["merge"]])
+@pytest.mark.parametrize("place", ["a/new", "a/b/c", "a"])
+def test_no_dataset_is_written_into_another(
+    tmp_path: Path, some: list[VideoPreference], words: list[str], place: str
+) -> None:
+    folder = write(tmp_path / "a", some, "one")
+    before = sorted(tmp_path.rglob("*"))
+    read = [str(folder), str(folder)] if words == ["merge"] else [str(folder)]
+    result = longvpo(["rows", words[0], *read, *words[1:], "--output", str(tmp_path / place)])
+    assert result.exit_code == 2
+    assert re.search("lies in the dataset|is a dataset that is read", result.stderr)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_split_never_asks_about_a_source_on_both_sides(tmp_path: Path, some: list[VideoPreference]) -> None:

@@ -239,10 +239,9 @@ def check_values(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             of_file = "" if token.source == "cli" else f" in {token.source}"
             if int in kinds and float not in kinds and _is_fraction(token.value):
                 raise ConfigError(f"{argument.name}{of_file} must be a whole number, got {token.value}.")
-            is_given = (
-                argument.name.startswith("--") and token.implicit_value is UNSET
-            )  # neither a flag nor a file's []
-            if is_given and not token.value.strip():
+            is_looked_at = argument.name.startswith("--") or Path in kinds
+            is_given = token.implicit_value is UNSET  # not a flag, nor a file's []
+            if is_looked_at and is_given and not token.value.strip():
                 raise ConfigError(f"{argument.name}{of_file} is empty: give a value, or leave the option out.")
 
 

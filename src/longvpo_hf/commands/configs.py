@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Literal
 
-from longvpo_hf.artifacts import make_folder
+from longvpo_hf.artifacts import write_text
 from longvpo_hf.commands.cli import new_app
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.shipped import find_among, shipped_accelerate_configs, shipped_configs
@@ -42,14 +41,13 @@ def copy(name: str, destination: Path = Path(), /) -> None:
     path = destination / found.name if destination.is_dir() else destination
     if path.exists():
         raise ConfigError(f"{path} is there already and is not replaced; name another file.")
-    make_folder(path.parent)
     text = found.read_text(encoding="utf-8")
     if reference := re.search(r"\$schema=(\S+)", text):
         schema = found.parent / reference[1]
         if not (path.parent / schema.name).exists():
-            shutil.copyfile(schema, path.parent / schema.name)
+            write_text(path.parent / schema.name, schema.read_text(encoding="utf-8"))
         text = text.replace(reference[1], schema.name, 1)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     print(path)
 
 

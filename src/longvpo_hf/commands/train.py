@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
 
+from longvpo_hf.errors import ConfigError
 from longvpo_hf.shipped import find_accelerate_config, find_config, shipped
 
 
@@ -36,9 +38,7 @@ def train(
         config: The recipe's YAML, or the name of a shipped one (`longvpo configs`). None: options alone.
         accelerate_config: accelerate's YAML, or the name of a shipped one. None: accelerate's own default.
     """
-    from accelerate.commands.launch import launch_command_parser
-
-    parser = launch_command_parser()
+    parser = _launch_parser()
     for_launch, words = _split(list(options), {name for action in parser._actions for name in action.option_strings})
     launch(recipe, config, accelerate_config, for_launch, words)
 
@@ -55,7 +55,7 @@ def launch(
         for_launch: Options of `accelerate launch`.
         words: Options of the recipe.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command
 
     from longvpo_hf.hub import go_offline_if_unreachable
 
@@ -66,7 +66,19 @@ def launch(
     go_offline_if_unreachable([""])  # for the recipe's process, which names models and rows
     # Quiet: the recipe itself says what went wrong, and its parent's traceback would say nothing more.
     script = str(shipped(f"recipes/{recipe}.py"))
-    launch_command(launch_command_parser().parse_args([*first, *for_launch, "--quiet", script, *file, *words]))
+    launch_command(_launch_parser().parse_args([*first, *for_launch, "--quiet", script, *file, *words]))
+
+
+def _launch_parser() -> ArgumentParser:
+    """That of `accelerate launch`, which would print the usage of some 100 options where one is wrong."""
+    from accelerate.commands.launch import launch_command_parser
+
+    def error(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `accelerate launch --help` lists its options.")
+
+    parser: ArgumentParser = launch_command_parser()
+    parser.error = error  # type: ignore[method-assign]
+    return parser
 
 
 def _split(words: list[str], launch_options: set[str]) -> tuple[list[str], list[str]]:

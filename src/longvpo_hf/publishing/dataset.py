@@ -315,13 +315,18 @@ def dataset_folder(name: str) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses to write a dataset over anything but a dataset.
+    """Refuses to write a dataset over anything but a dataset, and into one.
 
     Raises:
-        DatasetError: If the folder is neither empty nor a dataset, or this runs in it.
+        DatasetError: If the folder is neither empty nor a dataset, or lies in one, or this runs in it.
     """
-    here = Path.cwd()
-    if Path(os.path.abspath(folder)) in (here, *here.parents):
+    here, place = Path.cwd(), Path(os.path.abspath(folder))
+    for parent in place.parents:
+        if (parent / "train.parquet").is_file():
+            raise DatasetError(
+                f"{folder} lies in the dataset {parent}, and would be a part of it; name another folder."
+            )
+    if place in (here, *here.parents):
         raise DatasetError(f"{folder} is or holds the folder that this runs in, and would be replaced; name another.")
     if (folder / "train.parquet").is_file() or not folder.exists():
         return

@@ -21,7 +21,7 @@ from longvpo_hf.frames import UnreadableVideo
 from longvpo_hf.funnel import Funnel, open_log
 from longvpo_hf.paths import path_inside
 from longvpo_hf.preference import TRAINING_COLUMNS, VideoPreference
-from longvpo_hf.publishing.dataset import DatasetWriter, add_preview, has_preview
+from longvpo_hf.publishing.dataset import DatasetWriter, add_preview, check_folder, has_preview
 from longvpo_hf.record import DatasetRecord, MethodRecord, Source, read_record
 from longvpo_hf.timeline import Clip, Timeline
 
@@ -134,6 +134,7 @@ def write_rows(
     """
     if output.resolve() in {source.folder.resolve() for source in inputs}:
         raise ConfigError(f"--output {output} is a dataset that is read: name another folder.")
+    check_folder(output)
     roots = {source.media_root for source in inputs}
     if len(roots) > 1:
         raise ConfigError("Some of these datasets have their media and others do not: they cannot be put together.")
