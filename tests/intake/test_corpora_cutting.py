@@ -433,7 +433,7 @@ def test_benchmark_videos_are_dropped_by_id_name_and_content(tmp_path: Path) -> 
 
 
 def test_a_benchmark_list_that_checks_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"empty\.txt names no video of MLVU; one id or sha256 per line"):
+    with pytest.raises(CorpusError, match=r"empty\.txt, the list of the videos of MLVU, names no video; one id, "):
         BenchmarkVideos.from_files({"MLVU": benchmark_list(tmp_path / "empty.txt")})
     with pytest.raises(CorpusError, match=r"gone\.txt, the list of the videos of MLVU, is missing"):
         BenchmarkVideos.from_files({"MLVU": tmp_path / "gone.txt"})
