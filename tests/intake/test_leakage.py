@@ -62,6 +62,7 @@ OTHER_FORMS = {
     "TSV": f"{ID}\tshort\n{TRICKY[0]}\tlong\n",
     "semicolons": f"{ID};short\n{TRICKY[0]};long\n",
     "a table": f"| {ID} | short |\n| {TRICKY[0]} | long |\n",
+    "one long line": f"{ID}\n{'x' * 200_000}\n",
     "no text": f"PAR1\0\0{ID}\n",
     "nothing": "",
     "marks": '"",\n',

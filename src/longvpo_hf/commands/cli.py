@@ -60,7 +60,7 @@ def checked_by(check: Callable[..., None]) -> Callable[[Command], Command]:
     """
 
     def marked(command: Command) -> Command:
-        command.check = check  # type: ignore[attr-defined]
+        command.check = check  # type: ignore[attr-defined]  # as `resumable` marks one
         return command
 
     return marked

@@ -77,7 +77,7 @@ def _launch_parser() -> ArgumentParser:
         raise ConfigError(f"{message}; `accelerate launch --help` lists its options.")
 
     parser: ArgumentParser = launch_command_parser()
-    parser.error = error  # type: ignore[method-assign]
+    parser.error = error  # type: ignore[method-assign]  # accelerate makes the parser: no subclass of ours
     return parser
 
 

@@ -33,6 +33,8 @@ _MIN_DIGITS = 9
 #: Longer names, and ones of more parts, are cut: what is within them is tried pair by pair.
 _MAX_CHARACTERS = 500
 _MAX_PARTS = 60
+#: Of a list of videos: the longest path of Linux, and no name or address comes near it.
+_MAX_LINE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,8 @@ def _other_form(lines: Sequence[str]) -> str:
     lines = [line.rstrip(",") for line in lines if line.rstrip(",")]
     if any("\0" in line for line in lines):
         return "is no text"
+    if any(len(line) > _MAX_LINE for line in lines):
+        return f"has a line of more than {_MAX_LINE:,} characters"
     for text in ("\n".join(lines), lines[0]):
         try:
             is_json = isinstance(json.loads(text), list | dict)
