@@ -96,10 +96,10 @@ def _missing(suite: Suite, root: Path) -> list[Missing]:
     questions = []
     for subset in suite.subsets or ("",):
         try:
-            rows = suite.rows(root, subset)
+            suite.rows(root, subset)
         except Exception as error:  # of datasets, huggingface_hub, the network, the disk: whichever it is, they lack
             return [_no_annotations(suite, archives, download, error)]
-        questions += [suite.question(row, subset) for row in rows]
+        questions += suite.questions(root, subset)
     missing = []
     videos = {question.videos for question in questions}
     absent = sorted(names[0] for names in videos if suite.locate(root, *names) is None)

@@ -160,8 +160,7 @@ def questions_digest(name: str, root: Path) -> str:
     """Tells what a suite asks from other prompts, options, answers and versions of the dataset: 8 digits."""
     suite, found = suites()[name], hashlib.sha256()
     for subset in suite.subsets or ("",):
-        for row in suite.rows(root, subset):
-            question = suite.question(row, subset)
+        for question in suite.questions(root, subset):
             found.update(f"{question.text}\0{question.letters}\0{question.answer}\0".encode("utf-8", "replace"))
     return found.hexdigest()[:8]
 

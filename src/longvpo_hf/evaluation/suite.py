@@ -8,6 +8,7 @@ or else in the Hub's cache; media where lmms-eval unpacks them. The suites thems
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import string
@@ -37,7 +38,71 @@ UNPACK = (
     'while read -r name; do cat "$name".tar* | tar -x -C {media}; done'
 )
 
-Row = Mapping[str, Any]
+
+class Row:
+    """A row of annotations as somebody published it: a field is checked when it is read.
+
+    Args:
+        fields: Value of each field.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+
+    def text(self, name: str) -> str:
+        """A text that holds more than blanks."""
+        value = self._value(name)
+        if not isinstance(value, str) or not value.strip():
+            raise _wrong(name, "must be a text", value)
+        return value
+
+    def word(self, name: str) -> str:
+        """A text or a number, as its text."""
+        value = self._value(name)
+        if (text := _as_text(value)) is None or not text.strip():
+            raise _wrong(name, "must be a text or a number", value)
+        return text
+
+    def options(self, name: str) -> list[str]:
+        """The options of a question, 2 to 26 texts or numbers; one may be empty."""
+        value = self._value(name)
+        texts = [_as_text(each) for each in value] if isinstance(value, list | tuple) else []
+        options = [text for text in texts if text is not None]
+        if len(options) != len(texts) or not 2 <= len(options) <= len(LETTERS):
+            raise _wrong(name, f"must be a list of 2 to {len(LETTERS)} options, each a text", value)
+        return options
+
+    def letter(self, name: str, options: Sequence[str]) -> str:
+        """The letter of the option that the field counts to, from 0."""
+        value = self._value(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(options):
+            raise _wrong(name, f"must be the number of an option, from 0 to {len(options) - 1}", value)
+        return LETTERS[value]
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there, and not empty."""
+        return bool(self._fields.get(name))
+
+    def _value(self, name: str) -> Any:
+        try:
+            return self._fields[name]
+        except KeyError:
+            raise ConfigError(
+                f"It lacks the field {name!r}; it has {sorted(self._fields)}. Is this the dataset, at the "
+                "revision that lmms-eval 0.7 uses?"
+            ) from None
+
+
+def _wrong(name: str, bound: str, value: object) -> ConfigError:
+    return ConfigError(f"The field {name!r} {bound}, got {repr(value)[:200]}.")
+
+
+def _as_text(value: object) -> str | None:
+    """A text, or the text of a number; None of anything else."""
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if is_number else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +130,8 @@ class Question:
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if len(self.letters) < 2:
+            raise ConfigError(f"A question must have at least 2 options, got {len(self.letters)}: {self.text[:200]!r}")
         if len(self.answer) != 1 or self.answer not in self.letters:
             raise ConfigError(
                 f"The right answer must be one of {self.letters!r}, got {self.answer!r}: {self.text[:200]!r}"
@@ -119,19 +186,35 @@ class Suite:
     gated: bool = False
     max_new_tokens: int = 32
 
-    def question(self, row: Row, subset: str = "") -> Question:
+    def question(self, row: Mapping[str, Any], subset: str = "", number: int | None = None) -> Question:
         """What a row asks.
 
+        Args:
+            row: Value of each field.
+            subset: The subset it is of; empty where there are none.
+            number: Its number in the split, from 0, for errors; None where it is not known.
+
         Raises:
-            ValueError: If the row lacks a field, or its answer is none of its options.
+            ConfigError: If the row lacks a field, one holds something else than the suite expects, or the answer is
+                none of the options.
         """
+        which = "a row" if number is None else f"row {number}"
+        place = f"{self.dataset}, {subset or self.split}, {which}"
         try:
-            return self.read(row, subset)
-        except KeyError as error:
-            raise ConfigError(
-                f"A row of {self.dataset} lacks the field {error}; it has {sorted(row)}. Is this the dataset, at the "
-                "revision that lmms-eval 0.7 uses?"
-            ) from None
+            return self.read(Row(row), subset)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+
+    def questions(self, root: Path, subset: str = "") -> list[Question]:
+        """What its rows ask.
+
+        Raises:
+            ConfigError: If there are no rows, or one of them is no question of the suite's; see `question`.
+        """
+        questions = [self.question(row, subset, number) for number, row in enumerate(self.rows(root, subset))]
+        if not questions:
+            raise ConfigError(f"{self.dataset}, {subset or self.split}: there are no rows, so nothing can be asked.")
+        return questions
 
     def locate(self, root: Path, *names: str) -> Path | None:
         """The first of the files `names` that exists; rows are somebody else's text, so none may lead elsewhere.

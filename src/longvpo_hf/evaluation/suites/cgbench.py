@@ -8,20 +8,21 @@ from longvpo_hf.evaluation.suite import LETTERS, UNPACK, Question, Row, Suite
 
 
 def _read(row: Row, _: str) -> Question:
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False)]
+    choices, video = row.options("choices"), row.text("video_uid")
+    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return Question(
         text="\n".join(
             [
                 "Select the best answer to the following multiple-choice question based on the video.",
-                row["question"],
+                row.text("question"),
                 *lines,
                 "Answer with the option letter only.",
             ]
         ),
-        letters=LETTERS[: len(row["choices"])],
-        answer=str(row["right_answer"]).strip().upper(),
-        videos=tuple(f"cg_videos_720p/{folder}{row['video_uid']}.mp4" for folder in ("", "cg_videos_720p/", "videos/")),
-        group=row["domain"],
+        letters=LETTERS[: len(choices)],
+        answer=row.word("right_answer").strip().upper(),
+        videos=tuple(f"cg_videos_720p/{folder}{video}.mp4" for folder in ("", "cg_videos_720p/", "videos/")),
+        group=row.text("domain"),
     )
 
 

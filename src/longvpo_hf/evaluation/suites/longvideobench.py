@@ -8,15 +8,16 @@ from longvpo_hf.evaluation.suite import LETTERS, Question, Row, Suite
 
 
 def _read(row: Row, _: str) -> Question:
-    options = [row[f"option{i}"] for i in range(5)]
-    options = [option for option in options if option != "N/A"]
+    options = [option for i in range(5) if (option := row.text(f"option{i}")) != "N/A"]
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return Question(
-        text="\n".join([row["question"], *lines, "Answer with the option's letter from the given choices directly.\n"]),
+        text="\n".join(
+            [row.text("question"), *lines, "Answer with the option's letter from the given choices directly.\n"]
+        ),
         letters=LETTERS[: len(options)],
-        answer=LETTERS[row["correct_choice"]],
-        videos=(f"datasets/longvideobench/videos/{row['video_path']}",),
-        group=f"{row['duration_group']}s",
+        answer=row.letter("correct_choice", options),
+        videos=(f"datasets/longvideobench/videos/{row.text('video_path')}",),
+        group=f"{row.word('duration_group')}s",
     )
 
 

@@ -8,13 +8,13 @@ from longvpo_hf.evaluation.suite import LETTERS, UNZIP, Question, Row, Suite
 
 
 def _read(row: Row, _: str) -> Question:
-    options = row.get("options") or []
+    options = row.options("options") if row.has("options") else []
     lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return Question(
-        text="\n".join([row["question"], *lines, "Answer the question with the option letter"]),
+        text="\n".join([row.text("question"), *lines, "Answer the question with the option letter"]),
         letters=LETTERS[: len(options)] or LETTERS[:4],
-        answer=row["answer"],
-        videos=(f"lvbench/{row['video_path']}",),
+        answer=row.text("answer"),
+        videos=(f"lvbench/{row.text('video_path')}",),
     )
 
 

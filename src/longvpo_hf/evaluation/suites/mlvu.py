@@ -12,21 +12,21 @@ from longvpo_hf.evaluation.suite import LETTERS, UNZIP, Question, Row, Suite, le
 
 def _read_dev(row: Row, _: str) -> Question:
     return Question(
-        text=f"{row['question']}\nOnly give the best option.\nBest option: (",
+        text=f"{row.text('question')}\nOnly give the best option.\nBest option: (",
         letters=LETTERS[:4],
-        answer=row["answer"],
-        videos=(f"mlvu/{row['video_name']}",),
-        group=row["task_type"],
+        answer=row.text("answer"),
+        videos=(f"mlvu/{row.text('video_name')}",),
+        group=row.text("task_type"),
     )
 
 
 def _read_test(row: Row, _: str) -> Question:
     return Question(
-        text=row["question"],  # lmms-eval adds nothing here
-        letters=letters_of(row["question"]) or LETTERS[:6],
-        answer=row["answer"],
-        videos=(f"mlvu_test/{row['video_name']}",),
-        group=row["task_type"],
+        text=row.text("question"),  # lmms-eval adds nothing here
+        letters=letters_of(row.text("question")) or LETTERS[:6],
+        answer=row.text("answer"),
+        videos=(f"mlvu_test/{row.text('video_name')}",),
+        group=row.text("task_type"),
     )
 
 

@@ -31,16 +31,16 @@ _FOLDERS = {
 
 
 def _read(row: Row, subset: str) -> Question:
-    candidates = row["candidates"]
+    candidates, answer = row.options("candidates"), row.word("answer")
     options = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, candidates, strict=False))
     folder = _FOLDERS[subset]
     # A video may also be in data0613, as lmms-eval intends.
     folders = [folder, *([f"data0613/{folder}"] if folder.startswith(("clevrer/", "star/")) else [])]
     return Question(
-        text=f"Question:{row['question']}\nOption:\n{options}Only give the best option.\n",
+        text=f"Question:{row.text('question')}\nOption:\n{options}Only give the best option.\n",
         letters=LETTERS[: len(candidates)],
-        answer=LETTERS[candidates.index(row["answer"])] if row["answer"] in candidates else "",
-        videos=tuple(f"mvbench_video/{each}/{row['video']}" for each in folders),
+        answer=LETTERS[candidates.index(answer)] if answer in candidates else "",
+        videos=tuple(f"mvbench_video/{each}/{row.text('video')}" for each in folders),
         group=subset,
     )
 

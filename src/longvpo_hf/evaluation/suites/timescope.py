@@ -20,13 +20,13 @@ _LONG = (*_PREFIXES, "The best option isThe correct option is", "Best answer:Bes
 
 def _reader(folder: str) -> Callable[[Row, str], Question]:
     def read(row: Row, _: str) -> Question:
-        path = f"{folder}/{row['video']}"
+        text, path = row.text("input"), f"{folder}/{row.text('video')}"
         return Question(
-            text=row["input"],
-            letters=letters_of(row["input"]) or LETTERS[:6],
-            answer=str(row["answer"]).strip().upper(),
+            text=text,
+            letters=letters_of(text) or LETTERS[:6],
+            answer=row.word("answer").strip().upper(),
             videos=(path, path.replace("mp4", "MP4"), path.replace("mp4", "mkv")),
-            group=str(row["length"]),
+            group=row.word("length"),
         )
 
     return read

@@ -17,16 +17,16 @@ _TASKS = (
 
 
 def _read(row: Row, subset: str) -> Question:
-    candidates = [str(candidate) for candidate in row["candidates"]]
-    plain = [_plain(candidate) for candidate in candidates]
+    candidates = row.options("candidates")
+    plain, answer = [_plain(candidate) for candidate in candidates], _plain(row.word("answer"))
     lines = [f"{letter}. {candidate}" for letter, candidate in zip(LETTERS, candidates, strict=False)]
     # Those of the task first: its videos may be called like another task's.
     folders = (f"video/{subset}/", f"{subset}/", f"videos/{subset}/", "video/", "", "videos/", "data/")
     return Question(
-        text="\n".join([row["question"].strip(), *lines, "Answer with the option letter only."]),
+        text="\n".join([row.text("question").strip(), *lines, "Answer with the option letter only."]),
         letters=LETTERS[: len(candidates)],
-        answer=LETTERS[plain.index(_plain(row["answer"]))] if _plain(row["answer"]) in plain else "",
-        videos=tuple(f"tvbench/{folder}{row['video']}" for folder in folders),
+        answer=LETTERS[plain.index(answer)] if answer in plain else "",
+        videos=tuple(f"tvbench/{folder}{row.text('video')}" for folder in folders),
         group=subset,
         options=tuple(candidates),
     )
@@ -43,8 +43,8 @@ def _official(reply: str, question: Question) -> float:
     return 100.0 * (named == [question.answer])
 
 
-def _plain(text: object) -> str:
-    return " ".join(str(text).strip().lower().split())
+def _plain(text: str) -> str:
+    return " ".join(text.strip().lower().split())
 
 
 SUITES = (

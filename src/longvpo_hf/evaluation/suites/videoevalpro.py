@@ -8,15 +8,15 @@ from longvpo_hf.evaluation.suite import LETTERS, UNPACK, Question, Row, Suite
 
 
 def _read(row: Row, _: str) -> Question:
-    options = row["options"]
+    options = row.options("options")
     return Question(
         text="\n".join(
-            [row["question"], *(str(option).strip() for option in options), "Answer with the option letter only."]
+            [row.text("question"), *(option.strip() for option in options), "Answer with the option letter only."]
         ),
         letters=LETTERS[: len(options)],
-        answer=row["answer"].strip().upper(),
-        videos=(f"videoevalpro/videos_filtered/{row['video']}",),
-        group=row["qa_type"].strip(),
+        answer=row.word("answer").strip().upper(),
+        videos=(f"videoevalpro/videos_filtered/{row.text('video')}",),
+        group=row.text("qa_type").strip(),
     )
 
 

@@ -15,24 +15,25 @@ _INSTRUCTION = (
 
 
 def _read(row: Row, _: str) -> Question:
+    options, video = row.options("options"), row.text("videoID")
     return Question(
         text="\n".join(
             [
                 _INSTRUCTION,
-                row["question"],
-                *row["options"],
+                row.text("question"),
+                *options,
                 "\nAnswer with the option's letter from the given choices directly.",
             ]
         ),
-        letters=LETTERS[: len(row["options"])],
-        answer=row["answer"],
-        videos=tuple(f"videomme/data/{row['videoID']}.{ending}" for ending in ("mp4", "MP4", "mkv")),
-        group=row["duration"],
+        letters=LETTERS[: len(options)],
+        answer=row.text("answer"),
+        videos=tuple(f"videomme/data/{video}.{ending}" for ending in ("mp4", "MP4", "mkv")),
+        group=row.text("duration"),
     )
 
 
 def _read_with_subtitles(row: Row, _: str) -> Question:
-    return replace(_read(row, _), subtitles=f"videomme/subtitle/{row['videoID']}.srt")
+    return replace(_read(row, _), subtitles=f"videomme/subtitle/{row.text('videoID')}.srt")
 
 
 _PLAIN = Suite(

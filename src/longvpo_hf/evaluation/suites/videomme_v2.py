@@ -27,15 +27,15 @@ _REACHED: Mapping[str, tuple[float, ...]] = {
 
 
 def _read(row: Row, _: str) -> Question:
-    options = row["options"].split("\n")
+    options, kind = row.text("options").split("\n"), row.text("group_type")
     return Question(
-        text=f"Question: {row['question']}\n{row['options']}\n{_INSTRUCTION}",
+        text=f"Question: {row.text('question')}\n{row.text('options')}\n{_INSTRUCTION}",
         letters=LETTERS[: len(options)],
-        answer=row["answer"],
-        videos=(f"videomme_v2/{row['video_id']}.mp4",),
-        group=row["group_type"],
+        answer=row.text("answer"),
+        videos=(f"videomme_v2/{row.text('video_id')}.mp4",),
+        group=kind,
         options=tuple(options),
-        facts={"place": int(str(row["question_id"]).rpartition("-")[2]), "steps": _steps(row)},
+        facts={"place": _place(row), "steps": _steps(row)},
     )
 
 
@@ -47,6 +47,8 @@ def _by_video(records: Sequence[Record], field: str) -> list[Unit]:
     units = []
     for video, group in videos.items():
         group.sort(key=lambda record: record["facts"]["place"])
+        if len(group) > 4:
+            raise ConfigError(f"A video must have four questions at most, {video} has {len(group)}.")
         right = [record[field] == 100.0 for record in group]  # type: ignore[literal-required]
         score = _relevance(right) if group[0]["group"] == "relevance" else _logic(right, group[0]["facts"]["steps"])
         units.append(Unit(video, "", video, score))
@@ -57,15 +59,25 @@ def _relevance(right: Sequence[bool]) -> float:
     return 100 * sum(right) ** 2 / 16
 
 
+def _place(row: Row) -> int:
+    """Which of a video's four questions a row is."""
+    name = row.word("question_id")
+    last = name.rpartition("-")[2]
+    if not (last.isascii() and last.isdecimal()):
+        raise ConfigError(f"The field 'question_id' must end in a hyphen and a number, got {name!r}.")
+    return int(last)
+
+
 def _steps(row: Row) -> str:
     """Which steps of a logic group stand in which order; "" for a relevance group."""
-    if row["group_type"] == "relevance":
+    kind = row.text("group_type")
+    if kind == "relevance":
         return ""
-    steps = " ".join(str(row["group_structure"]).split()).replace(",", ", ").replace(",  ", ", ")
-    if row["group_type"] != "logic" or steps not in _REACHED:
+    steps = " ".join(row.text("group_structure").split()).replace(",", ", ").replace(",  ", ", ")
+    if kind != "logic" or steps not in _REACHED:
         raise ConfigError(
-            "Video-MME-v2: a group is of the type relevance, or logic with a structure among "
-            f"{', '.join(_REACHED)}; got {row['group_type']!r} with {row['group_structure']!r}."
+            "A group must be of the type relevance, or logic with a structure among "
+            f"{', '.join(_REACHED)}; got {kind!r} with {steps!r:.200}."
         )
     return steps
 
