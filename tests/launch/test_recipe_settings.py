@@ -70,6 +70,24 @@ def test_what_would_fail_late_or_be_passed_over_is_refused(settings: dict[str, A
         parsed(**settings)
 
 
+@pytest.mark.parametrize("way", ["itself", "below", "link", "dots"])
+@pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name", "replay_name"])
+def test_a_model_is_not_written_over_what_it_is_made_of(tmp_path: Path, name: str, way: str) -> None:
+    """Its card replaced the dataset's, or its weights those of the base, from which a killed run then began."""
+    (tmp_path / "given" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "given")
+    output = tmp_path / {"itself": "given", "below": "given/new", "link": "link", "dots": "given/inner/.."}[way]
+    recipe = {name: tmp_path / "given", "output_dir": output}
+    if name == "model_name_or_path" and way == "below":  # beside its base is a place for an adapter
+        parsed(**recipe)
+    else:
+        with pytest.raises(ConfigError, match=r"output_dir=.* would be (replaced|mixed with it); name another folder"):
+            parsed(**recipe)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir must be a folder, .*file is a file"):
+        parsed(output_dir=tmp_path / "file")
+
+
 def test_what_goes_together_is_accepted() -> None:
     parsed()
     parsed(num_train_epochs=0, max_steps=3)

@@ -18,6 +18,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import family_of, model_config
+from longvpo_hf.paths import is_inside
 from longvpo_hf.processes import end_with_parent
 from longvpo_hf.shipped import find_config
 from longvpo_hf.training.config import LongVPOConfig
@@ -242,6 +243,7 @@ def parse(
             raise ConfigError(
                 "load_in_4bit and load_in_8bit need bitsandbytes, which is not here: pip install bitsandbytes"
             )
+    _check_output(recipe, model, training)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "dtype": model.dtype,
@@ -261,6 +263,23 @@ def _refuse_empty(content: object, words: Sequence[str]) -> None:
             empty.append((name.strip() or before).lstrip("-"))
     if empty:
         raise ConfigError(f"{empty[0]} is empty: give a value, or leave it out.")
+
+
+def _check_output(recipe: RecipeArguments, model: ModelConfig, training: LongVPOConfig) -> None:
+    """Refuses to write the model over what it is made of: then the same command could not go on, or be given again."""
+    output = Path(str(training.output_dir))
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output_dir must be a folder, {output} is a file.")
+    if output.is_dir() and output.resolve() == Path(str(model.model_name_or_path)).resolve():
+        raise ConfigError(
+            f"output_dir={output} is the model that is trained, and would be replaced; name another folder."
+        )
+    for name in (recipe.dataset_name, recipe.replay_name):
+        if name is not None and Path(name).is_dir() and is_inside(name, output):
+            raise ConfigError(
+                f"output_dir={output} is the dataset {name} or lies in it, and would be mixed with it; name another "
+                "folder."
+            )
 
 
 def _check_adapter(model: ModelConfig) -> None:
