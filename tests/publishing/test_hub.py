@@ -426,7 +426,10 @@ def test_a_build_pushes_to_the_branch_that_is_named(tmp_path: Path, preferences:
 
 
 def push_again(folder: str) -> dict[str, Any]:
-    """Pushes other rows under the same name, then a card that the Hub refuses."""
+    """Pushes other rows under a name that cannot be, another and the same name, then a card that the Hub refuses."""
+    with pytest.raises(DatasetError):
+        push_dataset(Path(folder), "no such/name at all")
+    push_dataset(Path(folder), f"{REPO}-trial")
     told = {"revision": push_dataset(Path(folder), REPO)}
     card = Path(folder) / "README.md"
     card.write_text(card.read_text().replace("license: mit", "license: my own"))
@@ -474,6 +477,8 @@ def test_from_folder_to_training_steps(tmp_path: Path, preferences: list[VideoPr
         fewer = write(tmp_path / "fewer", of_corpora(preferences[:2], ["mit"]))
         again = hub.call(push_again, fewer, cwd=tmp_path / "cwd", hf_home=tmp_path / "home2")
         assert repository.commits[-1][0] == again["revision"] != told["revision"]
+        for name in (REPO, f"{REPO}-trial"):  # each card names its own, not the first that was pushed to
+            assert f'load_dataset("{name}", split'.encode() in hub.repositories["dataset", name].files["README.md"]
         media = {
             clip["file_name"] for row in pq.read_table(fewer / "train.parquet")["clips"].to_pylist() for clip in row
         }

@@ -281,8 +281,8 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None, rev
                 f"{folder / parent} holds {number} media files and the Hub takes at most {MAX_FILES_PER_FOLDER} a "
                 "folder. Run the build again: it reuses its finished work and spreads the files over more folders."
             )
-    write_text(card, with_name(card.read_text(encoding="utf-8"), repo_id))
     api = prepare_push(repo_id, private=private, revision=revision)
+    write_text(card, with_name(card.read_text(encoding="utf-8"), repo_id))
     commit = api.upload_folder(
         repo_id=repo_id,
         repo_type="dataset",

@@ -13,6 +13,7 @@ from longvpo_hf.record import DatasetRecord, LicenceRecord
 
 #: In the code of a card until `with_name` puts the name there.
 UNNAMED = "path/or/name/of/this/dataset"
+_LOADED = re.compile(r'^rows = load_dataset\("[^"\n]*", split="train"\)$', re.MULTILINE)
 
 _BY_REFERENCE = """\
 ## Media
@@ -71,8 +72,8 @@ def written_by_models(methods: Iterable[str]) -> list[str]:
 
 
 def with_name(card: str, repo_id: str) -> str:
-    """A card with the dataset's name on the Hub in its code."""
-    return card.replace(f'"{UNNAMED}"', f'"{repo_id}"')
+    """A card with the dataset's name on the Hub in its code, whatever name was there."""
+    return _LOADED.sub(lambda _: f'rows = load_dataset("{repo_id}", split="train")', card, count=1)
 
 
 def _metadata(record: DatasetRecord) -> DatasetCardData:
