@@ -224,11 +224,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     video.unlink()  # other benchmarks link to the same file
     video.write_bytes(b"no video")
     try:
-        # Errors surface: no empty answer stands in for the question whose video is broken.
+        # Known before a model is loaded; where it is broken later, errors surface: no empty answer stands in for one.
+        told = longvpo_eval(*arguments)
+        assert f"1 of 3 videos are files that are cut off, or no videos: {video}\n" in told.output
+        assert f"rm -f -- {video}\n" in told.output
+        monkeypatch.setattr(preflight, "is_whole", lambda _: True)
         stopped = longvpo_eval(*arguments)
     finally:
         video.write_bytes(content)
-    assert stopped.exit_code == 2
+    assert told.exit_code == stopped.exit_code == 2
     assert "longvpo eval: unreadable: " in stopped.output
     assert "v2.mp4" in stopped.output
     assert not list(tmp_path.glob("*.json"))
@@ -728,17 +732,17 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_model")
 def test_missing_data_are_told_with_the_command_that_brings_them(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "my data"
+    film, root = root / "mlvu/v0.mp4", tmp_path / "my data"
     root.mkdir()
     doubles.write_parquet(root / "sy1998/MLVU_dev", {"test": doubles.mlvu_rows()})
     doubles.write_parquet(root / "lmms-eval/Video-MME", {"test": doubles.videomme_rows()})
     (root / "videomme/data").mkdir(parents=True)
     for number in range(3):
-        (root / f"videomme/data/v{number}.mp4").touch()
+        shutil.copyfile(film, root / f"videomme/data/v{number}.mp4")
     (root / "mlvu").mkdir()
-    (root / "mlvu/v1.mp4").touch()
+    shutil.copyfile(film, root / "mlvu/v1.mp4")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     result = longvpo_eval(model, "--tasks", "longvideobench,mlvu,videomme", "--data-root", root, "--output", tmp_path)
     assert result.exit_code == 2
@@ -782,6 +786,38 @@ def test_an_unknown_benchmark_is_told(root: Path, model: Path, tmp_path: Path) -
     result = longvpo_eval(model, "--tasks", "mmlu", "--data-root", root, "--output", tmp_path)
     assert result.exit_code == 2
     assert "There is no suite 'mmlu'; choose among lvbench, longvideobench, mlvu, videomme, mvbench" in result.output
+
+
+@pytest.mark.usefixtures("no_model")
+def test_files_that_are_no_whole_videos_are_told_before_a_model_is_loaded(
+    root: Path, tmp_path: Path, model: Path
+) -> None:
+    """What a download leaves that broke off, a page of a server, a pointer of Git LFS, and random cuts of a film."""
+    film, rng = (root / "mlvu/v0.mp4").read_bytes(), random.Random(0)
+    kinds = [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", film[:-1]]
+    kinds += [film[: rng.randrange(len(film))] for _ in range(6)]
+    data, few = tmp_path / "data", []
+    doubles.write_parquet(data / "sy1998/MLVU_dev", {"test": doubles.mlvu_rows()})
+    (data / "mlvu").mkdir()
+    for content in kinds:
+        for number in range(3):
+            (data / f"mlvu/v{number}.mp4").write_bytes(content if number == 1 else film)
+        told = longvpo_eval(model, "--tasks", "mlvu", "--data-root", data, "--output", tmp_path / "out")
+        assert told.exit_code == 2
+        assert (
+            f"sy1998/MLVU_dev: 1 of 3 videos are files that are cut off, or no videos: {data}/mlvu/v1.mp4"
+            in told.output
+        )
+        few.append(f"rm -f -- {data}/mlvu/v1.mp4\n" in told.output)
+    assert all(few)
+    many = [{**doubles.mlvu_rows()[0], "video_name": f"v{number}.mp4"} for number in range(50)]
+    data = tmp_path / "all"
+    (data / "mlvu").mkdir(parents=True)
+    doubles.write_parquet(data / "sy1998/MLVU_dev", {"test": many})
+    for row in many:
+        (data / "mlvu" / row["video_name"]).write_bytes(kinds[2])
+    with pytest.raises(preflight.NotReady, match=r"50 of 50 videos are .* and 47 more\n +mv .*/mlvu .*/mlvu-broken\n"):
+        preflight.check(suites_named(["mlvu"]), data)
 
 
 def test_nothing_is_missing_where_all_is_there(root: Path) -> None:

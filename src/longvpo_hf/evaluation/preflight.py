@@ -1,6 +1,6 @@
 """What an evaluation needs, looked for before a model is loaded: annotations, videos, subtitles, a token.
 
-Each missing thing is named with the command that brings it. Only names are looked at: nothing is decoded.
+Each missing thing is named with the command that brings it. Of videos the first bytes are read; nothing is decoded.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pathlib import Path
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.evaluation.suite import Suite
 from longvpo_hf.evaluation.suites import suites
+from longvpo_hf.frames import is_whole
 
 #: Missing files of a suite that are named; the others are only counted.
 _NAMED = 3
+#: Broken files that are deleted by name; where there are more, a download of all went wrong.
+_DELETED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class NotReady(ConfigError):
     def __init__(self, missing: Sequence[Missing]) -> None:
         self.missing = tuple(missing)
         parts = [f"- {each.what}\n{_indented(each.remedy)}" for each in self.missing]
-        super().__init__("\n".join(["data of the evaluation are missing:", *parts]))
+        super().__init__("\n".join(["data of the evaluation are missing or broken:", *parts]))
 
     def __reduce__(self) -> tuple[type[NotReady], tuple[tuple[Missing, ...]]]:
         """Lets the error leave a worker process unchanged."""
@@ -101,20 +104,31 @@ def _missing(suite: Suite, root: Path) -> list[Missing]:
             return [_no_annotations(suite, archives, download, error)]
         questions += suite.questions(root, subset)
     missing = []
-    videos = {question.videos for question in questions}
-    absent = sorted(names[0] for names in videos if suite.locate(root, *names) is None)
+    videos = {names: suite.locate(root, *names) for names in {question.videos for question in questions}}
+    absent = sorted(names[0] for names, path in videos.items() if path is None)
     if absent:
-        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
-        named = ", ".join(absent[:_NAMED])
-        missing.append(
-            Missing(f"{suite.dataset}: {len(absent)} of {len(videos)} videos, in {root}: {named}{more}", unpack)
-        )
+        what = f"{len(absent)} of {len(videos)} videos, in {root}: {_some(absent)}"
+        missing.append(Missing(f"{suite.dataset}: {what}", unpack))
+    broken = sorted({str(path) for path in videos.values() if path is not None and not is_whole(path)})
+    if broken:
+        # Nothing is unpacked over a file that is there.
+        delete = " ".join(["rm -f --", *map(shlex.quote, broken)])
+        if len(broken) > _DELETED:
+            delete = f"mv {shlex.quote(str(media))} {shlex.quote(f'{media}-broken')}"
+        what = f"{len(broken)} of {len(videos)} videos are files that are cut off, or no videos: {_some(broken)}"
+        missing.append(Missing(f"{suite.dataset}: {what}", f"{delete}\n{unpack}"))
     subtitles = {question.subtitles for question in questions if question.subtitles}
     # Not every video has subtitles, so a single missing file is no fault; that all are missing is one.
     if subtitles and not any(suite.locate(root, name) for name in subtitles):
         where = root / suite.subtitles
         missing.append(Missing(f"{suite.name}: subtitles: {where} holds none of {len(subtitles)} .srt files", unpack))
     return missing
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def _no_annotations(suite: Suite, archives: Path, download: str, error: Exception) -> Missing:
