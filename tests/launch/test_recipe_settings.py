@@ -48,6 +48,12 @@ def parsed(**settings: Any) -> tuple[RecipeArguments, ModelConfig, LongVPOConfig
         ({"use_peft": "true", "lora_r": 0}, "lora_r must be ≥ 1, got 0"),
         ({"use_peft": "true", "lora_alpha": -1}, "lora_alpha must be ≥ 1, got -1"),
         *(({"use_peft": "true", "lora_dropout": p}, "lora_dropout must be ≥ 0 and < 1") for p in (-0.1, 1.0, "nan")),
+        (
+            {"attn_implementation": "sdpaa"},
+            "attn_implementation must be among eager, .* got 'sdpaa'. Did you mean sdpa",
+        ),
+        ({"report_to": "wandbb"}, "report_to must be among .*wandb.* got 'wandbb'. Did you mean wandb"),
+        ({"report_to": "azure_ml"}, "report_to=azure_ml needs azure_ml, which is not here"),
         ({"eval_strategy": "steps", "eval_steps": 2}, "eval_strategy=steps needs dataset_test_split"),
         ({"dataset_missing": "drop"}, "dataset_missing is about rows .* give video_root too"),
         ({"probe_questions": "x.jsonl"}, "probe_questions is about probes .* probe_steps"),
