@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from datasets import Dataset, Features, List, Value, Video, load_dataset
+from datasets import Dataset, DatasetDict, Features, List, Value, Video, load_dataset
 
 import tiny_models
 from longvpo_hf import VideoPreferenceCollator
@@ -376,6 +376,36 @@ def test_placeholders_around_a_question_take_linear_time(root: Path) -> None:
     (row,) = read_all(from_longva_tpo(Dataset.from_list([flat_row(question=f"<video>{question}")]), root))
     assert row.question == question.lstrip()
     assert time.process_time() - begin < 5  # a bound for what goes wrong by orders of magnitude
+
+
+@pytest.mark.parametrize(
+    ("question", "read"),
+    [
+        ("<image>\n<image>\n<image>\nWhy?", "Why?"),
+        ("<video><image> Why? <image>\n<video>", "Why?"),
+        ("  Why <video> here?  ", "  Why <video> here?  "),
+        ("Why?\n<image><image>", "Why?"),
+    ],
+)
+def test_all_placeholders_around_a_question_are_taken_off(root: Path, question: str, read: str) -> None:
+    """One was left of LLaVA's rows with a placeholder for each frame, and reached the model as text."""
+    (row,) = read_all(from_longva_tpo(Dataset.from_list([flat_row(question=question)]), root))
+    assert row.question == read
+
+
+@pytest.mark.parametrize("convert", [from_trl, from_longvpo, from_longva_tpo, from_reference])
+def test_what_is_no_split_of_rows_is_refused(root: Path, convert: Any) -> None:
+    rows = Dataset.from_list([{**flat_row(task_type="x"), **trl_row(), "id": "0", "clips": []}])
+    for splits in ({"train": rows}, DatasetDict(train=rows)):
+        with pytest.raises(DatasetError, match=r"Give one split, .* got the splits train\."):
+            convert(splits, root)
+    if convert is not from_reference:
+        with pytest.raises(DatasetError, match="There are no rows"):
+            convert(rows.select([]), root)
+    else:
+        with pytest.raises(DatasetError, match="cannot be streamed"):
+            convert(rows.to_iterable_dataset(), root)
+        assert len(convert(rows.select([]), root)) == 0
 
 
 def test_each_file_is_opened_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

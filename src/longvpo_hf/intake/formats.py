@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
@@ -40,8 +41,13 @@ if TYPE_CHECKING:
 #: What happens to a row that cannot be used.
 Missing: TypeAlias = Literal["raise", "drop"]
 
-#: LLaVA's way to say in the question where the video is. Processors put their own there.
+#: LLaVA's way to say in the question where the video is, also one for each frame. Processors put their own there.
 _PLACEHOLDERS = ("<video>", "<image>")
+#: Placeholders that a text begins with, and those that one begins with that is read from its end.
+_BEFORE, _AFTER = (
+    re.compile(rf"\s*(?:(?:{'|'.join(placeholders)})\s*)+")
+    for placeholders in (_PLACEHOLDERS, [placeholder[::-1] for placeholder in _PLACEHOLDERS])
+)
 _DROPS_SHOWN = 5
 
 logger = logging.getLogger(__name__)
@@ -67,6 +73,7 @@ def from_trl(
             not a video, or outside `video_root`; the message names the row and the field. With `missing="drop"`, if no
             row is left.
     """
+    _check_split(dataset)
     columns = [name for name in ("video", "videos") if name in dataset.column_names]
     if len(columns) != 1:
         raise DatasetError(
@@ -139,6 +146,9 @@ def from_reference(dataset: Dataset, video_root: str | Path, missing: Missing = 
         DatasetError: If a file leads out of `video_root` or is not there; the message names the row and the field. With
             `missing="drop"`, if no row is left.
     """
+    _check_split(dataset)
+    if not hasattr(dataset, "select"):
+        raise DatasetError("Rows without media are looked over before any is used, so they cannot be streamed.")
     dataset = dataset.with_format(None)
     media = _Media(Path(video_root))
 
@@ -167,6 +177,7 @@ def from_reference(dataset: Dataset, video_root: str | Path, missing: Missing = 
 def _from_flat(
     dataset: Dataset, video_root: str | Path, columns: tuple[str, ...], method: str, missing: Missing
 ) -> Dataset:
+    _check_split(dataset)
     lacking = [name for name in columns if name not in dataset.column_names]
     if lacking:
         raise DatasetError(f"Rows need the columns {list(columns)}, got {dataset.column_names}: {lacking} are missing.")
@@ -217,7 +228,18 @@ def _dataset(
     def made(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         return read(row, f"row {number}").to_row(lambda clip: clip.path)
 
-    return Dataset.from_list(list(_each(rows, made, missing)), features=Features.from_arrow_schema(row_schema()))
+    used = list(_each(rows, made, missing))
+    if not used:
+        raise DatasetError("There are no rows, so there is nothing to train on.")
+    return Dataset.from_list(used, features=Features.from_arrow_schema(row_schema()))
+
+
+def _check_split(dataset: Any) -> None:
+    """Refuses all splits at once, as `load_dataset` gives them where none is named."""
+    if isinstance(dataset, Mapping):
+        raise DatasetError(
+            f"Give one split, such as load_dataset(..., split='train'), got the splits {', '.join(map(str, dataset))}."
+        )
 
 
 def _each(
@@ -295,11 +317,9 @@ def _text(messages: Any, role: str, where: str) -> str:
 
 def _without_placeholder(question: str) -> str:
     """A question without the placeholders it begins and ends with, and the space around them."""
-    for placeholder in _PLACEHOLDERS:
-        if question.lstrip().startswith(placeholder):
-            question = question.lstrip().removeprefix(placeholder).lstrip()
-        if question.rstrip().endswith(placeholder):
-            question = question.rstrip().removesuffix(placeholder).rstrip()
+    for found in (_BEFORE, _AFTER):
+        match = found.match(question)
+        question = question[match.end() if match else 0 :][::-1]
     return question
 
 
