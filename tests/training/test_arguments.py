@@ -72,6 +72,8 @@ def test_a_tokenizer_is_no_processor(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_an_empty_dataset_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"The train dataset has no column chosen and none rejected, got \['text'\]"):
+        trainers.make(tmp_path, Dataset.from_list([{"text": "a"}]))
     with pytest.raises(DatasetError, match="The train dataset has no rows"):
         trainers.make(tmp_path, dataset.select([]))
     with pytest.raises(DatasetError, match="The small dataset has no rows"):

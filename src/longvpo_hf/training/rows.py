@@ -21,7 +21,7 @@ def have_clips(train: Any, evaluation: Any) -> bool:
         evaluation: A dataset, several by name, or None.
 
     Raises:
-        DatasetError: If a dataset has no rows, only some have clips, or one has videos in another form.
+        DatasetError: If a dataset has no rows or no answers, only some have clips, or one has videos in another form.
     """
     named = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
     have = {}
@@ -34,6 +34,13 @@ def have_clips(train: Any, evaluation: Any) -> bool:
         have[name] = "clips" in columns
         if not have[name]:
             _refuse_videos(name, columns, dataset.features or {})
+            # TRL also takes answers as tokens, in columns whose names begin so.
+            lacking = [word for word in ("chosen", "rejected") if not any(each.startswith(word) for each in columns)]
+            if lacking:
+                raise DatasetError(
+                    f"The {name} dataset has no column {' and none '.join(lacking)}, got {list(columns)}: rows of "
+                    "preferences have prompt, chosen and rejected."
+                )
     if len(set(have.values())) > 1:
         with_clips, without = (", ".join(name for name in have if have[name] is kind) for kind in (True, False))
         raise DatasetError(
