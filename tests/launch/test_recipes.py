@@ -458,7 +458,7 @@ def test_rows_may_be_held_out_streamed_saved_or_without_media(tmp_path: Path, ba
     recipe, _, _ = launch.parse(options(base, tmp_path / "saved", tmp_path / "b"))
     assert launch.load_rows(recipe)[0]["id"] == held["id"]
     of_rows, of_saved = (
-        STAGE1.main(options(base, given, tmp_path / given.name / "model", max_steps=2))
+        STAGE1.main(options(base, given, tmp_path / f"{given.name}-model", max_steps=2))
         for given in (rows, tmp_path / "saved")
     )
     assert logged(of_saved, "loss") == logged(of_rows, "loss")
