@@ -34,6 +34,7 @@ from longvpo_hf.errors import ConfigError, ModelError
 from longvpo_hf.evaluation import adapter, preflight
 from longvpo_hf.evaluation.longvideo_mcq.answers import is_cut_off
 from longvpo_hf.evaluation.preflight import bounds_named, suites_named
+from longvpo_hf.evaluation.run import Contestant
 from longvpo_hf.evaluation.sampling import sampler_of, trained_sampling
 from longvpo_hf.evaluation.suites import suites
 from longvpo_hf.evaluation.task_files import task_names, tasks_folder
@@ -717,6 +718,15 @@ def test_frame_times_are_known_without_decoding(root: Path) -> None:
     timeline = Timeline((whole_clip(str(root / "videos/v2.mp4")), whole_clip(str(root / "videos/v0.mp4"))))
     sampler = sampler_of(Sampling(5))
     assert sampler.timeline_seconds(timeline) == sampler(timeline).timeline_seconds
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sweeps call theirs: `lr=1e-5` was a model 1e-5 with the stage lr."""
+    monkeypatch.chdir(tmp_path)
+    assert Contestant.of("lr=1e-5") == Contestant("1e-5", "lr")
+    (tmp_path / "lr=1e-5").mkdir()
+    assert Contestant.of("lr=1e-5") == Contestant("lr=1e-5")
+    assert Contestant.of("base=lr=1e-5") == Contestant("lr=1e-5", "base")
 
 
 # ------------------------------------------------------------------------------------------------------- the preflight

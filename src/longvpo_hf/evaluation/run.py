@@ -64,8 +64,8 @@ class Contestant:
 
     @classmethod
     def of(cls, text: str) -> Contestant:
-        """Reads `CHECKPOINT` or `STAGE=CHECKPOINT`."""
-        match = re.fullmatch(r"([\w.-]+)=(.+)", text)
+        """Reads `CHECKPOINT` or `STAGE=CHECKPOINT`; a folder that is there may have an equals sign in its name."""
+        match = None if Path(text).is_dir() else re.fullmatch(r"([\w.-]+)=(.+)", text)
         return cls(match[2], match[1]) if match else cls(text)
 
     @property
