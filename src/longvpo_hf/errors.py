@@ -26,6 +26,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from types import UnionType
 from typing import TYPE_CHECKING, Union, get_args, get_origin, get_type_hints
 
@@ -141,6 +142,13 @@ def check_types(settings: DataclassInstance, but: Collection[str] = ()) -> None:
         elif type(value) not in kinds:
             wanted = getattr(expected, "__name__", str(expected))
             raise ConfigError(f"{each.name} must be of type {wanted}, got {value!r}.")
+
+
+def not_among(name: str, value: object, known: Collection[str]) -> ConfigError:
+    """What is wrong with a setting that must be one of some names, with the nearest of them."""
+    near = get_close_matches(str(value), known, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return ConfigError(f"{name} must be among {', '.join(known)}, got {value!r}.{meant}")
 
 
 def storage_error(error: BaseException) -> StorageError | None:

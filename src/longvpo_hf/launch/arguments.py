@@ -19,7 +19,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from longvpo_hf.errors import ConfigError
+from longvpo_hf.errors import ConfigError, not_among
 from longvpo_hf.families import family_of, model_config
 from longvpo_hf.paths import is_inside
 from longvpo_hf.processes import end_with_parent
@@ -273,18 +273,12 @@ def _check_names(model: ModelConfig, training: LongVPOConfig) -> None:
     """Refuses names that transformers would refuse once the model is loaded."""
     wanted, attentions = model.attn_implementation, ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if wanted is not None and wanted not in attentions and "/" not in wanted:  # a kernel of the Hub: OWNER/NAME
-        raise ConfigError(_unknown("attn_implementation", wanted, attentions))
+        raise not_among("attn_implementation", wanted, attentions)
     for tracker in training.report_to or ():
         if tracker not in INTEGRATION_TO_CALLBACK:
-            raise ConfigError(_unknown("report_to", tracker, [*INTEGRATION_TO_CALLBACK, "all", "none"]))
+            raise not_among("report_to", tracker, [*INTEGRATION_TO_CALLBACK, "all", "none"])
         if tracker not in get_available_reporting_integrations():
             raise ConfigError(f"report_to={tracker} needs {tracker}, which is not here: install it, or name another.")
-
-
-def _unknown(setting: str, value: str, known: Sequence[str]) -> str:
-    close = get_close_matches(value, known, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    return f"{setting} must be among {', '.join(known)}, got {value!r}.{meant}"
 
 
 def _check_output(recipe: RecipeArguments, model: ModelConfig, training: LongVPOConfig) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from trl import DPOConfig
 
-from longvpo_hf.errors import ConfigError, check_seed, check_types
+from longvpo_hf.errors import ConfigError, check_seed, check_types, not_among
 from longvpo_hf.public import is_hub_name
 from longvpo_hf.reasoning import AnswerReasoning
 
@@ -394,9 +393,7 @@ class LongVPOConfig(DPOConfig):
         """Refuses settings that contradict each other, and those that fail only at the first step."""
         for name in self.loss_type:
             if name not in LOSSES:
-                near = get_close_matches(str(name), LOSSES, n=1)
-                meant = f" Did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"loss_type must be among {', '.join(LOSSES)}, got {name!r}.{meant}")
+                raise not_among("loss_type", name, LOSSES)
         if not (self.sft_weight >= 0 and math.isfinite(self.sft_weight)):
             raise ConfigError(f"sft_weight must be ≥ 0 and finite, got {self.sft_weight}.")
         self._check_distillation()

@@ -64,7 +64,7 @@ def _place(row: Row) -> int:
     name = row.word("question_id")
     last = name.rpartition("-")[2]
     if not (last.isascii() and last.isdecimal()):
-        raise ConfigError(f"The field 'question_id' must end in a hyphen and a number, got {name!r}.")
+        raise ConfigError(f"The field 'question_id' must end in a hyphen and a number, got {name!r:.200}.")
     return int(last)
 
 
@@ -77,7 +77,7 @@ def _steps(row: Row) -> str:
     if kind != "logic" or steps not in _REACHED:
         raise ConfigError(
             "A group must be of the type relevance, or logic with a structure among "
-            f"{', '.join(_REACHED)}; got {kind!r} with {steps!r:.200}."
+            f"{', '.join(_REACHED)}; got {kind!r:.200} with {steps!r:.200}."
         )
     return steps
 
