@@ -24,7 +24,7 @@ _DELETED = 20
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Something that is not where it should be.
+    """Something that is not where it should be, or not whole.
 
     Args:
         what: What, of which suite, and where it was looked for.

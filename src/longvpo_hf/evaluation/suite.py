@@ -195,8 +195,8 @@ class Suite:
             number: Its number in the split, from 0, for errors; None where it is not known.
 
         Raises:
-            ConfigError: If the row lacks a field, one holds something else than the suite expects, or the answer is
-                none of the options.
+            ConfigError: If the row lacks a field, a field is not of the expected kind, or the answer is none of the
+                options.
         """
         which = "a row" if number is None else f"row {number}"
         place = f"{self.dataset}, {subset or self.split}, {which}"
