@@ -157,6 +157,7 @@ _GROUND = (
     "funnel",
     "reasoning",
     "decoding",
+    "precision",
 )
 _ROWS = (*_GROUND, "preference", "captions", "frames")
 STANDS_ON: dict[str, tuple[str, ...]] = {
@@ -174,6 +175,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "paths": ("errors",),
     "reasoning": (),
     "decoding": ("errors",),
+    "precision": (),
     "preference": ("timeline", "errors", "artifacts"),
     "captions": ("timeline", "artifacts", "errors", "paths"),
     "frames": ("timeline", "artifacts", "errors"),

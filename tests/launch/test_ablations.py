@@ -114,7 +114,7 @@ def test_in_the_world_of_a_language_model_arms_are_trained_as_its_study_does(
         ABLATIONS.train(workshop, ABLATIONS.ARMS[name])
     for name, steps in (("sampled", 200), ("localized", 200), ("stage2-from-base", 80)):
         given, _ = trained[name]
-        assert (given["use_peft"], given["bf16"], given["max_steps"]) == (True, True, steps)
+        assert (given["use_peft"], given["beta"], given["max_steps"]) == (True, 0.1, steps)
         assert Path(given["model_name_or_path"]).name == "base"
     assert trained["localized"][0]["reference"] == "full"
     # A recipe refuses to score beforehand what is not drawn yet.

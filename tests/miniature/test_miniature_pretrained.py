@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ from longvpo_hf.errors import ModelError
 from longvpo_hf.families.encoding import PromptEncoder
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.miniature import model as tiny
+from longvpo_hf.miniature import pretrained
 from longvpo_hf.miniature.language import SENTENCES
 from longvpo_hf.miniature.pretrained import TOKENS_PER_FRAME, align, build_model, build_processor
-from longvpo_hf.miniature.pretraining import TextCoder
+from longvpo_hf.miniature.pretraining import TextCoder, answer_losses
 from longvpo_hf.miniature.settings import AlignmentSettings
 from longvpo_hf.miniature.world import MARKERS, WorldClip, write_world
 from longvpo_hf.responders import LocalResponder, Request
@@ -143,6 +145,27 @@ def test_alignment_changes_projector_and_linear_layers_and_nothing_else(aligned)
     assert not any(parameter.requires_grad for parameter in aligned[1].parameters())
     assert len(aligned[2].losses) == FAST.steps
     assert not aligned[1].training
+
+
+@pytest.mark.parametrize("is_half", [True, False])
+def test_it_is_aligned_in_half_precision_where_that_is_computed(
+    folder: Path,
+    processor: InternVLProcessor,
+    world: tuple[list[WorldClip], torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    is_half: bool,
+) -> None:
+    """Where it is not, one step of the real one took three minutes."""
+    seen = set()
+
+    def losses(*given: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return answer_losses(*given)
+
+    monkeypatch.setattr(pretrained, "is_computed", lambda dtype: is_half)
+    monkeypatch.setattr(pretrained, "answer_losses", losses)
+    align(built(folder, processor), processor, world[1], world[0], 1, FAST)
+    assert seen == {is_half}
 
 
 def test_a_seed_decides_everything(

@@ -188,7 +188,7 @@ def test_an_adapter_on_a_model_of_this_machine_is_published_whole(
             (folder / self.name).write_text("whole", encoding="utf-8")
 
     parts = Part("model.safetensors"), Part("tokenizer.json")
-    monkeypatch.setattr("longvpo_hf.responders.checkpoint.load_checkpoint", lambda name, merged: parts)
+    monkeypatch.setattr("longvpo_hf.responders.checkpoint.load_checkpoint", lambda name, dtype, merged: parts)
     commits: list[list[CommitOperationAdd]] = []
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **facts: None)
 

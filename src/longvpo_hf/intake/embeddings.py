@@ -23,6 +23,7 @@ from longvpo_hf.artifacts import whole_file
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.frames import FrameSampler
 from longvpo_hf.paths import below, common_folder
+from longvpo_hf.precision import computable
 from longvpo_hf.timeline import Clip, Timeline
 
 #: LongVPO's similarity filter uses DINOv2; the paper names no size.
@@ -73,7 +74,7 @@ class VisionEmbedder:
     ) -> None:
         if isinstance(model, str):
             processor = processor or AutoImageProcessor.from_pretrained(model)
-            model = AutoModel.from_pretrained(model)
+            model = computable(AutoModel.from_pretrained(model).to(device))
         self.name = str(model.config.name_or_path or type(model).__name__)
         if processor is None:
             raise ConfigError("A model given as an object needs its image processor: pass processor=….")

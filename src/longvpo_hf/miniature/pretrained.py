@@ -43,6 +43,7 @@ from longvpo_hf.miniature.pretraining import (
 )
 from longvpo_hf.miniature.settings import AlignmentSettings, PretrainingSettings
 from longvpo_hf.miniature.world import FRAME_COLOURS, SHAPE_COLOURS, WALL_COLOURS, WorldClip
+from longvpo_hf.precision import is_computed
 
 TOKENS_PER_FRAME = 4  # 2×2 of the tower's 4×4 patches each
 _PAD = "<|video_pad|>"
@@ -248,8 +249,8 @@ def _train_adapters(
             for question, answer in asked:
                 rows.append((coder.prompt_ids(len(indices), question), coder.answer_ids(answer)))
                 seen.append(features[indices])
-        # Weights stay in float32; matrix products take half the time where a CPU knows bfloat16.
-        with torch.autocast("cpu", torch.bfloat16):
+        # Weights stay in float32; matrix products take half the time where a CPU computes in bfloat16.
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_computed(torch.bfloat16)):
             losses = answer_losses(model, rows, torch.stack(seen))
         stepper.step(torch.cat(losses).float().mean())
     return stepper.losses

@@ -41,6 +41,7 @@ from longvpo_hf.miniature.world import (
     read_world,
     write_world,
 )
+from longvpo_hf.precision import is_computed
 from longvpo_hf.preference import VideoPreference, undecoded
 from longvpo_hf.responders import LocalResponder, ScriptedResponder
 from longvpo_hf.timeline import Timeline
@@ -214,7 +215,9 @@ class Workshop:
     def responder(self, folder: str) -> LocalResponder:
         """The model in a folder as a responder."""
         path = self.folder / folder
-        dtype = torch.float32 if self.language is WORDS else torch.bfloat16  # the larger model, in half the time
+        # The larger model in half the time, where that is computed.
+        is_half = self.language is not WORDS and (self.on_gpu or is_computed(torch.bfloat16))
+        dtype = torch.bfloat16 if is_half else torch.float32
         return LocalResponder(
             AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval().to("cuda" if self.on_gpu else "cpu"),
             AutoProcessor.from_pretrained(path),

@@ -119,10 +119,13 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelConfig,
         raise ConfigError(
             f"{path} is not a file: name a recipe's YAML, e.g. recipes/configs/internvl3_8b/stage1_lora.yaml."
         )
-    read_yaml(path)  # TRL reads it, but would keep the last of a key that stands there twice
+    said = set(read_yaml(path))  # TRL reads it too, but would keep the last of a key that stands there twice
+    said |= {word.partition("=")[0].lstrip("-").replace("-", "_") for word in overrides if word.startswith("--")}
     arguments = ["--config", str(path), *overrides]
     if not torch.accelerator.is_available():
         arguments += ["--use_cpu", "true"]  # else transformers refuses bf16 on a machine without a device
+        if not said & {"use_cpu", "bf16", "fp16"}:
+            arguments += ["--bf16", "true"]  # as on the device that is planned for, whatever this CPU computes in
     try:
         model, training, _ = TrlParser((ModelConfig, LongVPOConfig)).parse_args_and_config(
             arguments, return_remaining_strings=True

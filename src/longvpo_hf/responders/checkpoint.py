@@ -31,7 +31,7 @@ def load_checkpoint(
     device: torch.device | None = None,
     *,
     revision: str | None = None,
-    dtype: Any = "auto",
+    dtype: torch.dtype | str | None = None,
     merged: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model, in evaluation mode on its device, and processor.
@@ -40,7 +40,8 @@ def load_checkpoint(
         name: Folder or name on the Hub of a model, or of a PEFT adapter, whose base model is loaded with it.
         device: Where the model runs; by default the machine's accelerator, else the CPU.
         revision: Of `name` on the Hub.
-        dtype: Of the weights: a torch type, or "auto" for that of the files.
+        dtype: Of the weights: a torch type, or "auto" for that of the files; by default that of the files too, but
+            float32 on a CPU that does not compute in it (`precision.computable`).
         merged: Whether an adapter is merged into its base model.
 
     Raises:
@@ -53,6 +54,7 @@ def load_checkpoint(
 
     from longvpo_hf.families import check_kind
     from longvpo_hf.families.vision import bound_frozen_forward
+    from longvpo_hf.precision import computable
 
     adapted = find_adapter_config_file(name, revision=revision) is not None
     base, base_revision = name, revision
@@ -66,10 +68,12 @@ def load_checkpoint(
     device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     check_kind(base, base_revision)
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(base, revision=base_revision, dtype=dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(base, revision=base_revision, dtype=dtype or "auto")
     except (OSError, ValueError) as error:
         raise ModelError(f"The model {base} cannot be loaded: {error}") from error
     model = model.to(device)
+    if dtype is None:
+        model = computable(model)
     if adapted:
         model = PeftModel.from_pretrained(model, name, revision=revision)
         if merged:

@@ -133,7 +133,7 @@ def _whole(model: Path) -> Path:
         return model
     from longvpo_hf.responders.checkpoint import load_checkpoint
 
-    merged, processor = load_checkpoint(str(model), merged=True)
+    merged, processor = load_checkpoint(str(model), dtype="auto", merged=True)
     folder = model.with_name(f"{model.name}-merged")
     with whole_folder(folder) as part:
         merged.save_pretrained(part)

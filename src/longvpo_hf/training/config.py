@@ -9,9 +9,11 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import torch
 from trl import DPOConfig
 
 from longvpo_hf.errors import ConfigError, check_seed, check_types, not_among
+from longvpo_hf.precision import is_computed
 from longvpo_hf.public import is_hub_name
 from longvpo_hf.reasoning import AnswerReasoning
 
@@ -31,6 +33,8 @@ LOSSES = (
 @dataclass
 class LongVPOConfig(DPOConfig):
     """Settings of `LongVPOTrainer`; all of TRL's `DPOConfig` and transformers' `TrainingArguments` besides.
+
+    `bf16` is on by default, as in TRL, but with `use_cpu` only where this CPU computes in it.
 
     Parameters:
         num_frames (`int`, *optional*, defaults to `128`):
@@ -348,6 +352,8 @@ class LongVPOConfig(DPOConfig):
             self.loss_type = [self.loss_type]
         self._check_losses()
         self._check_everywhere()
+        if self.bf16 is None and not self.fp16 and self.use_cpu:
+            self.bf16 = is_computed(torch.bfloat16)
         super().__post_init__()
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         if not isinstance(every, int) or every < 1:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from longvpo_hf.errors import ConfigError
 from longvpo_hf.families import context_tokens, family_of
+from longvpo_hf.precision import warn_of_half_precision
 from longvpo_hf.preference import TRAINING_COLUMNS
 from longvpo_hf.training.collator import SCORE_COLUMNS, Batch
 from longvpo_hf.training.distillation import TopTokens, ViewDistillation
@@ -70,6 +71,7 @@ class ReferringTrainer(SharingTrainer):
         self._are_models_prepared = True
         models = [scored for scored in (self.model, self.ref_model) if scored is not None]
         models = [self.accelerator.unwrap_model(scored) for scored in models]
+        warn_of_half_precision(models[0], self.args.bf16)
         for scored in models:
             check_head(scored)
             prepare_tower(scored, self.args.freeze_vision_tower, self.is_fsdp_enabled or self.is_deepspeed_enabled)

@@ -112,6 +112,7 @@ class Models:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         from transformers.utils.peft_utils import find_adapter_config_file
 
+        from longvpo_hf.precision import computable
         from longvpo_hf.responders import LocalResponder
         from longvpo_hf.responders.checkpoint import load_checkpoint
         from longvpo_hf.responders.text import TextResponder
@@ -127,7 +128,7 @@ class Models:
                 self._loaded[name] = load_checkpoint(name, torch.device(device_of(settings)), merged=True)
             else:
                 reader = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval().to(device_of(settings))
-                self._loaded[name] = (reader, AutoProcessor.from_pretrained(name))
+                self._loaded[name] = (computable(reader), AutoProcessor.from_pretrained(name))
         loaded, processor = self._loaded[name]
         if not sees:
             return TextResponder(loaded, processor, max_new_tokens, settings.batch_size, settings.decoding)
