@@ -24,6 +24,7 @@ from longvpo_hf.commands.build.options import ModelSettings
 from longvpo_hf.intake.embeddings import VisionEmbedder
 from longvpo_hf.miniature.language import SENTENCES, WORDS
 from longvpo_hf.miniature.settings import MiniatureSettings
+from longvpo_hf.miniature.study import expected_seconds
 from longvpo_hf.miniature.workshop import Workshop
 from longvpo_hf.planning.settings import read_config
 from longvpo_hf.responders.checkpoint import load_checkpoint
@@ -247,3 +248,15 @@ def test_the_pretrained_language_model_is_measured_in_what_is_computed(
     for language, dtype in ((WORDS, torch.float32), (SENTENCES, expected)):
         monkeypatch.setattr(workshop, "language", language)
         assert workshop.responder("base").model.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["base", "stage1-model"])
+def test_the_plan_of_a_cpu_without_it_says_more_minutes(cpu: Cpu, name: str) -> None:
+    step: Any = SimpleNamespace(kind="train", name=name)
+    both = (MiniatureSettings.pretrained(), MiniatureSettings())
+    cpu(0.5)
+    with_it = [expected_seconds(step, settings) for settings in both]
+    cpu(80)
+    pretrained, standard = (expected_seconds(step, settings) for settings in both)
+    assert None not in (pretrained, *with_it)
+    assert (pretrained > 2 * with_it[0], standard) == (True, with_it[1])

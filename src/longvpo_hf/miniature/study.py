@@ -119,7 +119,8 @@ def training_options(study: Study, recipe: str) -> dict[str, Any]:
 
 
 #: Seconds on one quiet core, mean of two seeds of benchmarks/results/miniature.md; loading torch comes to each. Those
-#: of the pretrained language model are of two quiet cores, one run (benchmarks/results/pretrained-study.md).
+#: of the pretrained language model are of two quiet cores that compute in bfloat16, one run
+#: (benchmarks/results/pretrained-study.md).
 _SECONDS = {
     "standard": {
         "world": 4,
@@ -143,11 +144,22 @@ _SECONDS = {
     },
 }
 
+#: As many times as long takes the pretrained language model on two quiet cores without bfloat16 (a Zen 3): 7.0 seconds
+#: a step of its alignment, 3.0 with. The whole of it was not run there.
+_WITHOUT_BFLOAT16 = 2.3
+
 
 def expected_seconds(step: Step, settings: MiniatureSettings) -> int | None:
     """What a step of a scale took where it was measured; None for other scales and other steps."""
     measured = _SECONDS.get(settings.scale, {})
-    return measured.get({"evaluate": "lengths", "audit": "audit"}.get(step.kind, step.name))
+    seconds = measured.get({"evaluate": "lengths", "audit": "audit"}.get(step.kind, step.name))
+    if seconds is None or not settings.language_model:
+        return seconds
+    import torch
+
+    from longvpo_hf.precision import is_computed
+
+    return seconds if is_computed(torch.bfloat16) else round(_WITHOUT_BFLOAT16 * seconds)
 
 
 def expected_rows(step: Step) -> int | None:
