@@ -214,6 +214,25 @@ def test_training_in_what_is_not_computed_is_warned_of(
         assert re.search(words, message)
 
 
+@pytest.mark.parametrize(("is_native", "is_bf16"), [(False, True), (True, True), (False, False)])
+def test_a_gpu_that_emulates_bf16_is_warned_of(
+    cpu: Cpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_native: bool, is_bf16: bool
+) -> None:
+    """As a T4: PyTorch says that it supports bfloat16. The model is on the CPU still, as under FSDP."""
+    cpu(80)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or is_native
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    precision.warn_of_half_precision(tiny(torch.bfloat16), torch.device("cuda"), is_bf16)
+    said = [record.getMessage() for record in caplog.records]
+    if is_native or not is_bf16:
+        assert said == []
+    else:
+        (message,) = said
+        assert re.search(r"GPU \(Tesla T4\) has no instructions for bfloat16.*set fp16=True", message)
+
+
 @pytest.mark.parametrize(
     ("given", "overrides", "expected"),
     [

@@ -52,9 +52,20 @@ def computable(model: Model) -> Model:
     return model.float()
 
 
-def warn_of_half_precision(model: PreTrainedModel, is_bf16: bool) -> None:
-    """Warns where a model is to be trained in a type that its device only holds: by autocast, or by its weights'."""
-    if model.device.type != "cpu" or getattr(model, "is_quantized", False):
+def warn_of_half_precision(model: PreTrainedModel, device: torch.device, is_bf16: bool) -> None:
+    """Warns where a model is to be trained in a type that the device only holds: by autocast, or by its weights'.
+
+    Args:
+        model: The model, which may not be on its device yet.
+        device: Where it is trained.
+        is_bf16: Whether under autocast to bfloat16.
+    """
+    if device.type == "cuda" and is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        logger.warning(
+            f"This GPU ({torch.cuda.get_device_name(device)}) has no instructions for bfloat16, which PyTorch then "
+            "emulates; it has some for float16: set fp16=True in place of bf16."
+        )
+    if device.type != "cpu" or getattr(model, "is_quantized", False):
         return
     asked = {"bf16=False": torch.bfloat16} if is_bf16 else {}
     asked |= {"dtype=float32": model.dtype}

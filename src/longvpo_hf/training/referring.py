@@ -71,7 +71,7 @@ class ReferringTrainer(SharingTrainer):
         self._are_models_prepared = True
         models = [scored for scored in (self.model, self.ref_model) if scored is not None]
         models = [self.accelerator.unwrap_model(scored) for scored in models]
-        warn_of_half_precision(models[0], self.args.bf16)
+        warn_of_half_precision(models[0], self.accelerator.device, self.args.bf16)
         for scored in models:
             check_head(scored)
             prepare_tower(scored, self.args.freeze_vision_tower, self.is_fsdp_enabled or self.is_deepspeed_enabled)
