@@ -119,7 +119,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelConfig,
         raise ConfigError(
             f"{path} is not a file: name a recipe's YAML, e.g. recipes/configs/internvl3_8b/stage1_lora.yaml."
         )
-    said = set(read_yaml(path))  # TRL reads it too, but would keep the last of a key that stands there twice
+    content = read_yaml(path)  # TRL reads it too, but would keep the last of a key that stands there twice
+    said = set(content) if isinstance(content, dict) else set()  # TRL refuses others
     said |= {word.partition("=")[0].lstrip("-").replace("-", "_") for word in overrides if word.startswith("--")}
     arguments = ["--config", str(path), *overrides]
     if not torch.accelerator.is_available():
