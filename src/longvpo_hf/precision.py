@@ -2,8 +2,8 @@
 
 x86 processors without AVX-512 (most laptops, and servers up to AMD's Zen 3) have no instructions for half precision.
 PyTorch then computes it number by number: a product of two matrices of 512 × 512 takes 80 times as long in bfloat16
-as in float32 on one core of a Zen 3, and a training step of a model of 135 million parameters 180 seconds in place
-of 7.
+as in float32 on one core of a Zen 3, and a training step of a model of 135 million parameters 180 seconds there, on a
+busy core; in float32 two quiet cores need 7.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ _SECONDS = {
 }
 
 #: As many times as long takes the pretrained language model on two quiet cores without bfloat16 (a Zen 3): 7.0 seconds
-#: a step of its alignment, 3.0 with. The whole of it was not run there.
+#: a step of its alignment; with it about 3, from the seconds of the base above. The whole was not run without.
 _WITHOUT_BFLOAT16 = 2.3
 
 
