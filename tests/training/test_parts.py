@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from longvpo_hf.training.packing import parts as parts_module
+from longvpo_hf.training.packing.attention import row_parts, visibility
 from longvpo_hf.training.packing.parts import Part, attend
 
 
@@ -94,3 +96,24 @@ def test_half_precision_is_merged_in_float32() -> None:
     assert found.dtype == torch.bfloat16
     expected = plain(query.double(), key.double(), value.double(), torch.ones(64, 64).bool(), 0.3)
     assert float((found.double() - expected).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_short_rows_share_a_square_and_see_nothing_of_one_another(seed: int) -> None:
+    """Squares cost what their sides have squared: none is wider than 64 tokens but where one row is."""
+    draw = random.Random(seed)
+    rows = [draw.choice([1, 7, 30, 33, 64, 65, 200]) for _ in range(draw.randint(1, 12))]
+    question = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows))
+    answer = torch.cat([torch.randint(0, 3, (size,), generator=torch.Generator().manual_seed(seed)) for size in rows])
+    sees = visibility(question, answer)
+    parts = row_parts(sees, rows, 1, 5)
+    assert torch.equal(visible(parts, len(sees), [0, 5 + len(sees)])[:, 5:], sees)
+    widths = [part.stop - part.start for part in parts]
+    assert sum(widths) == len(sees)
+    assert all(width <= 64 or width in rows for width in widths)
+    assert all(sum(pair) > 64 for pair in pairwise(widths))
+
+
+def test_rows_that_are_not_told_apart_are_one_square() -> None:
+    sees = torch.ones(100, 100).tril().bool()
+    assert [(part.start, part.stop, part.queries) for part in row_parts(sees, (), 0, 3)] == [(3, 103, None)]

@@ -8,11 +8,13 @@ one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,7 @@ ATTENTION = "longvpo_tree"
 
 _UNSUPPORTED_KWARGS = ("softcap", "position_bias", "s_aux")
 _BLOCK = 1024  # queries that attend at once within a sliding window
+_SQUARE = 64  # tokens of rows whose squares are computed as one: each costs some 40 operations, however small it is
 _BIAS_ALIGNMENT = 16  # CUDA's memory-efficient kernel copies a bias whose rows are not aligned, in every layer
 
 
@@ -154,7 +157,7 @@ def visibility(question: Tensor, answer: Tensor) -> Tensor:
 
 
 def row_parts(sees: Tensor, rows: Sequence[int], number: int, start: int) -> list[Part]:
-    """What branch tokens see of one another, as parts of the keys: a square for each row.
+    """What branch tokens see of one another, as parts of the keys: squares of one row, or of several short ones.
 
     Args:
         sees: Bool [n, n], row sees column.
@@ -162,11 +165,14 @@ def row_parts(sees: Tensor, rows: Sequence[int], number: int, start: int) -> lis
         number: Of the tensors of keys that holds theirs.
         start: Their first place there.
     """
-    parts, stop = [], 0
-    for size in rows or (len(sees),):
-        first, stop = stop, stop + size
-        square = sees[first:stop, first:stop]
-        parts.append(Part(number, start + first, start + stop, sees=square, queries=(first, stop)))
+    stops = list(accumulate(rows or (len(sees),)))
+    first, parts = 0, []
+    for stop, following in zip(stops, [*stops[1:], math.inf], strict=True):
+        if following - first > _SQUARE:
+            queries = None if stop - first == len(sees) else (first, stop)
+            square = sees[first:stop, first:stop]
+            parts.append(Part(number, start + first, start + stop, sees=square, queries=queries))
+            first = stop
     return parts
 
 
