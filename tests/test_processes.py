@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def is_running(pid: int) -> bool:
     return state != "Z"  # dead; nobody has asked for its exit status yet
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Programs started within heed Ctrl-C; those of a shell's background job, as of `nohup`, would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("program", [POOL, LOADER], ids=["pool", "dataloader"])
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda sent: sent.name)
 def test_no_child_outlives_its_parent(tmp_path: Path, program: str, sent: signal.Signals) -> None:
