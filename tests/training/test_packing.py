@@ -334,6 +334,7 @@ def test_each_video_is_encoded_once_and_no_mask_is_square(monkeypatch: pytest.Mo
     layers, trees = model.config.text_config.num_hidden_layers, 3
     assert len(trunks) == len(branches) == layers * trees
     assert all(mask is None and queries == keys and is_causal for queries, keys, mask, is_causal in trunks)
+    assert sum(len(parts) - 1 for *_, parts in branches) == layers * len(TWO_TIMELINES)
     for queries, keys, parts in branches:
         assert (parts[0].start, parts[0].stop, parts[0].sees) == (0, keys - queries, None)
         sizes = [part.stop - part.start for part in parts[1:]]

@@ -195,7 +195,7 @@ class Suite:
             number: Its number in the split, from 0, for errors; None where it is not known.
 
         Raises:
-            ConfigError: If a field is missing or holds something of another kind, or the answer is none of the
+            ConfigError: If a field is missing or holds something of another kind, or the answer is not one of the
                 options.
         """
         which = "a row" if number is None else f"row {number}"

@@ -34,7 +34,7 @@ ATTENTION = "longvpo_tree"
 
 _UNSUPPORTED_KWARGS = ("softcap", "position_bias", "s_aux")
 _BLOCK = 1024  # queries that attend at once within a sliding window
-_SQUARE = 64  # tokens of rows whose squares are computed as one: each costs some 40 operations, however small it is
+_SQUARE = 64  # tokens of rows whose squares are computed as one: each costs some 150 operations, however small
 _BIAS_ALIGNMENT = 16  # CUDA's memory-efficient kernel copies a bias whose rows are not aligned, in every layer
 
 
